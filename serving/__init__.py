@@ -1,0 +1,1 @@
+"""Vocals in, accompaniments out, over HTTP on Ray Serve."""
