@@ -1,0 +1,111 @@
+"""What the environment says: the only file that reads or writes environment variables."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from infra.errors import UserError
+
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+# pyarrow's and boto's newer default checksums are refused by Ceph (411 on multipart uploads) and stored corrupt by one other
+# server: ask for them only where the S3 protocol requires them.
+S3_ENVIRONMENT = {
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class S3Access:
+    """How to reach an S3 server. Without keys, the standard AWS chain of the process that connects (profile, instance role) is asked.
+
+    It travels with a `Place` into Ray's workers, so that a cluster that was started before the variables were set reads the same
+    server; keys are kept out of its printed form.
+    """
+
+    endpoint_url: str | None = None
+    region: str = "us-east-1"
+    access_key_id: str | None = field(default=None, repr=False)
+    secret_access_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    ca_bundle: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.endpoint_url is not None and not self.endpoint_url.startswith(("http://", "https://")):
+            raise UserError(
+                f"AWS_ENDPOINT_URL is {self.endpoint_url!r}, which is not a URL: give scheme, host and port, for example http://127.0.0.1:9000"
+            )
+        if (self.access_key_id is None) != (self.secret_access_key is None):
+            raise UserError("only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY is set: set both, or neither")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that backline takes from environment variables, read once where a command starts."""
+
+    s3: S3Access = S3Access()
+    mlflow_tracking_uri: str | None = None
+    ray_address: str | None = None
+    """RAY_ADDRESS: the cluster to join; set by Ray itself inside a submitted job."""
+    api_keys: tuple[str, ...] = ()
+    """BACKLINE_API_KEYS, comma-separated; empty means that the service asks for no key."""
+    log_level: str = "INFO"
+    checkpoint: str | None = None
+    """BACKLINE_CHECKPOINT: the place of the checkpoint that generate and serve load when none is named."""
+    codec: str = "embedded"
+    cache: Path = Path("~/.cache/backline")
+    """BACKLINE_CACHE: where objects from S3 and downloaded weights are kept."""
+    hf_token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.log_level not in LOG_LEVELS:
+            raise UserError(f"BACKLINE_LOG_LEVEL is {self.log_level!r}, which is not one of {', '.join(LOG_LEVELS)}: set one of these")
+
+    @staticmethod
+    def from_environment(environment: Mapping[str, str] | None = None) -> "Settings":
+        """Settings from `environment`, or from the process's own variables. An empty variable counts as not set."""
+        source = os.environ if environment is None else environment
+        given = {name: value.strip() for name, value in source.items() if value.strip()}
+        return Settings(
+            s3=S3Access(
+                endpoint_url=given.get("AWS_ENDPOINT_URL_S3") or given.get("AWS_ENDPOINT_URL"),
+                region=given.get("AWS_REGION") or given.get("AWS_DEFAULT_REGION") or "us-east-1",
+                access_key_id=given.get("AWS_ACCESS_KEY_ID"),
+                secret_access_key=given.get("AWS_SECRET_ACCESS_KEY"),
+                session_token=given.get("AWS_SESSION_TOKEN"),
+                ca_bundle=given.get("AWS_CA_BUNDLE"),
+            ),
+            mlflow_tracking_uri=given.get("MLFLOW_TRACKING_URI"),
+            ray_address=given.get("RAY_ADDRESS"),
+            api_keys=tuple(key.strip() for key in given.get("BACKLINE_API_KEYS", "").split(",") if key.strip()),
+            log_level=given.get("BACKLINE_LOG_LEVEL", "INFO").upper(),
+            checkpoint=given.get("BACKLINE_CHECKPOINT"),
+            codec=given.get("BACKLINE_CODEC", "embedded"),
+            cache=Path(given.get("BACKLINE_CACHE", "~/.cache/backline")).expanduser(),
+            hf_token=given.get("HF_TOKEN"),
+        )
+
+
+def ray_environment() -> dict[str, str]:
+    """What Ray and pyarrow need in a driver and in its workers. (Threads: Ray itself gives each actor OMP_NUM_THREADS = num_cpus.)"""
+    return {
+        **S3_ENVIRONMENT,
+        # Under `uv run` each worker would copy the folder and build an environment of its own.
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # A driver that hides the GPU from actors with num_gpus=0 is announced at each start; we want the coming default.
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+
+
+def local_ray_environment() -> dict[str, str]:
+    """The environment of a cluster that we start: token authentication named outright, for Ray's own default differs between commands."""
+    return {**ray_environment(), "RAY_AUTH_MODE": "token"}
+
+
+def export(environment: Mapping[str, str]) -> None:
+    """Set what is not set yet, for this process and those that it starts: the user's own choice stands."""
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)

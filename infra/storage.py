@@ -1,0 +1,353 @@
+"""Places: a local path or s3://bucket/prefix behind one set of verbs. The only import of boto3.
+
+Every write is atomic: a reader sees the whole object or none. Locally that is a temporary file, fsync and a rename; on S3 one put.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infra.errors import UserError
+from infra.settings import S3_ENVIRONMENT, S3Access, Settings, export
+
+if TYPE_CHECKING:
+    import pyarrow.fs
+
+# An endpoint that is not there is known in about ten seconds: 2 attempts of 4 s and a pause.
+CONNECT_TIMEOUT_S = 4
+READ_TIMEOUT_S = 60
+ATTEMPTS = 3
+PARTIAL_SUFFIX = ".part"
+WRONG_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "ExpiredToken", "InvalidToken", "403", "Forbidden")
+
+
+class StorageError(UserError):
+    """A place that cannot be reached, read or written; the message says what to set."""
+
+
+class MissingObjectError(StorageError):
+    """Nothing is stored under this name."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A local path or an S3 address; `place / "name"` goes deeper. Pickles with the access it was made with, for use in Ray's workers."""
+
+    uri: str
+    access: S3Access | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        uri = self.uri
+        if uri.startswith("s3://"):
+            bucket, _, key = uri.removeprefix("s3://").partition("/")
+            if not bucket:
+                raise UserError(f"{uri!r} names no bucket: write s3://bucket/prefix")
+            object.__setattr__(self, "uri", f"s3://{bucket}/{key.strip('/')}".rstrip("/"))
+            if self.access is None:
+                object.__setattr__(self, "access", Settings.from_environment().s3)
+        elif "://" in uri and not uri.startswith("file://"):
+            raise UserError(f"{uri!r} is neither a local path nor s3://bucket/prefix: use one of these")
+        elif not uri:
+            raise UserError("the place is empty: give a local path or s3://bucket/prefix")
+        else:
+            object.__setattr__(self, "uri", str(Path(uri.removeprefix("file://")).expanduser().absolute()))
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def __truediv__(self, name: str) -> "Place":
+        return replace(self, uri=f"{self.uri}/{name.strip('/')}")
+
+    @property
+    def is_s3(self) -> bool:
+        return self.uri.startswith("s3://")
+
+    @property
+    def name(self) -> str:
+        """The last part, as a file name."""
+        return self.uri.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def path(self) -> Path:
+        """The local path; only for a local place."""
+        if self.is_s3:
+            raise UserError(f"{self.uri} is not a local path here: give a local folder")
+        return Path(self.uri)
+
+    @property
+    def bucket(self) -> str:
+        return self.uri.removeprefix("s3://").partition("/")[0]
+
+    @property
+    def key(self) -> str:
+        return self.uri.removeprefix("s3://").partition("/")[2]
+
+    def read_bytes(self) -> bytes:
+        """The whole object; MissingObjectError when there is none."""
+        with _explained(self):
+            if self.is_s3:
+                return bytes(_client(self.access).get_object(Bucket=self.bucket, Key=self.key)["Body"].read())
+            return self.path.read_bytes()
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write or replace the object, atomically."""
+        with _explained(self):
+            if self.is_s3:
+                _client(self.access).put_object(Bucket=self.bucket, Key=self.key, Body=data)
+            else:
+                partial = _write_partial(self.path, data)
+                partial.replace(self.path)
+                _sync_folder(self.path.parent)
+
+    def put_if_absent(self, data: bytes) -> bool:
+        """Write the object unless one is there already; whether this call wrote it. Of many at once exactly one writes."""
+        with _explained(self):
+            if self.is_s3:
+                from botocore.exceptions import ClientError
+
+                try:
+                    _client(self.access).put_object(Bucket=self.bucket, Key=self.key, Body=data, IfNoneMatch="*")
+                except ClientError as error:
+                    if error.response["Error"]["Code"] in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
+                        return False
+                    raise
+                return True
+            partial = _write_partial(self.path, data)
+            try:
+                os.link(partial, self.path)
+            except FileExistsError:
+                return False
+            finally:
+                partial.unlink()
+            _sync_folder(self.path.parent)
+            return True
+
+    def exists(self) -> bool:
+        """Whether an object of exactly this name is there (a folder is not an object)."""
+        try:
+            self.size()
+        except MissingObjectError:
+            return False
+        return True
+
+    def size(self) -> int:
+        """Bytes stored; MissingObjectError when there is none."""
+        with _explained(self):
+            if self.is_s3:
+                return int(_client(self.access).head_object(Bucket=self.bucket, Key=self.key)["ContentLength"])
+            if not self.path.is_file():
+                raise FileNotFoundError(self.uri)
+            return self.path.stat().st_size
+
+    def list(self, prefix: str = "", suffix: str = "") -> "list[Place]":
+        """Every object below, at any depth, whose relative name begins and ends so; sorted; empty when nothing is there."""
+        names = [name for name, _ in self.entries() if name.startswith(prefix) and name.endswith(suffix)]
+        return [self / name for name in sorted(names)]
+
+    def entries(self) -> Iterator[tuple[str, str]]:
+        """(name relative to this place, version) of every object below; the version changes with the content."""
+        with _explained(self):
+            if self.is_s3:
+                prefix = f"{self.key}/" if self.key else ""
+                for page in _client(self.access).get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
+                    for found in page.get("Contents", []):
+                        if not found["Key"].endswith("/"):
+                            yield found["Key"].removeprefix(prefix), found["ETag"].strip('"')
+            else:
+                for path in self.path.rglob("*"):
+                    if path.is_file() and not path.name.endswith(PARTIAL_SUFFIX):
+                        status = path.stat()
+                        yield path.relative_to(self.path).as_posix(), f"{status.st_size}-{status.st_mtime_ns}"
+
+    def delete(self) -> None:
+        """Remove the object; nothing happens when there is none."""
+        with _explained(self):
+            if self.is_s3:
+                _client(self.access).delete_object(Bucket=self.bucket, Key=self.key)
+            else:
+                self.path.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """StorageError with its remedy unless this place can be listed; for S3 one request, so that work does not start in vain."""
+        with _explained(self):
+            if self.is_s3:
+                _client(self.access).list_objects_v2(Bucket=self.bucket, Prefix=self.key, MaxKeys=1)
+
+    def filesystem(self) -> "tuple[pyarrow.fs.FileSystem, str]":
+        """(pyarrow filesystem, path in it), for Ray Data and Ray Train."""
+        import pyarrow.fs
+
+        if self.access is None:
+            return pyarrow.fs.LocalFileSystem(), self.uri
+        export(S3_ENVIRONMENT)
+        scheme, _, server = (self.access.endpoint_url or "").partition("://")
+        options = {
+            "region": self.access.region,
+            "access_key": self.access.access_key_id,
+            "secret_key": self.access.secret_access_key,
+            "session_token": self.access.session_token,
+            "endpoint_override": server.rstrip("/") or None,
+            "scheme": scheme or None,
+            "tls_ca_file_path": self.access.ca_bundle,
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "request_timeout": READ_TIMEOUT_S,
+        }
+        return pyarrow.fs.S3FileSystem(
+            **{name: value for name, value in options.items() if value is not None}
+        ), f"{self.bucket}/{self.key}".rstrip("/")
+
+    def download(self, folder: Path) -> Sequence[Path]:
+        """Copy every object below this place into a local folder; the files written."""
+        written = []
+        for name, _ in sorted(self.entries()):
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _explained(self / name):
+                if self.is_s3:
+                    _client(self.access).download_file(self.bucket, (self / name).key, str(target))
+                else:
+                    shutil.copyfile(self.path / name, target)
+            written.append(target)
+        return written
+
+    def upload(self, folder: Path) -> "Sequence[Place]":
+        """Copy every file of a local folder below this place; the objects written, each atomically, in the order of their names."""
+        written = []
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            target = self / path.relative_to(folder).as_posix()
+            with _explained(target):
+                if self.is_s3:
+                    _client(self.access).upload_file(str(path), self.bucket, target.key)
+                else:
+                    target.write_bytes(path.read_bytes())
+            written.append(target)
+        return written
+
+
+def localise(uri: str | Place, cache: Path | None = None) -> Path:
+    """A local file or folder with what `uri` holds: the path itself, or a copy in the cache, made once for each version of the content."""
+    place = uri if isinstance(uri, Place) else Place(uri)
+    if not place.is_s3:
+        if not place.path.exists():
+            raise MissingObjectError(f"{place} does not exist: check the path")
+        return place.path
+    root = (cache or Settings.from_environment().cache) / "objects"
+    single = place.key != "" and place.exists()
+    versions = [(place.name, str(place.size()))] if single else sorted(place.entries())
+    if not versions:
+        raise MissingObjectError(f"{place} holds nothing: check the bucket and the prefix")
+    if single:
+        with _explained(place):
+            versions = [(place.name, _client(place.access).head_object(Bucket=place.bucket, Key=place.key)["ETag"])]
+    digest = hashlib.sha256(repr((place.access and place.access.endpoint_url, place.uri, versions)).encode()).hexdigest()[:24]
+    kept = root / digest
+    if not kept.exists():
+        root.mkdir(parents=True, exist_ok=True)
+        arriving = Path(tempfile.mkdtemp(dir=root, suffix=PARTIAL_SUFFIX))
+        try:
+            if single:
+                (arriving / place.name).write_bytes(place.read_bytes())
+            else:
+                place.download(arriving)
+            if not kept.exists():
+                arriving.rename(kept)
+        except OSError:
+            if not kept.exists():  # otherwise another process was first, with the same content
+                raise
+        finally:
+            shutil.rmtree(arriving, ignore_errors=True)
+    return kept / place.name if single else kept
+
+
+def _write_partial(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX)
+    with os.fdopen(handle, "wb") as file:
+        # mkstemp gives 0600; the object is to have the mode of any new file, so that another account may read it.
+        os.fchmod(file.fileno(), 0o666 & ~_umask())
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return Path(name)
+
+
+@lru_cache(maxsize=1)
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@lru_cache(maxsize=16)
+def _client(access: S3Access) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        "s3",
+        endpoint_url=access.endpoint_url,
+        region_name=access.region,
+        aws_access_key_id=access.access_key_id,
+        aws_secret_access_key=access.secret_access_key,
+        aws_session_token=access.session_token,
+        config=Config(
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=READ_TIMEOUT_S,
+            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            s3={"addressing_style": "path" if access.endpoint_url else "auto"},
+            max_pool_connections=32,
+        ),
+    )
+
+
+@contextmanager
+def _explained(place: Place) -> Iterator[None]:
+    """Turn what boto and the operating system raise into StorageError with a remedy."""
+    if not place.is_s3:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise MissingObjectError(f"{place} does not exist: check the path") from error
+        except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+            raise StorageError(f"{place} cannot be used ({error.strerror}): check the path and its permissions") from error
+        return
+    from botocore import exceptions as boto
+
+    access = place.access or S3Access()
+    server = access.endpoint_url or f"Amazon S3 in {access.region}"
+    try:
+        yield
+    except boto.ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", "unknown"))
+        if code in ("NoSuchKey", "404", "NotFound"):
+            raise MissingObjectError(f"{place} does not exist at {server}: check the bucket and the name") from error
+        if code == "NoSuchBucket":
+            raise StorageError(f"{place}: {server} has no bucket {place.bucket!r}: create it, or name another") from error
+        if code in WRONG_KEYS:
+            raise StorageError(
+                f"{place}: {server} refused the keys ({code}): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights"
+            ) from error
+        raise StorageError(
+            f"{place}: {server} answered {code}: {error.response.get('Error', {}).get('Message') or 'no message'}"
+        ) from error
+    except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
+        raise StorageError(f"{place}: no keys for {server}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
+    except (boto.ConnectionError, boto.HTTPClientError, boto.ConnectTimeoutError, boto.EndpointConnectionError) as error:
+        raise StorageError(f"{place}: {server} cannot be reached: start it, or set AWS_ENDPOINT_URL to its address") from error
