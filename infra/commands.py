@@ -1,0 +1,41 @@
+"""How every command line of the project ends: one line for wrong usage, and the exit codes of the public interface."""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+from infra.errors import UserError
+
+DONE, SOME_WORK_FAILED, WRONG_USAGE = 0, 1, 2
+
+log = logging.getLogger(__name__)
+
+
+def run(app: App, tokens: Sequence[str] | None = None, *, user_errors: tuple[type[Exception], ...] = ()) -> int:
+    """Runs one command of `app` and returns its exit code.
+
+    Wrong options, values that a config refuses (ValueError while it is built), `UserError` and `user_errors` become one line on standard
+    error and exit code 2; anything else is a fault of ours and keeps its traceback.
+    """
+    tokens = sys.argv[1:] if tokens is None else list(tokens)
+    try:
+        command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+    except (CycloptsError, ValueError) as error:
+        return refuse(app, error)
+    try:
+        code = command(*bound.args, **bound.kwargs)
+    except (UserError, *user_errors) as error:
+        log.debug("refused", exc_info=True)
+        return refuse(app, error)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    return code if isinstance(code, int) else DONE
+
+
+def refuse(app: App, error: Exception) -> int:
+    """Says `error` in one line."""
+    sys.stderr.write(f"{app.name[0]}: {' '.join(str(error).split())}\n")
+    return WRONG_USAGE
