@@ -1,0 +1,234 @@
+"""Audio files: bytes ↔ float32 arrays, with limits that hold before and while decoding.
+
+Shape legend: C channels, N samples. Arrays are (C, N), full scale is ±1.
+"""
+
+import io
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+import soundfile
+import soxr
+
+from infra.errors import UserError
+
+SAMPLE_RATE_HZ = 44_100
+MAX_DURATION_S = 1_200.0
+MAX_CHANNELS = 8
+MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
+# A minute of silence in eight channels is a few kB of FLAC: duration alone does not bound the memory.
+MAX_DECODED_BYTES = 2**30
+# Float files scaled as integers or holding garbage overflow later, where nobody knows which file it was.
+MAX_PEAK = 100.0
+BLOCK_SAMPLES = 65_536
+
+FileFormat = Literal["wav", "flac", "mp3", "ogg"]
+MIME_TYPES: Mapping[str, str] = MappingProxyType({"wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg", "ogg": "audio/ogg"})
+
+_SUBTYPES = {"wav": "PCM_16", "flac": "PCM_16", "mp3": "MPEG_LAYER_III", "ogg": "VORBIS"}
+# libsndfile also opens MATLAB files and samplers' banks, whose signatures are so weak that a random binary can pass for one.
+_CONTAINERS = {"WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF", "MPEG", "M4A", "MP4"}
+_SIGNATURES = (b"RIFF", b"RIFX", b"RF64", b"riff", b"fLaC", b"OggS", b"ID3", b"FORM", b".snd", b"caff")
+_REMEDY = "export it as WAV, FLAC, MP3 or OGG"
+# ITU-R BS.775-3, table 2, from WAV's order L R C LFE Ls Rs; the LFE is left out, as there.
+_DOWNMIX_5_1 = np.array([[1, 0, 0.5**0.5, 0, 0.5**0.5, 0], [0, 1, 0.5**0.5, 0, 0, 0.5**0.5]], dtype=np.float32)
+
+
+class AudioError(UserError):
+    """A file that cannot be used as audio."""
+
+
+class NotAudio(AudioError):
+    """The bytes are no audio that this machine can decode (HTTP 415)."""
+
+
+class UnreadableAudio(AudioError):
+    """Audio by its signature, but damaged, empty, or holding samples that mean nothing (HTTP 400)."""
+
+
+class AudioTooLong(AudioError):
+    """Longer than the limit, or larger once decoded (HTTP 413)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Audio:
+    """Decoded audio: `samples_CN` float32, finite, at least one sample."""
+
+    samples_CN: np.ndarray
+    sample_rate_hz: int
+
+    @property
+    def duration_s(self) -> float:
+        return self.samples_CN.shape[1] / self.sample_rate_hz
+
+
+class _Stream(soundfile.SoundFile):
+    """A file read once from front to back: soundfile seeks after every block where it can, and a FLAC of unknown length cannot."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def decode(data: bytes, *, max_duration_s: float = MAX_DURATION_S, max_channels: int = MAX_CHANNELS) -> Audio:
+    """Decode a whole file from memory.
+
+    What the header claims is checked before a sample is decoded; what is really there is checked again block by block, and a header that
+    claims more than the file holds gives what is there.
+
+    Raises: NotAudio, UnreadableAudio, AudioTooLong; the message is one line with value, constraint and remedy.
+    """
+    if not data:
+        raise NotAudio(f"the file is empty (0 bytes); {_REMEDY}")
+    try:
+        with _Stream(io.BytesIO(data)) as file:
+            if file.format not in _CONTAINERS:
+                raise NotAudio(f"the file is {file.format}, not a common audio format; {_REMEDY}")
+            _check_header(file, max_duration_s, max_channels)
+            samples_NC = _read_blocks(file, max_duration_s)
+            rate_hz = int(file.samplerate)
+    except (soundfile.LibsndfileError, RuntimeError) as fault:
+        raise _fault(data, fault) from fault
+    _check_samples(samples_NC)
+    return Audio(samples_CN=np.ascontiguousarray(samples_NC.T), sample_rate_hz=rate_hz)
+
+
+def read(path: Path | str, *, max_duration_s: float = MAX_DURATION_S, max_channels: int = MAX_CHANNELS) -> Audio:
+    """Decode a local file; the faults of `decode`, with the file's name in front."""
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as fault:
+        raise UnreadableAudio(f"{path}: {fault.strerror or fault}; give the path of a readable audio file") from fault
+    try:
+        return decode(data, max_duration_s=max_duration_s, max_channels=max_channels)
+    except AudioError as fault:
+        raise type(fault)(f"{path}: {fault}") from fault
+
+
+def to_stereo_44k(audio: Audio) -> np.ndarray:
+    """(2, N) float32 at 44.1 kHz, where N is the duration rounded to a sample: mono is doubled, 5.1 is mixed down (ITU-R BS.775-3).
+
+    Raises UnreadableAudio for any other number of channels.
+    """
+    samples_CN = audio.samples_CN
+    channels = samples_CN.shape[0]
+    if channels == 6:
+        samples_CN = _DOWNMIX_5_1 @ samples_CN
+    elif channels not in (1, 2):
+        raise UnreadableAudio(f"{channels} channels cannot be mixed to stereo, only 1, 2 or 6 (5.1) can; export a stereo file")
+    if audio.sample_rate_hz != SAMPLE_RATE_HZ:
+        samples_CN = _resample(samples_CN, audio.sample_rate_hz)
+    if channels == 1:
+        samples_CN = np.repeat(samples_CN, 2, axis=0)
+    return np.array(samples_CN, dtype=np.float32, order="C")
+
+
+def encode(samples_CN: np.ndarray, format: FileFormat = "wav", *, sample_rate_hz: int = SAMPLE_RATE_HZ) -> bytes:
+    """A whole file in memory; its media type is `MIME_TYPES[format]`. WAV and FLAC hold 16-bit PCM, clipped at full scale, never wrapped.
+
+    The same samples give the same bytes, and 16-bit samples survive encode and decode unchanged.
+    """
+    if format not in MIME_TYPES:
+        raise UserError(f"format {format!r} is none of {', '.join(MIME_TYPES)}; choose one of them")
+    samples_CN = np.asarray(samples_CN, dtype=np.float32)
+    if samples_CN.ndim != 2 or samples_CN.shape[0] not in (1, 2) or samples_CN.shape[1] == 0:
+        raise UserError(f"samples of shape {samples_CN.shape} cannot be written; give (1 or 2 channels, at least 1 sample)")
+    if not np.isfinite(samples_CN).all():
+        raise UserError("NaN or infinite samples cannot be written; mend the audio before it is encoded")
+    # 32768 is what decoding divides by, so that PCM → float → PCM is the identity.
+    pcm_NC = np.clip(np.rint(samples_CN.T * 32_768), -32_768, 32_767).astype(np.int16)
+    frames_NC = pcm_NC if format in ("wav", "flac") else np.clip(samples_CN.T, -1, 1)
+    buffer = io.BytesIO()
+    with soundfile.SoundFile(
+        buffer, "w", samplerate=sample_rate_hz, channels=samples_CN.shape[0], format=format.upper(), subtype=_SUBTYPES[format]
+    ) as file:
+        # In blocks: libvorbis keeps its work space on the stack and overflows it when it is given minutes at once.
+        for start in range(0, len(frames_NC), BLOCK_SAMPLES):
+            file.write(frames_NC[start : start + BLOCK_SAMPLES])
+    data = buffer.getvalue()
+    return _with_serial(data) if format == "ogg" else data
+
+
+def _check_header(file: Any, max_duration_s: float, max_channels: int) -> None:
+    if not MIN_RATE_HZ <= file.samplerate <= MAX_RATE_HZ:
+        raise UnreadableAudio(f"sample rate {file.samplerate} Hz is not within {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz; export at 44100 Hz")
+    if file.channels > max_channels:
+        raise UnreadableAudio(f"{file.channels} channels are more than {max_channels}; export a stereo file")
+    if file.frames < 2**62:  # beyond that the header says "unknown"; the blocks are counted anyway
+        _check_length(file.frames, file, max_duration_s)
+
+
+def _check_length(samples: int, file: Any, max_duration_s: float) -> None:
+    duration_s = samples / file.samplerate
+    if duration_s > max_duration_s:
+        raise AudioTooLong(f"{duration_s:.1f} s of audio are more than the {max_duration_s:g} s allowed; cut it into shorter files")
+    if samples * file.channels * 4 > MAX_DECODED_BYTES:
+        size_mib = samples * file.channels * 4 / 2**20
+        raise AudioTooLong(
+            f"{duration_s:.1f} s at {file.samplerate} Hz in {file.channels} channels decode to {size_mib:.0f} MiB, "
+            f"more than the {MAX_DECODED_BYTES // 2**20} MiB allowed; export stereo at 44100 Hz or cut it"
+        )
+
+
+def _read_blocks(file: Any, max_duration_s: float) -> np.ndarray:
+    """(N, C) float32; stops at the limit, whatever the header had claimed."""
+    blocks: list[np.ndarray] = []
+    samples = 0
+    while len(block_NC := file.read(BLOCK_SAMPLES, dtype="float32", always_2d=True)):
+        samples += len(block_NC)
+        _check_length(samples, file, max_duration_s)
+        blocks.append(block_NC)
+    return np.concatenate(blocks) if blocks else np.zeros((0, file.channels), np.float32)
+
+
+def _check_samples(samples_NC: np.ndarray) -> None:
+    if not len(samples_NC):
+        raise UnreadableAudio("the file holds 0 samples, at least 1 is needed; check that the recording was saved")
+    low, high = float(samples_NC.min()), float(samples_NC.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        bad = int(np.count_nonzero(~np.isfinite(samples_NC)))
+        raise UnreadableAudio(f"{bad} of {samples_NC.size} samples are NaN or infinite, all must be finite; export the file again")
+    if max(-low, high) > MAX_PEAK:
+        raise UnreadableAudio(f"peak {max(-low, high):.3g} is more than {MAX_PEAK:g} times full scale; normalise it to ±1")
+
+
+def _fault(data: bytes, fault: Exception) -> AudioError:
+    if data[4:8] == b"ftyp":
+        return NotAudio(f"M4A and MP4 are not decoded by libsndfile {soundfile.__libsndfile_version__}; {_REMEDY}")
+    if data[:4] == b"\x1aE\xdf\xa3":
+        return NotAudio(f"WebM is not decoded by libsndfile; {_REMEDY}")
+    mpeg = len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0
+    if data.startswith(_SIGNATURES) or mpeg:
+        # libsndfile's text names the object in memory; only what follows says anything.
+        reason = str(getattr(fault, "error_string", fault)).strip().rstrip(".")
+        return UnreadableAudio(f"the audio is damaged or cut short ({reason}); {_REMEDY} again")
+    return NotAudio(f"the file ({len(data)} bytes) is not audio; {_REMEDY}")
+
+
+def _resample(samples_CN: np.ndarray, rate_hz: int) -> np.ndarray:
+    target = max(1, round(samples_CN.shape[1] * SAMPLE_RATE_HZ / rate_hz))
+    resampled_CN = soxr.resample(samples_CN.T, rate_hz, SAMPLE_RATE_HZ, quality="HQ").T[:, :target]
+    return np.pad(resampled_CN, ((0, 0), (0, target - resampled_CN.shape[1])))
+
+
+_REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+def _with_serial(ogg: bytes, serial: int = 1) -> bytes:
+    """The same stream under a fixed serial number: libsndfile draws it from the clock (RFC 3533, section 6)."""
+    data, start = bytearray(ogg), 0
+    while start < len(data):
+        segments = data[start + 26]
+        end = start + 27 + segments + sum(data[start + 27 : start + 27 + segments])
+        data[start + 14 : start + 18] = serial.to_bytes(4, "little")
+        data[start + 22 : start + 26] = bytes(4)
+        # Ogg's CRC is zlib's polynomial unreflected, from 0 and without the final inversion.
+        reflected = zlib.crc32(bytes(data[start:end]).translate(_REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
+        data[start + 22 : start + 26] = reflected.to_bytes(4, "big").translate(_REVERSED_BITS)
+        start = end
+    return bytes(data)
