@@ -95,7 +95,9 @@ def picture_of_losses(training: list[tuple[int, float]], validation: list[tuple[
     if training:
         axes.plot(*zip(*training, strict=True), color="#9db8d2", linewidth=1, label="training")
     if validation:
-        axes.plot(*zip(*validation, strict=True), color="#b3472a", linewidth=2, marker="o", markersize=3, label="held-out songs, averaged weights")
+        axes.plot(
+            *zip(*validation, strict=True), color="#b3472a", linewidth=2, marker="o", markersize=3, label="held-out songs, averaged weights"
+        )
     axes.set(xlabel="step", ylabel="loss (Min-SNR weighted)")
     axes.legend(frameon=False)
     return as_data_uri(figure)

@@ -1,0 +1,76 @@
+"""The command line `backline`: every command of every room under one name, generated from their configs."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from infra import commands
+
+app = App(name="backline", help="Takes a sung vocal and plays the band behind it.", version_flags=["--version"])
+# Imported only when called: the command line starts without torch or Ray.
+app.command("infra.demo:demo", name="demo", help="Everything on this machine, from a corpus to one accompaniment over HTTP.")
+app.command("infra.doctor:doctor", name="doctor", help="What works here, one line each, with the remedy for what does not.")
+app.command("pipelines.__main__:corpus", name="corpus", help="Write the demo corpus: songs with vocals, band and their truth.")
+app.command("pipelines.__main__:prepare", name="prepare", help="Turn any source of songs into a latent dataset.")
+app.command("training.__main__:train", name="train", help="Train on a latent dataset, on Ray, tracked in MLflow.")
+app.command("training.__main__:evaluate", name="evaluate", help="Score a checkpoint beside its baselines.")
+app.command("training.__main__:codec", name="codec", help="Train the embedded codec on song folders.")
+app.command("infra.submit:submit", name="submit", help="Run prepare, train or evaluate as a job on a Ray cluster.")
+app.command("serving.__main__:serve", name="serve", help="Answer vocals over HTTP, with a page for musicians.")
+
+
+@app.command
+def generate(
+    vocal: str,
+    /,
+    *,
+    out: str,
+    checkpoint: str | None = None,
+    codec: str | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    candidates: int = 1,
+    mix: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Play the band behind one vocal, without a server.
+
+    Parameters
+    ----------
+    vocal: Audio file of the vocal (WAV, FLAC, MP3 or OGG), a path or an S3 URI.
+    out: Where the accompaniment goes; the ending (.wav, .flac, .mp3, .ogg) chooses the format.
+    checkpoint: A checkpoint's or a training run's place; by default the one that ships with backline.
+    codec: The codec, when it is not the embedded one and is kept somewhere else than where it was trained.
+    seed: The same seed, vocal and checkpoint give the same audio.
+    steps: Denoising steps.
+    guidance: Guidance scale; 1 is none.
+    candidates: How many accompaniments to make; the best-fitting one is written.
+    mix: Write vocal and accompaniment together.
+    """
+    from infra.generate import GenerateRequest, generate_file
+
+    return generate_file(
+        GenerateRequest(
+            vocal=vocal,
+            out=Path(out),
+            checkpoint=checkpoint,
+            codec=codec,
+            seed=seed,
+            steps=steps,
+            guidance=guidance,
+            candidates=candidates,
+            mix=mix,
+        )
+    )
+
+
+def main() -> None:
+    """Entry point of the `backline` script."""
+    from infra.logs import configure
+    from infra.settings import Settings
+    from model.errors import ModelError
+
+    configure(Settings.from_environment().log_level)
+    sys.exit(commands.run(app, user_errors=(ModelError,)))

@@ -1,0 +1,68 @@
+"""A command of this project as a Ray job: the repository is shipped as the working directory, the logs come back."""
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from infra.errors import UserError
+from infra.settings import ray_environment
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ROOMS = {"prepare": "pipelines", "train": "training", "evaluate": "training"}
+# Never shipped: environments, results, history. (.gitignore is honoured besides.)
+EXCLUDES = [".git", ".venv", "runs", ".cache", "tests", "infra/benchmarks"]
+
+
+def submit(
+    address: str,
+    command: Literal["prepare", "train", "evaluate"],
+    /,
+    *arguments: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    wait: bool = True,
+) -> int:
+    """Run prepare, train or evaluate as a job on the Ray cluster at ADDRESS (http://host:8265).
+
+    Parameters
+    ----------
+    address: The cluster's dashboard address.
+    command: What to run.
+    arguments: The command's own options, as on this command line.
+    wait: Follow the job's log until it ends; its exit code becomes this command's.
+    """
+    import ray.job_submission as jobs
+
+    try:
+        client = jobs.JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError) as error:
+        raise UserError(
+            f"no Ray dashboard answers at {address}: start one with `ray start --head`, or give its address ({error})"
+        ) from error
+    entrypoint = shlex.join(["python", "-m", ROOMS[command], command, *arguments])
+    job = client.submit_job(
+        entrypoint=entrypoint,
+        runtime_env={"working_dir": str(REPOSITORY), "excludes": EXCLUDES, "env_vars": ray_environment()},
+    )
+    sys.stdout.write(f"submitted {job}: {entrypoint}\n")
+    if not wait:
+        return 0
+    return follow(client, job)
+
+
+def follow(client, job: str) -> int:  # type: ignore[no-untyped-def]  # ray is imported only where it is used
+    """Prints the job's log as it grows; 0 if it succeeded, 1 if not."""
+    shown = 0
+    while True:
+        status = client.get_job_status(job)
+        text = client.get_job_logs(job)
+        sys.stdout.write(text[shown:])
+        sys.stdout.flush()
+        shown = len(text)
+        if status.is_terminal():
+            break
+        time.sleep(1.0)
+    sys.stdout.write(f"{job}: {status.value}\n")
+    return 0 if status.value == "SUCCEEDED" else 1
