@@ -1,0 +1,169 @@
+"""What a training run is: one frozen config, and experiments as functions that return a whole one."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from model.diffusion import DiffusionLossConfig
+from model.geometry import SEGMENT_FRAMES
+
+# What a field left at 0 becomes. `paper` is the paper's training on a GPU (method: AdamW 3.5e-4, batch 16); `small` learns on two CPU
+# cores in minutes: short crops, a higher rate, and an average of the weights that forgets within the run.
+PRESET_VALUES: dict[str, dict[str, float]] = {
+    "paper": {
+        "steps": 100_000,
+        "warmup_steps": 1_000,
+        "learning_rate": 3.5e-4,
+        "ema_decay": 0.9995,
+        "crop_frames": SEGMENT_FRAMES,
+        "validate_every": 1_000,
+    },
+    "small": {
+        "steps": 2_000,
+        "warmup_steps": 50,
+        "learning_rate": 1.5e-3,
+        "ema_decay": 0.99,
+        "crop_frames": 256,
+        "validate_every": 200,
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run; fields that are 0 take the preset's value, so that a config in hand is always whole."""
+
+    data: str
+    """The latent dataset: a folder or an S3 URI."""
+    out: str
+    """The run's place: best/, last/, metrics.jsonl and, without a tracking server, mlflow.db."""
+    preset: Literal["paper", "small"] = "paper"
+    workers: int = 1
+    """Ray Train workers; 0 runs the loop in this process, without Ray."""
+    resume: bool = False
+    """Go on from the run at `out`; starts it if there is none."""
+    seed: int = 0
+
+    steps: int = 0
+    batch_size: int = 16
+    """Segments a step over all workers."""
+    micro_batch_size: int = 0
+    """Segments a worker puts through the network at once; gradients accumulate over the rest of its share. 0 = its whole share."""
+    crop_frames: int = 0
+    """Frames of each random crop; 1,024 is the whole segment."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """auto = bf16 where there is a GPU that has it, else float32."""
+
+    learning_rate: float = 0.0
+    warmup_steps: int = 0
+    final_rate: float = 0.05
+    """Share of the learning rate at which cosine annealing ends."""
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    gradient_clip: float = 1.0
+    """Largest norm of the gradient."""
+    ema_decay: float = 0.0
+    condition_dropout: float = 0.1
+    """Share of samples that see no vocal, so that guidance has something to lean on."""
+    loss: DiffusionLossConfig = field(default_factory=DiffusionLossConfig)
+
+    validate_every: int = 0
+    validation_segments: int = 64
+    """At most this many held-out segments, evenly spread over the split."""
+    validation_timesteps: int = 4
+    """Fixed timesteps of each held-out crop."""
+    patience: int = 0
+    """Validations without improvement before the run stops; 0 = never."""
+    max_minutes: float = 0.0
+    """Stop cleanly, saved, after so much training time, counted over resumes; 0 = no limit."""
+    anneal_by_time: bool = False
+    """Let the annealing follow the minutes too, so that a run cut by `max_minutes` has annealed (and depends on the machine's speed)."""
+    log_every: int = 10
+    save_every: int = 0
+    """Steps between saves beside those at each validation; 0 = none."""
+
+    codec: str | None = None
+    """Codec for the sample audio at the end, when the dataset's codec id does not name it."""
+    experiment: str = "backline"
+    """Experiment name in MLflow."""
+    samples: int = 1
+    """Accompaniments for held-out vocals, generated at the end and logged."""
+    max_failures: int = 2
+    """Lost workers that Ray Train replaces, going on from the last save."""
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESET_VALUES:
+            raise ValueError(f"preset is {self.preset!r}, which is not one of {', '.join(PRESET_VALUES)}: choose one of these")
+        for name, value in PRESET_VALUES[self.preset].items():
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, type(getattr(self, name))(value))
+        counts = ("steps", "batch_size", "crop_frames", "validate_every", "validation_segments", "validation_timesteps", "log_every")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, below 1: give a positive number, or leave it out")
+        for name in (
+            "workers",
+            "micro_batch_size",
+            "warmup_steps",
+            "patience",
+            "save_every",
+            "samples",
+            "max_failures",
+            "max_minutes",
+            "seed",
+        ):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, below 0: give 0 or more")
+        if self.crop_frames > SEGMENT_FRAMES:
+            raise ValueError(f"crop_frames is {self.crop_frames}, over the {SEGMENT_FRAMES} of a segment: give at most that")
+        if self.batch_size % max(self.workers, 1):
+            raise ValueError(f"batch_size {self.batch_size} cannot be shared by {self.workers} workers: choose a multiple of the workers")
+        if self.micro_batch_size and self.share % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} does not divide a worker's share of {self.share}: choose a divisor of it"
+            )
+        for name, low, high in (("condition_dropout", 0.0, 1.0), ("ema_decay", 0.0, 1.0), ("final_rate", 0.0, 1.0)):
+            if not low <= getattr(self, name) < high:
+                raise ValueError(f"{name} is {getattr(self, name)}, outside [{low}, {high}): choose a share inside")
+        for name in ("learning_rate", "gradient_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, not above 0: give a positive number")
+        if self.anneal_by_time and not self.max_minutes:
+            raise ValueError("anneal_by_time is set without max_minutes: give the minutes that the annealing should follow")
+
+    @property
+    def share(self) -> int:
+        """Segments a step for one worker."""
+        return self.batch_size // max(self.workers, 1)
+
+    @property
+    def micro_batch(self) -> int:
+        return self.micro_batch_size or self.share
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def hash(self) -> str:
+        """Eight hex digits that change with anything that changes the result (not with where it is written, or how it is watched)."""
+        values = {name: value for name, value in self.to_dict().items() if name not in WATCHING}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+# Fields that may differ between a run and its resumption: how long, how many hands, how it is watched.
+WATCHING = (
+    "out", "data", "workers", "resume", "micro_batch_size", "max_minutes", "patience", "log_every", "save_every", "codec", "experiment",
+    "samples", "max_failures",
+)  # fmt: skip
+MAY_CHANGE = (*WATCHING, "steps", "validate_every", "validation_segments", "anneal_by_time")
+
+
+def paper(*, data: str, out: str, workers: int = 1) -> TrainConfig:
+    """The paper's network and training (method.md, Training): for GPUs."""
+    return TrainConfig(data=data, out=out, preset="paper", workers=workers, patience=20)
+
+
+def small_demo(*, data: str, out: str, max_minutes: float = 4.0, workers: int = 1) -> TrainConfig:
+    """A few minutes on two CPU cores over the demo corpus, annealed to whatever the machine manages in that time."""
+    return TrainConfig(data=data, out=out, preset="small", workers=workers, max_minutes=max_minutes, anneal_by_time=True)
