@@ -1,0 +1,214 @@
+"""A checkpoint: one folder that holds all that inference needs, JSON beside safetensors.
+
+checkpoint.json      schema version, network config, latent statistics, codec and dataset identity, step, metrics
+model.safetensors    the averaged (EMA) weights
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.codec_base import CodecIdentity
+from model.errors import ModelError
+from model.geometry import LATENT_CHANNELS
+from model.unet import AccompanimentUNet, UNetConfig
+
+SCHEMA_VERSION = 1
+CONFIG_FILE = "checkpoint.json"
+WEIGHTS_FILE = "model.safetensors"
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentStatistics:
+    """Per-channel mean and deviation of the training split's latents, and the level that its vocals have."""
+
+    vocal_mean: tuple[float, ...]
+    vocal_std: tuple[float, ...]
+    accompaniment_mean: tuple[float, ...]
+    accompaniment_std: tuple[float, ...]
+    vocal_level_db: float
+    """Median active RMS of the training vocals, dBFS."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            values = getattr(self, field.name)
+            if field.name == "vocal_level_db":
+                continue
+            if len(values) != LATENT_CHANNELS:
+                raise ModelError(f"{field.name} has {len(values)} values: needs one for each of {LATENT_CHANNELS} latent channels")
+            if field.name.endswith("std") and not min(values) > 0:
+                raise ModelError(f"{field.name} holds {min(values)}: deviations must be above 0; recompute the dataset's statistics")
+
+    def normalise_vocal(self, latent_BCT: Tensor) -> Tensor:
+        """Codec latent → what the network is trained on."""
+        return (latent_BCT - _column(self.vocal_mean, latent_BCT)) / _column(self.vocal_std, latent_BCT)
+
+    def normalise_accompaniment(self, latent_BCT: Tensor) -> Tensor:
+        """Codec latent → what the network is trained on."""
+        return (latent_BCT - _column(self.accompaniment_mean, latent_BCT)) / _column(self.accompaniment_std, latent_BCT)
+
+    def restore_accompaniment(self, normal_BCT: Tensor) -> Tensor:
+        """What the network generates → codec latent."""
+        return normal_BCT * _column(self.accompaniment_std, normal_BCT) + _column(self.accompaniment_mean, normal_BCT)
+
+
+def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetIdentity:
+    """The latent dataset a checkpoint was trained on."""
+
+    uri: str
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Averaged weights and everything that they belong to."""
+
+    name: str
+    network: UNetConfig
+    state: dict[str, Tensor]
+    statistics: LatentStatistics
+    codec: CodecIdentity
+    dataset: DatasetIdentity
+    step: int
+    metrics: dict[str, float]
+
+    def build(self, device: str | torch.device = "cpu") -> AccompanimentUNet:
+        """The network with these weights, in evaluation mode."""
+        unet = AccompanimentUNet(self.network)
+        unet.load_state_dict(self.state)
+        return unet.to(device).eval().requires_grad_(False)
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Writes the folder beside its place and renames it there: a reader, or a kill, never meets a half-written one.
+
+    An existing folder is replaced as a whole. To add files of one's own (a training state), save into a temporary folder,
+    add them, and hand that to `replace_folder`.
+    """
+    _check_state(checkpoint.network, checkpoint.state, "the checkpoint to be saved")
+    temporary = folder.with_name(f".{folder.name}.{uuid4().hex}")
+    temporary.mkdir(parents=True)
+    try:
+        weights = {name: tensor.detach().to("cpu").contiguous() for name, tensor in checkpoint.state.items()}
+        save_file(weights, temporary / WEIGHTS_FILE)
+        record = {
+            "schema_version": SCHEMA_VERSION,
+            "name": checkpoint.name,
+            "network": asdict(checkpoint.network),
+            "statistics": asdict(checkpoint.statistics),
+            "codec": asdict(checkpoint.codec),
+            "dataset": asdict(checkpoint.dataset),
+            "step": checkpoint.step,
+            "metrics": checkpoint.metrics,
+            "weights_sha256": _sha256(temporary / WEIGHTS_FILE),
+        }
+        try:
+            text = json.dumps(record, indent=2, allow_nan=False)
+        except ValueError as error:
+            raise ModelError("a metric or statistic of the checkpoint is not finite: save finite values only") from error
+        (temporary / CONFIG_FILE).write_text(text + "\n")
+        replace_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Puts a complete folder in the place of another. A kill between the two renames leaves the former beside it, which
+    `load_checkpoint` then reads."""
+    former = _former(folder)
+    if folder.exists():
+        shutil.rmtree(former, ignore_errors=True)
+        os.rename(folder, former)  # noqa: PTH104 - beside os.rename below
+    os.rename(new, folder)  # noqa: PTH104 - Path.rename replaces files silently; this refuses
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Reads a checkpoint's folder, or the best/ of a training run's folder. ModelError: anything missing, unknown or altered."""
+    folder = Path(folder)
+    place = _place(folder)
+    try:
+        record = json.loads((place / CONFIG_FILE).read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{place / CONFIG_FILE} cannot be read as JSON ({error}): copy the checkpoint again") from error
+    version = record.get("schema_version") if isinstance(record, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ModelError(f"{place} has schema version {version!r}: this program reads {SCHEMA_VERSION}; use the version that wrote it")
+    weights = place / WEIGHTS_FILE
+    if not weights.is_file():
+        raise ModelError(f"{place} has no {WEIGHTS_FILE}: a checkpoint is {CONFIG_FILE} and {WEIGHTS_FILE}; copy both")
+    expected = {"schema_version", "name", "network", "statistics", "codec", "dataset", "step", "metrics", "weights_sha256"}
+    if set(record) != expected:
+        raise ModelError(f"{place / CONFIG_FILE} lacks {sorted(expected - set(record))} and has unknown {sorted(set(record) - expected)}")
+    network = _record(UNetConfig, record["network"], place)
+    if _sha256(weights) != record["weights_sha256"]:
+        raise ModelError(f"{weights} is not the file that {CONFIG_FILE} was written with (SHA-256 differs): copy the checkpoint again")
+    try:
+        state = load_file(weights)
+    except SafetensorError as error:
+        raise ModelError(f"{weights} is not a safetensors file ({error}): copy the checkpoint again") from error
+    _check_state(network, state, str(weights))
+    return Checkpoint(
+        name=str(record["name"]),
+        network=network,
+        state=state,
+        statistics=_record(LatentStatistics, record["statistics"], place),
+        codec=_record(CodecIdentity, record["codec"], place),
+        dataset=_record(DatasetIdentity, record["dataset"], place),
+        step=int(record["step"]),
+        metrics=dict(record["metrics"]),
+    )
+
+
+def _former(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.former")
+
+
+def _place(folder: Path) -> Path:
+    for candidate in (folder, _former(folder), folder / "best", _former(folder / "best")):
+        if (candidate / CONFIG_FILE).is_file():
+            return candidate
+    raise ModelError(f"{folder} holds no checkpoint ({CONFIG_FILE}), neither itself nor in best/: give the folder that training wrote")
+
+
+def _record(kind: type[Record], values: Mapping[str, Any], place: Path) -> Record:
+    """A dataclass from its JSON: lists become tuples, unknown or missing fields are refused."""
+    try:
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    except TypeError as error:
+        raise ModelError(f"{place / CONFIG_FILE}: {kind.__name__} does not fit ({error}); use the version that wrote it") from error
+
+
+def _check_state(network: UNetConfig, state: Mapping[str, Tensor], where: str) -> None:
+    with torch.device("meta"):
+        expected = {name: tensor.shape for name, tensor in AccompanimentUNet(network).state_dict().items()}
+    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    wrong = [name for name in expected.keys() & state.keys() if state[name].shape != expected[name]]
+    if missing or unknown or wrong:
+        raise ModelError(
+            f"{where}: tensors do not fit the network: {len(missing)} missing {missing[:2]}, {len(unknown)} unknown {unknown[:2]}, "
+            f"{len(wrong)} of another shape {sorted(wrong)[:2]}; weights and config must come from one checkpoint"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

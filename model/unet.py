@@ -1,0 +1,320 @@
+"""The network: a U-Net over the noisy accompaniment, told about the vocal frame by frame at every resolution.
+
+Shapes: B batch, C channels, T frames (each level has half the frames of the one before).
+
+Padding: what lies in invalid frames never reaches a valid one. Convolutions see zeros there, norms count valid frames only,
+attention masks them; so a padded segment's valid frames equal those of the segment alone, up to rounding.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.attention import AlignmentKeys, SoftAlignmentAttention
+from model.diffusion import Schedule
+from model.errors import ModelError
+from model.geometry import LATENT_CHANNELS
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """Sizes of an AccompanimentUNet."""
+
+    channels: tuple[int, ...]
+    """Width of each level, finest first; each level halves the frames of the one before."""
+    vocal_blocks: tuple[int, ...]
+    """Residual blocks of the vocal stream a level. They run once a request, so they are cheap at inference."""
+    bottleneck_blocks: int = 2
+    """Residual blocks around the attention: the first before it, the others after."""
+    heads: int = 8
+    head_channels: int = 64
+    window: int = 16
+    """Vocal frames of local attention, at the bottleneck's frame rate."""
+    time_channels: int = 256
+    groups: int = 8
+    latent_channels: int = LATENT_CHANNELS
+    diffusion_steps: int = 800
+
+    def __post_init__(self) -> None:
+        if len(self.channels) < 2 or any(width < 1 or width % self.groups for width in self.channels):
+            raise ModelError(f"channels={self.channels}: needs two levels or more, each a multiple of groups={self.groups}")
+        if len(self.vocal_blocks) != len(self.channels) or any(blocks < 1 for blocks in self.vocal_blocks):
+            raise ModelError(f"vocal_blocks={self.vocal_blocks}: needs one count of at least 1 for each of {len(self.channels)} levels")
+        if self.bottleneck_blocks < 1:
+            raise ModelError(f"bottleneck_blocks={self.bottleneck_blocks}: must be at least 1")
+        if self.time_channels < 4 or self.time_channels % 2:
+            raise ModelError(f"time_channels={self.time_channels}: must be even and at least 4")
+
+    @property
+    def frame_multiple(self) -> int:
+        """Frames are padded inside to a multiple of this."""
+        return 2 ** (len(self.channels) - 1)
+
+
+def paper() -> UNetConfig:
+    """The paper's sizes, about 15 M parameters: 64×1024 → 128×512 → 256×256 → 512×128, 8 heads of 64 at the bottleneck."""
+    return UNetConfig(channels=(64, 128, 256, 512), vocal_blocks=(2, 2, 2, 1))
+
+
+def small() -> UNetConfig:
+    """About 2 M parameters, for two CPU cores."""
+    return UNetConfig(channels=(64, 96, 128, 144), vocal_blocks=(1, 1, 1, 1), heads=4, head_channels=32, time_channels=64)
+
+
+PRESETS: dict[str, Callable[[], UNetConfig]] = {"paper": paper, "small": small}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocalFeatures:
+    """What the network knows of a vocal that depends on neither x nor t: computed once a request, used at every step."""
+
+    frames: int
+    """Frames of the latent that these features belong to, before padding inside the network."""
+    films: tuple[Tensor, ...]
+    """Scale and shift of each residual block of the accompaniment stream, (B, 2C, T) at its level."""
+    alignment: AlignmentKeys
+    valid: tuple[Tensor, ...] | None
+    """(B, 1, T) float mask of each level, finest first; None: every frame is valid."""
+
+    @property
+    def batch(self) -> int:
+        return self.films[0].shape[0]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same features with every tensor changed along its batch dimension, or moved to a device or dtype."""
+        return type(self)(
+            frames=self.frames,
+            films=tuple(change(film) for film in self.films),
+            alignment=self.alignment.map(change),
+            valid=None if self.valid is None else tuple(change(mask) for mask in self.valid),
+        )
+
+    def repeat(self, times: int) -> Self:
+        """Each sample `times` times, copies of one sample side by side; one sample is expanded without a copy."""
+        if self.batch == 1:
+            return self.map(lambda value: value.expand(times, *value.shape[1:]))
+        return self.map(lambda value: value.repeat_interleave(times, dim=0))
+
+    def select(self, rows: slice) -> Self:
+        """Some rows of the batch, as views."""
+        return self.map(lambda value: value[rows])
+
+    @classmethod
+    def concatenate(cls, parts: list[Self]) -> Self:
+        """Batches one behind the other (guidance branches, windows); all must have the same number of frames."""
+        if len({part.frames for part in parts}) != 1:
+            raise ModelError(f"features of {[part.frames for part in parts]} frames do not join: pad the vocals to one length first")
+        valid = None
+        if any(part.valid is not None for part in parts):
+            masks = [part.valid or part._all_valid(parts) for part in parts]
+            valid = tuple(torch.cat(level) for level in zip(*masks, strict=True))
+        return cls(
+            frames=parts[0].frames,
+            films=tuple(torch.cat(film) for film in zip(*(part.films for part in parts), strict=True)),
+            alignment=AlignmentKeys.concatenate([part.alignment for part in parts]),
+            valid=valid,
+        )
+
+    def _all_valid(self, parts: list[Self]) -> tuple[Tensor, ...]:
+        pattern = next(part.valid for part in parts if part.valid is not None)
+        return tuple(mask.new_ones(self.batch, *mask.shape[1:]) for mask in pattern)
+
+
+class MaskedGroupNorm(nn.GroupNorm):
+    """Group normalisation whose mean and variance count valid frames only."""
+
+    def forward(self, x_BCT: Tensor, valid_B1T: Tensor | None = None) -> Tensor:
+        if valid_B1T is None:
+            return super().forward(x_BCT)
+        batch, channels, frames = x_BCT.shape
+        x_BGCT = x_BCT.float().view(batch, self.num_groups, channels // self.num_groups, frames)
+        valid_B11T = valid_B1T.unsqueeze(1)
+        count_B111 = valid_B11T.sum(dim=(2, 3), keepdim=True).clamp(min=1) * (channels // self.num_groups)
+        mean = (x_BGCT * valid_B11T).sum(dim=(2, 3), keepdim=True) / count_B111
+        centred = (x_BGCT - mean) * valid_B11T
+        variance = centred.square().sum(dim=(2, 3), keepdim=True) / count_B111
+        normal_BCT = (centred * torch.rsqrt(variance + self.eps)).view(batch, channels, frames)
+        return torch.addcmul(self.bias[:, None], normal_BCT, self.weight[:, None]).to(x_BCT.dtype)
+
+
+def masked(x_BCT: Tensor, valid_B1T: Tensor | None) -> Tensor:
+    """Zeros in invalid frames, as the zero padding of a convolution at a segment's end."""
+    return x_BCT if valid_B1T is None else x_BCT * valid_B1T.to(x_BCT.dtype)
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm → SiLU → Conv1d, twice, with FiLM between: scale and shift by the step, and frame by frame by the vocal.
+
+    Perez et al. 2018; the paper's FiLM averages over time, and so loses the vocal's timing at every level but the last.
+    """
+
+    def __init__(self, channels: int, out_channels: int, groups: int, *, time_channels: int = 0) -> None:
+        super().__init__()
+        self.norm_in = MaskedGroupNorm(groups, channels)
+        self.conv_in = nn.Conv1d(channels, out_channels, 3, padding=1)
+        self.norm_out = MaskedGroupNorm(groups, out_channels)
+        self.conv_out = nn.Conv1d(out_channels, out_channels, 3, padding=1)
+        self.time = nn.Linear(time_channels, 2 * out_channels) if time_channels else None
+        self.shortcut = nn.Conv1d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+
+    def forward(self, x_BCT: Tensor, valid_B1T: Tensor | None, film_BCT: Tensor | None = None, time_BC: Tensor | None = None) -> Tensor:
+        h_BCT = self.conv_in(masked(F.silu(self.norm_in(x_BCT, valid_B1T)), valid_B1T))
+        h_BCT = self.norm_out(h_BCT, valid_B1T)
+        if film_BCT is not None and self.time is not None and time_BC is not None:
+            scale_BCT, shift_BCT = (film_BCT + self.time(time_BC).unsqueeze(2)).chunk(2, dim=1)
+            h_BCT = torch.addcmul(h_BCT + shift_BCT, h_BCT, scale_BCT)
+        h_BCT = self.conv_out(masked(F.silu(h_BCT), valid_B1T))
+        return self.shortcut(x_BCT) + h_BCT
+
+
+class VocalStream(nn.Module):
+    """The vocal latent → one normalised feature map a level."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        widths, groups = config.channels, config.groups
+        self.stem = nn.Conv1d(config.latent_channels, widths[0], 3, padding=1)
+        self.levels = nn.ModuleList(
+            nn.ModuleList(ResidualBlock(width, width, groups) for _ in range(blocks))
+            for width, blocks in zip(widths, config.vocal_blocks, strict=True)
+        )
+        self.norms = nn.ModuleList(MaskedGroupNorm(groups, width) for width in widths)
+        self.downs = nn.ModuleList(nn.Conv1d(fine, coarse, 4, stride=2, padding=1) for fine, coarse in pairwise(widths))
+
+    def forward(self, vocal_BCT: Tensor, valid: tuple[Tensor, ...] | None) -> list[Tensor]:
+        h_BCT = self.stem(masked(vocal_BCT, None if valid is None else valid[0]))
+        features = []
+        for level, norm in enumerate(self.norms):
+            mask = None if valid is None else valid[level]
+            if level:
+                h_BCT = self.downs[level - 1](h_BCT)
+            for block in self.levels[level].children():
+                h_BCT = block(h_BCT, mask)
+            h_BCT = masked(h_BCT, mask)
+            features.append(masked(F.silu(norm(h_BCT, mask)), mask))
+        return features
+
+
+class AccompanimentUNet(nn.Module):
+    """v̂(x_t, t, vocal): 64 channels in and out, any number of frames."""
+
+    alpha_bar_T: Tensor
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths, groups, time_channels = config.channels, config.groups, config.time_channels
+        bottom = widths[-1]
+        self.register_buffer("alpha_bar_T", Schedule(steps=config.diffusion_steps).alpha_bar.float(), persistent=False)
+        self.null_vocal_C = nn.Parameter(torch.zeros(config.latent_channels))
+        self.vocal_stream = VocalStream(config)
+        self.time = nn.Sequential(nn.Linear(time_channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels), nn.SiLU())
+        self.stem = nn.Conv1d(config.latent_channels, widths[0], 3, padding=1)
+        # Levels of every block in the order that they run: down, bottleneck, up. The last keeps the width of both streams it joins,
+        # because 64 channels are too few to carry 64 of noise and anything else.
+        finest_first = list(range(len(widths) - 1))
+        shapes = [(widths[level], widths[level], level) for level in finest_first]
+        shapes += [(bottom, bottom, len(widths) - 1)] * config.bottleneck_blocks
+        shapes += [(2 * widths[level], widths[level] if level else 2 * widths[0], level) for level in reversed(finest_first)]
+        self.film_levels = [level for _, _, level in shapes]
+        self.blocks = nn.ModuleList(ResidualBlock(into, out, groups, time_channels=time_channels) for into, out, _ in shapes)
+        self.films = nn.ModuleList(nn.Conv1d(widths[level], 2 * out, 1) for _, out, level in shapes)
+        self.downs = nn.ModuleList(nn.Conv1d(fine, coarse, 4, stride=2, padding=1) for fine, coarse in pairwise(widths))
+        self.ups = nn.ModuleList(nn.Conv1d(coarse, fine, 3, padding=1) for fine, coarse in pairwise(widths))
+        self.attention_norm = MaskedGroupNorm(groups, bottom)
+        self.attention = SoftAlignmentAttention(
+            bottom, bottom, heads=config.heads, head_channels=config.head_channels, window=config.window
+        )
+        self.output_norm = MaskedGroupNorm(groups, 2 * widths[0])
+        self.output = nn.Conv1d(2 * widths[0], config.latent_channels, 3, padding=1)
+        for parameter in self.output.parameters():
+            nn.init.zeros_(parameter)
+
+    def encode_vocal(self, vocal_BCT: Tensor, valid_BT: Tensor | None = None, drop_B: Tensor | None = None) -> VocalFeatures:
+        """Everything that does not depend on x or t. valid_BT: true frames (None: all). drop_B: samples told nothing of the vocal,
+        which get the learned null condition; their mask stays."""
+        batch, channels, frames = vocal_BCT.shape
+        if channels != self.config.latent_channels:
+            raise ModelError(f"vocal latent of {channels} channels: the network takes {self.config.latent_channels}")
+        if drop_B is not None:
+            null_BCT = self.null_vocal_C[None, :, None].to(vocal_BCT.dtype)
+            vocal_BCT = torch.where(drop_B.to(vocal_BCT.device)[:, None, None], null_BCT, vocal_BCT)
+        pad = -frames % self.config.frame_multiple
+        if pad and valid_BT is None:
+            valid_BT = torch.ones(batch, frames, dtype=torch.bool, device=vocal_BCT.device)
+        valid = None
+        if valid_BT is not None:
+            mask_B1T = F.pad(valid_BT.to(vocal_BCT.device).bool(), (0, pad)).float().unsqueeze(1)
+            levels = [mask_B1T]
+            for _ in self.config.channels[1:]:
+                # a coarse frame is valid when any of its two fine ones is
+                levels.append(F.max_pool1d(levels[-1], 2))
+            valid = tuple(levels)
+        features = self.vocal_stream(F.pad(vocal_BCT, (0, pad)), valid)
+        return VocalFeatures(
+            frames=frames,
+            films=tuple(film(features[level]) for film, level in zip(self.films, self.film_levels, strict=True)),
+            alignment=self.attention.project_vocal(features[-1], None if valid is None else valid[-1][:, 0] > 0),
+            valid=valid,
+        )
+
+    def _embed(self, t_B: Tensor) -> Tensor:
+        half = self.config.time_channels // 2
+        frequency = torch.exp(-math.log(10_000.0) * torch.arange(half, device=t_B.device, dtype=torch.float32) / half)
+        angle_BC = t_B.float()[:, None] * (1_000 / self.config.diffusion_steps) * frequency
+        return self.time(torch.cat((angle_BC.sin(), angle_BC.cos()), dim=1))
+
+    def forward(self, x_BCT: Tensor, t_B: Tensor, vocal: VocalFeatures) -> Tensor:
+        """x_t (B, 64, T) and integer steps (B,) → v̂ (B, 64, T); zeros in invalid frames."""
+        frames = x_BCT.shape[2]
+        if frames != vocal.frames:
+            raise ModelError(f"x has {frames} frames and the vocal {vocal.frames}: encode the vocal at the length to be generated")
+        time_BC = self._embed(t_B)
+        valid = vocal.valid or (None,) * len(self.config.channels)
+        run = zip(self.blocks, vocal.films, self.film_levels, strict=True)
+
+        def block(h_BCT: Tensor) -> Tensor:
+            module, film_BCT, level = next(run)
+            return module(h_BCT, valid[level], film_BCT, time_BC)
+
+        h_BCT = self.stem(masked(F.pad(x_BCT, (0, -frames % self.config.frame_multiple)), valid[0]))
+        skips = []
+        for level, down in enumerate(self.downs):
+            h_BCT = masked(block(h_BCT), valid[level])
+            skips.append(h_BCT)
+            h_BCT = down(h_BCT)
+        h_BCT = block(h_BCT)
+        query_BCT = masked(self.attention_norm(h_BCT, valid[-1]), valid[-1])
+        h_BCT = h_BCT + self.attention(query_BCT, vocal.alignment, self.alpha_bar_T[t_B])
+        for _ in range(self.config.bottleneck_blocks - 1):
+            h_BCT = block(h_BCT)
+        for level in reversed(range(len(self.ups))):
+            finer_BCT = F.interpolate(masked(h_BCT, valid[level + 1]), scale_factor=2.0, mode="nearest")
+            h_BCT = block(torch.cat((self.ups[level](masked(finer_BCT, valid[level])), skips[level]), dim=1))
+        h_BCT = self.output(masked(F.silu(self.output_norm(h_BCT, valid[0])), valid[0]))
+        return masked(h_BCT, valid[0])[:, :, :frames]
+
+
+class ConditionedUNet(nn.Module):
+    """Vocal encoding and denoising as one forward pass, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, unet: AccompanimentUNet) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self, x_BCT: Tensor, t_B: Tensor, vocal_BCT: Tensor, valid_BT: Tensor | None = None, drop_B: Tensor | None = None
+    ) -> Tensor:
+        """v̂ (B, 64, T) with gradients to both streams."""
+        return self.unet(x_BCT, t_B, self.unet.encode_vocal(vocal_BCT, valid_BT, drop_B))
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
