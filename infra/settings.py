@@ -49,6 +49,8 @@ class Settings:
     mlflow_tracking_uri: str | None = None
     ray_address: str | None = None
     """RAY_ADDRESS: the cluster to join; set by Ray itself inside a submitted job."""
+    in_ray_job: bool = False
+    """Whether this process is the driver of a submitted Ray job."""
     api_keys: tuple[str, ...] = ()
     """BACKLINE_API_KEYS, comma-separated; empty means that the service asks for no key."""
     log_level: str = "INFO"
@@ -79,6 +81,7 @@ class Settings:
             ),
             mlflow_tracking_uri=given.get("MLFLOW_TRACKING_URI"),
             ray_address=given.get("RAY_ADDRESS"),
+            in_ray_job="RAY_JOB_CONFIG_JSON_ENV_VAR" in given,
             api_keys=tuple(key.strip() for key in given.get("BACKLINE_API_KEYS", "").split(",") if key.strip()),
             log_level=given.get("BACKLINE_LOG_LEVEL", "INFO").upper(),
             checkpoint=given.get("BACKLINE_CHECKPOINT"),
@@ -98,11 +101,6 @@ def ray_environment() -> dict[str, str]:
         # A driver that hides the GPU from actors with num_gpus=0 is announced at each start; we want the coming default.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
-
-
-def local_ray_environment() -> dict[str, str]:
-    """The environment of a cluster that we start: token authentication named outright, for Ray's own default differs between commands."""
-    return {**ray_environment(), "RAY_AUTH_MODE": "token"}
 
 
 def export(environment: Mapping[str, str]) -> None:
