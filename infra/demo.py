@@ -74,7 +74,7 @@ class Stages:
         say(f"      {seconds:.1f} s: {'; '.join(notes)}")
 
 
-def demo(config: DemoConfig = DemoConfig()) -> int:  # noqa: B008 (frozen)
+def demo(config: DemoConfig = DemoConfig()) -> int:
     """Everything on this machine: corpus, latents, training with MLflow, evaluation, HTTP service, one accompaniment for an unseen vocal."""
     out = config.out.expanduser().absolute()
     out.mkdir(parents=True, exist_ok=True)
