@@ -1,0 +1,282 @@
+"""Stored records of a latent dataset: Parquet schemas, the manifest, and reading it back.
+
+    OUT/manifest.json                     written last; a dataset without it is unfinished
+    OUT/preparation.json                  written first; a run with other settings is refused
+    OUT/songs/ID.parquet                  one row; written after the song's latents, so it commits them
+    OUT/latents/split=S/ID.parquet        a row a segment
+    OUT/rejects/….parquet                 a row a rejected song or segment, with stage and reason
+
+Shapes: R segments of a split, C channels, T frames.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from infra.errors import UserError
+from infra.storage import MissingObjectError, Place
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+PREPARATION = "preparation.json"
+SPLITS = ("train", "validation")
+READERS = 16
+
+Split = Literal["train", "validation"]
+
+_SUMS = [
+    pa.field(f"{stem}_{sums}", pa.list_(pa.float64()))
+    for stem in ("vocal", "accompaniment")
+    for sums in ("latent_sum", "latent_square_sum")
+]
+SONGS = pa.schema(
+    [
+        pa.field("song_id", pa.string(), nullable=False),
+        pa.field("title", pa.string()),
+        pa.field("artist", pa.string()),
+        pa.field("source", pa.string()),
+        pa.field("license", pa.string()),
+        pa.field("url", pa.string()),
+        pa.field("audio_sha256", pa.string(), nullable=False),
+        pa.field("duration_s", pa.float64(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        # Beyond the public columns: what a later run needs to know that this song is done, and to extend the dataset's statistics.
+        pa.field("source_version", pa.string(), nullable=False),
+        pa.field("segments", pa.int32(), nullable=False),
+        pa.field("rejected_segments", pa.int32(), nullable=False),
+        pa.field("valid_frames", pa.int64(), nullable=False),
+        pa.field("vocal_levels_db", pa.list_(pa.float64())),
+        *_SUMS,
+    ],
+    metadata={"backline.schema_version": str(SCHEMA_VERSION)},
+)
+REJECTS = pa.schema(
+    [
+        pa.field("song_id", pa.string(), nullable=False),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("segment", pa.int32()),  # null: the whole song
+        pa.field("url", pa.string()),
+        pa.field("source_version", pa.string()),
+    ],
+    metadata={"backline.schema_version": str(SCHEMA_VERSION)},
+)
+
+
+def latents(channels: int, frames: int) -> pa.Schema:
+    """The schema of latents/: fixed-shape float16 tensors that plain pyarrow gives back as (R, channels, frames).
+
+    pandas and DuckDB see flat lists of channels × frames values in row-major order, so the shape is in the metadata too.
+    """
+    tensor = pa.fixed_shape_tensor(pa.float16(), (channels, frames), dim_names=("channel", "frame"))
+    shape = json.dumps([channels, frames])
+    return pa.schema(
+        [
+            pa.field("song_id", pa.string(), nullable=False),
+            pa.field("segment", pa.int32(), nullable=False),
+            pa.field("start_s", pa.float64(), nullable=False),
+            pa.field("duration_s", pa.float64(), nullable=False),
+            pa.field("valid_frames", pa.int32(), nullable=False),
+            pa.field("vocal_latent", tensor, nullable=False, metadata={"shape": shape}),
+            pa.field("accompaniment_latent", tensor, nullable=False, metadata={"shape": shape}),
+            pa.field("vocal_active", pa.float32(), nullable=False),
+            pa.field("gain_db", pa.float32(), nullable=False),
+            pa.field("source", pa.string()),
+            pa.field("license", pa.string()),
+        ],
+        metadata={"backline.schema_version": str(SCHEMA_VERSION), "backline.latent_shape": shape},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How much a dataset holds."""
+
+    songs: int
+    train_songs: int
+    validation_songs: int
+    segments: int
+    train_segments: int
+    validation_segments: int
+    rejected_songs: int
+    rejected_segments: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.songs} songs ({self.train_songs} train, {self.validation_songs} validation), {self.segments} segments, "
+            f"{self.rejected_songs} songs and {self.rejected_segments} segments rejected"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a dataset is, in one JSON file. The statistics are over the valid frames of the training split, as stored (float16)."""
+
+    schema_version: int = SCHEMA_VERSION
+    codec_id: str
+    codec_weights_sha256: str
+    separator_id: str | None
+    sample_rate_hz: int
+    hop_samples: int
+    latent_channels: int
+    segment_frames: int
+    vocal_mean: tuple[float, ...]
+    vocal_std: tuple[float, ...]
+    accompaniment_mean: tuple[float, ...]
+    accompaniment_std: tuple[float, ...]
+    vocal_level_db: float
+    """Median over the training segments of the active RMS of the normalised vocal, dBFS."""
+    duration_h: float
+    counts: Counts
+    content_sha256: str
+    """Over (song, hash of its audio, split, segments) of every song."""
+    commit: str
+    """The code that wrote it: a git commit, or the package's version."""
+
+    def __post_init__(self) -> None:
+        if self.schema_version != SCHEMA_VERSION:
+            raise UserError(
+                f"the dataset has schema version {self.schema_version}, this backline reads {SCHEMA_VERSION}: prepare it again with this version"
+            )
+        for name in ("vocal_mean", "vocal_std", "accompaniment_mean", "accompaniment_std"):
+            if len(getattr(self, name)) != self.latent_channels:
+                raise UserError(
+                    f"{MANIFEST}: {name} has {len(getattr(self, name))} values, not one a channel ({self.latent_channels}): prepare it again"
+                )
+
+    @property
+    def digest(self) -> str:
+        """Identity of the content: equal for equal songs, settings and codec, wherever the dataset lies and whichever commit wrote it."""
+        return dataset_digest(self)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, sort_keys=False) + "\n"
+
+    @staticmethod
+    def from_json(text: str | bytes, where: str = MANIFEST) -> "Manifest":
+        try:
+            given = json.loads(text)
+            known = {field.name for field in fields(Manifest)}
+            values = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if name in known}
+            return Manifest(**{**values, "counts": Counts(**given["counts"])})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{where} is no manifest of a latent dataset ({error}): name the folder that `backline prepare --out` wrote"
+            ) from error
+
+    @staticmethod
+    def read(place: Place) -> "Manifest":
+        """The manifest of the dataset at `place`; UserError when there is none."""
+        try:
+            text = (place / MANIFEST).read_bytes()
+        except MissingObjectError as error:
+            raise UserError(
+                f"{place} holds no finished dataset (no {MANIFEST}): run `backline prepare --source SPEC --out {place}`"
+            ) from error
+        return Manifest.from_json(text, str(place / MANIFEST))
+
+
+def read_manifest(place: Place) -> Manifest:
+    """The manifest of the dataset at `place`; UserError when there is none."""
+    return Manifest.read(place)
+
+
+def dataset_digest(manifest: Manifest) -> str:
+    """SHA-256 of the manifest apart from the code's version."""
+    return hashlib.sha256(replace(manifest, commit="").to_json().encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LatentTable:
+    """A split in memory, sorted by song and segment: 256 KiB a segment."""
+
+    song_ids: tuple[str, ...]
+    segments: tuple[int, ...]
+    vocal_RCT: NDArray[np.float16]
+    accompaniment_RCT: NDArray[np.float16]
+    valid_frames_R: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.song_ids)
+
+
+def read_latents(place: Place, split: Split | str) -> LatentTable:
+    """All segments of one split of the dataset at `place`; UserError when the dataset is unfinished or the split unknown."""
+    if split not in SPLITS:
+        raise UserError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+    manifest = Manifest.read(place)
+    schema = latents(manifest.latent_channels, manifest.segment_frames)
+    columns = ["song_id", "segment", "valid_frames", "vocal_latent", "accompaniment_latent"]
+    wanted = pa.schema([schema.field(name) for name in columns])
+    table = read_table((place / f"latents/split={split}").list(suffix=".parquet"), wanted)
+    table = table.sort_by([("song_id", "ascending"), ("segment", "ascending")])
+    return LatentTable(
+        song_ids=tuple(table["song_id"].to_pylist()),
+        segments=tuple(table["segment"].to_pylist()),
+        vocal_RCT=tensor_column(table, "vocal_latent"),
+        accompaniment_RCT=tensor_column(table, "accompaniment_latent"),
+        valid_frames_R=table["valid_frames"].to_numpy().astype(np.int64),
+    )
+
+
+def read_table(files: Sequence[Place], schema: pa.Schema) -> pa.Table:
+    """The columns of `schema` from many small Parquet files, in the files' order; an empty table when there are none."""
+
+    def read(file: Place) -> pa.Table:
+        try:
+            return pq.read_table(io.BytesIO(file.read_bytes()), columns=schema.names).cast(schema)
+        except (pa.ArrowException, KeyError, ValueError) as error:
+            raise UserError(f"{file} is damaged or of another schema ({error}): delete it and run prepare again") from error
+
+    with ThreadPoolExecutor(max_workers=READERS) as pool:
+        return pa.concat_tables([schema.empty_table(), *pool.map(read, files)])
+
+
+def write_table(place: Place, table: pa.Table) -> None:
+    """One Parquet file, atomically: the same table gives the same bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", use_dictionary=False)
+    place.write_bytes(buffer.getvalue())
+
+
+def tensors(values_RCT: NDArray[np.float16]) -> pa.ExtensionArray:
+    """(R, C, T) float16 as a fixed-shape tensor column of `latents(C, T)`."""
+    rows, channels, frames = values_RCT.shape
+    flat = pa.array(np.ascontiguousarray(values_RCT, dtype=np.float16).reshape(-1))
+    kind = latents(channels, frames).field("vocal_latent").type
+    return pa.ExtensionArray.from_storage(kind, pa.FixedSizeListArray.from_arrays(flat, channels * frames))
+
+
+def tensor_column(table: pa.Table, name: str) -> NDArray[np.float16]:
+    """A fixed-shape tensor column as (R, C, T) float16."""
+    if not len(table):
+        return np.zeros((0, *table.schema.field(name).type.shape), np.float16)
+    return np.asarray(pa.concat_arrays(table[name].chunks).to_numpy_ndarray(), np.float16)
+
+
+def code_version(root: Path = Path(__file__).resolve().parents[1]) -> str:
+    """The git commit of this checkout, or the package's version where there is no checkout (an installed wheel, a Ray job's folder)."""
+    installed = f"backline {version('backline')}"
+    try:
+        head = (root / ".git/HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head
+        reference = head.removeprefix("ref: ")
+        loose = root / ".git" / reference
+        if loose.exists():
+            return loose.read_text().strip()
+        packed = (root / ".git/packed-refs").read_text().splitlines()
+        return next((line.split()[0] for line in packed if line.endswith(f" {reference}")), installed)
+    except OSError:
+        return installed
