@@ -50,7 +50,8 @@ def note_activations(audio: np.ndarray) -> np.ndarray:
     log_LT = _log_frequency_matrix(round(_tuning_semitones(magnitude_FT), 2)) @ magnitude_FT
     width = 12 * _BINS_A_SEMITONE + 1
     mean_LT = scipy.ndimage.uniform_filter1d(log_LT, width, axis=0, mode="nearest")
-    spread_LT = np.sqrt(scipy.ndimage.uniform_filter1d((log_LT - mean_LT) ** 2, width, axis=0, mode="nearest"))
+    variance_LT = scipy.ndimage.uniform_filter1d((log_LT - mean_LT) ** 2, width, axis=0, mode="nearest")
+    spread_LT = np.sqrt(np.maximum(variance_LT, 0))  # the filter's running sum can end just below zero
     # Square root of the whitened peak: loud notes count more than soft ones, but not without limit.
     white_LT = np.sqrt(np.maximum(log_LT - mean_LT, 0) / (spread_LT + 1e-7)) * audible_T
     return _non_negative_notes(white_LT)
