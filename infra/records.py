@@ -15,9 +15,9 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,7 @@ MANIFEST = "manifest.json"
 PREPARATION = "preparation.json"
 SPLITS = ("train", "validation")
 READERS = 16
+ROOT = Path(__file__).resolve().parents[1]
 
 Split = Literal["train", "validation"]
 
@@ -146,14 +147,11 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
-            raise UserError(
-                f"the dataset has schema version {self.schema_version}, this backline reads {SCHEMA_VERSION}: prepare it again with this version"
-            )
+            raise UserError(f"the dataset has schema version {self.schema_version}, this backline reads {SCHEMA_VERSION}: prepare it again")
         for name in ("vocal_mean", "vocal_std", "accompaniment_mean", "accompaniment_std"):
-            if len(getattr(self, name)) != self.latent_channels:
-                raise UserError(
-                    f"{MANIFEST}: {name} has {len(getattr(self, name))} values, not one a channel ({self.latent_channels}): prepare it again"
-                )
+            given = len(getattr(self, name))
+            if given != self.latent_channels:
+                raise UserError(f"{MANIFEST}: {name} has {given} values, not one a channel ({self.latent_channels}): prepare it again")
 
     @property
     def digest(self) -> str:
@@ -168,8 +166,9 @@ class Manifest:
         try:
             given = json.loads(text)
             known = {field.name for field in fields(Manifest)}
-            values = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if name in known}
-            return Manifest(**{**values, "counts": Counts(**given["counts"])})
+            values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+            values["counts"] = Counts(**given["counts"])
+            return Manifest(**{name: value for name, value in values.items() if name in known})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(
                 f"{where} is no manifest of a latent dataset ({error}): name the folder that `backline prepare --out` wrote"
@@ -252,7 +251,7 @@ def write_table(place: Place, table: pa.Table) -> None:
 
 def tensors(values_RCT: NDArray[np.float16]) -> pa.ExtensionArray:
     """(R, C, T) float16 as a fixed-shape tensor column of `latents(C, T)`."""
-    rows, channels, frames = values_RCT.shape
+    _, channels, frames = values_RCT.shape
     flat = pa.array(np.ascontiguousarray(values_RCT, dtype=np.float16).reshape(-1))
     kind = latents(channels, frames).field("vocal_latent").type
     return pa.ExtensionArray.from_storage(kind, pa.FixedSizeListArray.from_arrays(flat, channels * frames))
@@ -265,9 +264,12 @@ def tensor_column(table: pa.Table, name: str) -> NDArray[np.float16]:
     return np.asarray(pa.concat_arrays(table[name].chunks).to_numpy_ndarray(), np.float16)
 
 
-def code_version(root: Path = Path(__file__).resolve().parents[1]) -> str:
+def code_version(root: Path = ROOT) -> str:
     """The git commit of this checkout, or the package's version where there is no checkout (an installed wheel, a Ray job's folder)."""
-    installed = f"backline {version('backline')}"
+    try:
+        installed = f"backline {version('backline')}"
+    except PackageNotFoundError:
+        installed = "backline, not installed"
     try:
         head = (root / ".git/HEAD").read_text().strip()
         if not head.startswith("ref: "):

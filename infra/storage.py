@@ -139,12 +139,21 @@ class Place:
 
     def size(self) -> int:
         """Bytes stored; MissingObjectError when there is none."""
+        return self._status()[0]
+
+    def version(self) -> str:
+        """Changes with the content (S3: the ETag; locally: size and time); MissingObjectError when there is no such object."""
+        return self._status()[1]
+
+    def _status(self) -> tuple[int, str]:
         with _explained(self):
             if self.is_s3:
-                return int(_client(self.access).head_object(Bucket=self.bucket, Key=self.key)["ContentLength"])
+                head = _client(self.access).head_object(Bucket=self.bucket, Key=self.key)
+                return int(head["ContentLength"]), str(head["ETag"]).strip('"')
+            status = self.path.stat()
             if not self.path.is_file():
                 raise FileNotFoundError(self.uri)
-            return self.path.stat().st_size
+            return status.st_size, f"{status.st_size}-{status.st_mtime_ns}"
 
     def list(self, prefix: str = "", suffix: str = "") -> "list[Place]":
         """Every object below, at any depth, whose relative name begins and ends so; sorted; empty when nothing is there."""
@@ -163,8 +172,7 @@ class Place:
             else:
                 for path in self.path.rglob("*"):
                     if path.is_file() and not path.name.endswith(PARTIAL_SUFFIX):
-                        status = path.stat()
-                        yield path.relative_to(self.path).as_posix(), f"{status.st_size}-{status.st_mtime_ns}"
+                        yield path.relative_to(self.path).as_posix(), Place(str(path)).version()
 
     def delete(self) -> None:
         """Remove the object; nothing happens when there is none."""
@@ -238,14 +246,11 @@ def localise(uri: str | Place, cache: Path | None = None) -> Path:
         if not place.path.exists():
             raise MissingObjectError(f"{place} does not exist: check the path")
         return place.path
-    root = (cache or Settings.from_environment().cache) / "objects"
     single = place.key != "" and place.exists()
-    versions = [(place.name, str(place.size()))] if single else sorted(place.entries())
+    versions = [(place.name, place.version())] if single else sorted(place.entries())
     if not versions:
         raise MissingObjectError(f"{place} holds nothing: check the bucket and the prefix")
-    if single:
-        with _explained(place):
-            versions = [(place.name, _client(place.access).head_object(Bucket=place.bucket, Key=place.key)["ETag"])]
+    root = (cache or Settings.from_environment().cache) / "objects"
     digest = hashlib.sha256(repr((place.access and place.access.endpoint_url, place.uri, versions)).encode()).hexdigest()[:24]
     kept = root / digest
     if not kept.exists():
@@ -256,8 +261,7 @@ def localise(uri: str | Place, cache: Path | None = None) -> Path:
                 (arriving / place.name).write_bytes(place.read_bytes())
             else:
                 place.download(arriving)
-            if not kept.exists():
-                arriving.rename(kept)
+            arriving.rename(kept)
         except OSError:
             if not kept.exists():  # otherwise another process was first, with the same content
                 raise
@@ -270,19 +274,11 @@ def _write_partial(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX)
     with os.fdopen(handle, "wb") as file:
-        # mkstemp gives 0600; the object is to have the mode of any new file, so that another account may read it.
-        os.fchmod(file.fileno(), 0o666 & ~_umask())
+        os.fchmod(file.fileno(), 0o644)  # mkstemp gives 0600, which hides a dataset from other accounts
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     return Path(name)
-
-
-@lru_cache(maxsize=1)
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:
