@@ -1,0 +1,86 @@
+"""Who may ask, and how much may wait: API keys, a bounded number of requests, each caller's share of it."""
+
+import hashlib
+import hmac
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from starlette.datastructures import Headers
+
+from serving.problems import Problem, ProblemError
+
+# Weight of the newest request in the running mean of service times that Retry-After is told from.
+NEWEST_WEIGHT = 0.3
+FIRST_GUESS_S = 5.0
+
+
+def digest(key: str) -> str:
+    """What is kept and compared instead of a key, so that keys travel in no deployment's configuration."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+class Keys:
+    """The API keys that are accepted; none means that everybody may ask."""
+
+    def __init__(self, digests: Sequence[str]) -> None:
+        self._digests = tuple(digests)
+
+    def caller(self, headers: Headers) -> str | None:
+        """Who asks: the digest of the key, or None where no keys are set. Raises ProblemError 401."""
+        if not self._digests:
+            return None
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        found = digest(given)
+        # All are compared, each in constant time: the time taken tells nothing about which key was nearly right.
+        matches = [hmac.compare_digest(found, accepted) for accepted in self._digests]
+        if not given:
+            raise ProblemError(Problem(status=401, detail="no API key; send Authorization: Bearer KEY, or X-API-Key: KEY"))
+        if not any(matches):
+            raise ProblemError(Problem(status=401, detail="this API key is not accepted; ask the operator of the service for one"))
+        return found
+
+
+class Gate:
+    """At most `max_pending` requests at a time, and of these at most `max_per_caller` from one caller.
+
+    A request holds memory from the first byte of its upload, so the gate stands before the upload is read.
+    """
+
+    def __init__(self, *, max_pending: int, max_per_caller: int, slots: int) -> None:
+        self._max_pending = max_pending
+        self._max_per_caller = max_per_caller
+        self._slots = slots
+        self._pending: Counter[str | None] = Counter()
+        self._service_s = FIRST_GUESS_S
+
+    @property
+    def pending(self) -> int:
+        return self._pending.total()
+
+    @contextmanager
+    def admit(self, caller: str | None) -> Iterator[None]:
+        """A place for one request; raises ProblemError 503 when full and 429 when `caller` is over its share."""
+        if self.pending >= self._max_pending:
+            raise ProblemError(self.full())
+        if caller is not None and self._pending[caller] >= self._max_per_caller:
+            detail = f"this key has {self._pending[caller]} requests waiting, its share is {self._max_per_caller}; wait for one to end"
+            raise ProblemError(Problem(status=429, detail=detail, retry_after_s=self._service_s))
+        self._pending[caller] += 1
+        try:
+            yield
+        finally:
+            self._pending[caller] -= 1
+            if not self._pending[caller]:
+                del self._pending[caller]
+
+    def served(self, work_s: float) -> None:
+        """Notes how long a request's own work took."""
+        self._service_s += NEWEST_WEIGHT * (work_s - self._service_s)
+
+    def full(self) -> Problem:
+        """503 with the time after which half of what waits now should be done."""
+        retry_after_s = self._service_s * max(1, self.pending / (2 * self._slots))
+        detail = f"{self.pending} requests are waiting, which is all that this service accepts; try again after the time in Retry-After"
+        return Problem(status=503, title="Full", detail=detail, retry_after_s=retry_after_s)

@@ -1,0 +1,342 @@
+"""The service on Ray Serve: a thin HTTP ingress, which imports no torch, and model replicas that each hold an engine."""
+
+import asyncio
+import logging
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from ray import serve as ray_serve
+from ray.exceptions import RayActorError
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions, ProxyLocation
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig, ReplicaState
+
+from infra.cluster import connect
+from infra.errors import UserError
+from infra.settings import Settings
+from serving.admission import digest
+from serving.app import AppConfig, create_app
+from serving.problems import Problem, ProblemError, request_problem
+from serving.schema import AccompanimentRequest, AccompanimentResult, ModelInfo
+
+log = logging.getLogger(__name__)
+
+APPLICATION = "backline"
+MODEL_DEPLOYMENT = "Model"
+READY_CACHE_S = 1.0
+CONTROLLER_TIMEOUT_S = 5.0
+INFO_TIMEOUT_S = 5.0
+LIGHT_CPUS = 0.01
+"""CPU tickets of an ingress replica: it carries bytes, and must fit beside the model on the smallest machine."""
+# An upload is held by the ingress until its answer goes out; this is only the ceiling for everything else (health, page, refusals).
+INGRESS_ONGOING = 1_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """One service: which model, where it listens, how it scales and what it refuses."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    checkpoint: str | None = None
+    """Place of a checkpoint or of a training run; BACKLINE_CHECKPOINT, else the one that ships with backline."""
+    codec: str | None = None
+    """Codec spec, where the checkpoint's own codec is kept elsewhere than when it was trained; by default the checkpoint's."""
+    host: str = "127.0.0.1"
+    """Loopback; 0.0.0.0 listens everywhere: set BACKLINE_API_KEYS then."""
+    port: int = 8000
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    replicas: int = 1
+    """Model replicas kept at least; 0 lets the service sleep (max_replicas must then be 1 or more)."""
+    max_replicas: int | None = None
+    """Model replicas under load; by default as many as `replicas`."""
+    replica_cpus: float = 1.0
+    """CPU tickets of a model replica."""
+    replica_gpus: float = 0.0
+    """GPUs of a model replica; a fraction lets replicas share one."""
+    replica_threads: int | None = None
+    """Threads that torch uses in a replica; by default the machine's CPUs, at most 8. Give fewer where replicas share a machine."""
+    ingress_replicas: int = 1
+    concurrent: int = 4
+    """Requests inside one model replica at a time: one in the model, the others being read or written."""
+    max_pending: int = 16
+    """Requests accepted at a time by each ingress; beyond it 503 with Retry-After."""
+    max_pending_per_caller: int | None = None
+    """Of these, from one API key; beyond it 429. By default half."""
+    max_upload_mb: float = 100.0
+    max_duration_s: float = 600.0
+    upload_timeout_s: float = 120.0
+    hang_after_s: float = 300.0
+    """A replica whose model makes no step for so long is replaced."""
+    drain_s: float = 60.0
+    """A replica that is to go finishes its requests within this time."""
+    address: str | None = None
+    """Ray cluster to join; RAY_ADDRESS, else a cluster on this machine for as long as the service runs."""
+    num_cpus: int | None = None
+    """CPU tickets of a cluster that is started here; by default the machine's CPUs, at least 4."""
+
+    def __post_init__(self) -> None:
+        for name in ("replica_cpus", "ingress_replicas", "concurrent", "max_pending", "max_upload_mb", "upload_timeout_s", "drain_s"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} is {getattr(self, name)}, which is not positive: give a number above 0")
+        if not 0 <= self.port <= 65_535:
+            raise UserError(f"port is {self.port}, which is not within 0 to 65535: choose a free port, for example 8000")
+        if self.replicas < 0 or self.most_replicas < max(1, self.replicas):
+            raise UserError(
+                f"replicas {self.replicas} and max_replicas {self.max_replicas} do not fit: give 0 or more, and 1 or more and not less"
+            )
+        if self.replica_gpus < 0 or (self.replica_gpus > 1 and self.replica_gpus % 1):
+            raise UserError(f"replica_gpus is {self.replica_gpus}: give 0, a fraction up to 1, or a whole number")
+        if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
+            raise UserError(f"device is {self.device!r}, which is none of auto, cpu, cuda: choose one of them")
+
+    @property
+    def most_replicas(self) -> int:
+        return self.replicas if self.max_replicas is None else self.max_replicas
+
+
+@ray_serve.deployment(name=MODEL_DEPLOYMENT)
+class ModelServer:
+    """A model replica: loads checkpoint and codec once, and answers with its engine."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        from serving.loading import load_engine
+
+        self._config = config
+        self._engine = load_engine(
+            checkpoint=config.checkpoint,
+            codec=config.codec,
+            device=config.device,
+            threads=config.replica_threads,
+            max_duration_s=config.max_duration_s,
+            hang_after_s=config.hang_after_s,
+        )
+        self._threads = ThreadPoolExecutor(max_workers=config.concurrent, thread_name_prefix="request")
+
+    async def generate(self, vocal: bytes, request: AccompanimentRequest) -> AccompanimentResult | Problem:
+        """One request; a fault of the user's is returned as a problem."""
+        from model.errors import ModelError
+
+        cancelled = threading.Event()
+
+        def work() -> AccompanimentResult | Problem:
+            try:
+                return self._engine.generate(vocal, request, cancelled=cancelled)
+            except (UserError, ModelError) as error:
+                return request_problem(error)
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except asyncio.CancelledError:
+            # The caller went away; the thread sees this at its next denoising step.
+            cancelled.set()
+            raise
+
+    async def info(self) -> ModelInfo:
+        return self._engine.info()
+
+    async def check_health(self) -> None:
+        stalled_s = self._engine.stalled_s()
+        if stalled_s > self._config.hang_after_s:
+            raise RuntimeError(f"the model has made no denoising step for {stalled_s:.0f} s")
+
+
+class ReplicaBackend:
+    """The backend of an ingress replica: model replicas behind a Serve handle."""
+
+    def __init__(self, model: DeploymentHandle, application: str, retry_after_s: float = 5.0) -> None:
+        self._model = model
+        self._application = application
+        self._retry_after_s = retry_after_s
+        self._info: ModelInfo | None = None
+        self._ready: tuple[float, str | None] = (-READY_CACHE_S, None)
+
+    async def generate(self, vocal: bytes, request: AccompanimentRequest) -> AccompanimentResult | Problem:
+        """A request is a function of its seed, so one that died with its replica is simply asked again, once."""
+        for last in (False, True):
+            try:
+                answer: AccompanimentResult | Problem = await self._model.generate.remote(vocal, request)
+                return answer
+            except BackPressureError:
+                return self._unavailable("Full", "all places in the queue are taken; try again after the time in Retry-After")
+            except DeploymentUnavailableError:
+                return self._unavailable("Not ready", "no model could be loaded; the service's log has the reason")
+            except (RayActorError, ReplicaUnavailableError) as error:
+                log.warning("a model replica died with a request%s: %s", "" if last else ", asking another", error)
+        return self._unavailable("Replica lost", "the replicas working on this request died; try again after the time in Retry-After")
+
+    async def models(self) -> list[ModelInfo]:
+        """Asked once: it does not change for as long as a deployment lives."""
+        if self._info is None:
+            try:
+                async with asyncio.timeout(INFO_TIMEOUT_S):
+                    self._info = await self._model.info.remote()
+            except (TimeoutError, RayActorError, BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
+                problem = self._unavailable(
+                    "Not ready", "the model is still being loaded, or busy; try again after the time in Retry-After"
+                )
+                raise ProblemError(problem) from error
+        return [self._info]
+
+    async def not_ready(self) -> str | None:
+        """What Serve's controller knows, so that a busy model does not look like a missing one; asked at most once a second."""
+        checked_s, reason = self._ready
+        if time.monotonic() - checked_s >= READY_CACHE_S:
+            try:
+                async with asyncio.timeout(CONTROLLER_TIMEOUT_S):
+                    status = await asyncio.to_thread(ray_serve.status)
+            except TimeoutError:
+                return "Ray Serve's controller does not answer"
+            application = status.applications.get(self._application)
+            model = application.deployments.get(MODEL_DEPLOYMENT) if application else None
+            running = model.replica_states.get(ReplicaState.RUNNING, 0) if model else 0
+            reason = (
+                None if running else f"no model replica is running ({model.message or model.status.value if model else 'not deployed'})"
+            )
+            self._ready = (time.monotonic(), reason)
+        return reason
+
+    def _unavailable(self, title: str, detail: str) -> Problem:
+        return Problem(status=503, title=title, detail=detail, retry_after_s=self._retry_after_s)
+
+
+@ray_serve.deployment(name="Ingress")
+@ray_serve.ingress()
+class Ingress:
+    """HTTP in front of the model replicas."""
+
+    def __init__(self, model: DeploymentHandle, config: AppConfig) -> None:
+        self._backend = ReplicaBackend(model, ray_serve.get_replica_context().app_name)
+        self._config = config
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(self._backend, self._config)
+
+
+def application(config: ServeConfig) -> Application:
+    """Both deployments, bound. API keys come from BACKLINE_API_KEYS of the process that builds; only their digests are deployed."""
+    full = BackpressureConfig(status_code=503, retry_after_s=5)
+    scaling: dict[str, Any] = {"num_replicas": config.replicas}
+    if config.most_replicas != config.replicas:
+        scaling = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=config.replicas,
+                max_replicas=config.most_replicas,
+                # One in the model and one ready to follow; more than that wants another replica.
+                target_ongoing_requests=2,
+                upscale_delay_s=5,
+                downscale_delay_s=120,
+            )
+        }
+    model = ModelServer.options(
+        **scaling,
+        max_ongoing_requests=config.concurrent,
+        # The ingress counts exactly what it lets in; this holds should there be many ingresses.
+        max_queued_requests=config.max_pending,
+        backpressure_config=full,
+        graceful_shutdown_timeout_s=config.drain_s,
+        health_check_period_s=2,
+        health_check_timeout_s=30,
+        ray_actor_options={"num_cpus": config.replica_cpus, "num_gpus": config.replica_gpus},
+    ).bind(config)
+    limits = AppConfig(
+        max_upload_bytes=int(config.max_upload_mb * 2**20),
+        upload_timeout_s=config.upload_timeout_s,
+        max_pending=config.max_pending,
+        max_pending_per_caller=config.max_pending_per_caller or max(1, config.max_pending // 2),
+        slots=max(1, config.most_replicas),
+        api_key_digests=tuple(digest(key) for key in Settings.from_environment().api_keys),
+    )
+    return Ingress.options(
+        num_replicas=config.ingress_replicas,
+        max_ongoing_requests=INGRESS_ONGOING,
+        max_queued_requests=INGRESS_ONGOING,
+        backpressure_config=full,
+        graceful_shutdown_timeout_s=config.drain_s,
+        ray_actor_options={"num_cpus": LIGHT_CPUS},
+    ).bind(model, limits)
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The application for `serve build` and `serve deploy`: `import_path: serving.deployments:build`, `args:` the fields of ServeConfig."""
+    try:
+        config: ServeConfig = TypeAdapter(ServeConfig).validate_python(args)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(str(part) for part in found['loc'])}: {found['msg']}" for found in error.errors())
+        raise UserError(f"args of serving.deployments:build: {faults}; see ServeConfig for what there is") from error
+    return application(config)
+
+
+@dataclass(kw_only=True)
+class RunningService:
+    """A service that answers at `url` until `stop()`."""
+
+    url: str
+    dashboard_url: str | None
+    _stack: ExitStack = field(repr=False)
+
+    def stop(self) -> None:
+        """Ends the service and whatever `start` had started for it."""
+        self._stack.close()
+
+    def __enter__(self) -> "RunningService":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def start(config: ServeConfig, *, wait_until_ready: bool = True) -> RunningService:
+    """Starts the service on Ray; returns when it is ready (or, without waiting, as soon as HTTP answers).
+
+    Raises: UserError when the model cannot be loaded or the port is taken; nothing is left running then.
+    """
+    with ExitStack() as stack:
+        cluster = stack.enter_context(connect(config.address, config.num_cpus))
+        quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+        ray_serve.start(
+            proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=config.host, port=config.port), logging_config=quiet
+        )
+        stack.callback(ray_serve.shutdown)
+        target = ray_serve.RunTarget(target=application(config), name=APPLICATION, route_prefix="/", logging_config=quiet)
+        try:
+            ray_serve.run_many([target], wait_for_applications_running=wait_until_ready)
+        except RuntimeError as error:
+            raise UserError(f"the service did not start: {_reason(str(error))}") from error
+        host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
+        return RunningService(url=f"http://{host}:{config.port}", dashboard_url=cluster.dashboard_url, _stack=stack.pop_all())
+
+
+def serve(config: ServeConfig) -> None:
+    """Runs the service until SIGINT or SIGTERM."""
+    stopping = threading.Event()
+
+    def stop(_: int, __: FrameType | None) -> None:
+        stopping.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with start(config) as service:
+            log.info("backline answers at %s (the page), %s/docs (the interface); Ctrl-C ends it", service.url, service.url)
+            stopping.wait()
+            log.info("stopping")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _reason(message: str) -> str:
+    """The last line of a replica's traceback says most."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"

@@ -1,0 +1,135 @@
+"""What a request may ask and what an answer holds. Imports neither torch nor Ray: the HTTP ingress loads this and stays light."""
+
+import json
+import math
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# 2^53 − 1, the largest integer that a JavaScript or JSON client reads back unchanged.
+MAX_SEED = 2**53 - 1
+MAX_STEPS = 200
+MAX_GUIDANCE = 20.0
+MAX_CANDIDATES = 8
+
+Output = Literal["accompaniment", "mix", "stems"]
+Format = Literal["wav", "flac", "mp3", "ogg"]
+
+
+class AccompanimentRequest(BaseModel):
+    """The optional fields of `POST /v1/accompaniments`, beside the file `vocal`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int | None = Field(
+        default=None, ge=0, le=MAX_SEED, description="The same seed, vocal and model give the same audio; random when absent"
+    )
+    steps: int | None = Field(default=None, ge=1, le=MAX_STEPS, description="Denoising steps; the model's own number when absent")
+    guidance: float | None = Field(
+        default=None, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False, description="How strictly the band follows the vocal; 1 is unguided"
+    )
+    candidates: int = Field(default=1, ge=1, le=MAX_CANDIDATES, description="Takes to make; the one that fits best is returned")
+    output: Output = Field(default="accompaniment", description="`stems` is a ZIP of vocal, accompaniment and mix")
+    format: Format = Field(default="wav", description="Of the audio, also inside the ZIP")
+    stream: bool = Field(
+        default=False, description="Send the body in chunks (transfer-encoding: chunked) instead of one piece of known length"
+    )
+
+
+class Fit(BaseModel):
+    """How well an accompaniment fits its vocal, each 0 to 1; `leakage` is the vocal heard in it, 0 is none."""
+
+    model_config = ConfigDict(frozen=True)
+
+    harmony: float
+    rhythm: float
+    overall: float
+    leakage: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSeconds:
+    """Where a request's time went, in seconds. `decode` and `render` are audio files, `encode` and `diffuse` the model."""
+
+    queue: float = 0.0
+    decode: float = 0.0
+    encode: float = 0.0
+    diffuse: float = 0.0
+    fit: float = 0.0
+    render: float = 0.0
+
+    @property
+    def work_s(self) -> float:
+        """Everything but waiting."""
+        return sum(getattr(self, field.name) for field in fields(self)) - self.queue
+
+    def server_timing(self) -> str:
+        """The `Server-Timing` header (W3C), in milliseconds."""
+        return ", ".join(f"{field.name};dur={1000 * getattr(self, field.name):.1f}" for field in fields(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccompanimentResult:
+    """A finished request: the file and what the headers say about it."""
+
+    audio: bytes
+    media_type: str
+    file_name: str
+    model: str
+    seed: int
+    fit: Fit
+    candidate_fits: tuple[Fit, ...]
+    duration_s: float
+    stages: StageSeconds
+
+    def fit_header(self) -> str:
+        """The `X-Backline-Fit` header: JSON on one line; a score that could not be had is null."""
+        return json.dumps({name: round(value, 4) if math.isfinite(value) else None for name, value in self.fit})
+
+
+class ModelInfo(BaseModel):
+    """One model that this service answers with."""
+
+    id: str
+    step: int = Field(description="Training step of the weights")
+    parameters: int
+    codec: str
+    dataset: str = Field(description="Place of the latent dataset that it was trained on")
+    dataset_digest: str
+    sample_rate_hz: int
+    max_duration_s: float = Field(description="Longest vocal that is accepted")
+    default_steps: int
+    default_guidance: float
+    streams_windows: bool = Field(description="Whether `stream` sends audio while later windows are still being made")
+
+
+class ModelList(BaseModel):
+    """`GET /v1/models`."""
+
+    models: list[ModelInfo]
+
+
+class Health(BaseModel):
+    """`GET /healthz` and `GET /readyz`."""
+
+    status: Literal["alive", "ready"]
+
+
+class FieldFault(BaseModel):
+    """One field of a request that cannot be accepted."""
+
+    model_config = ConfigDict(frozen=True)
+
+    field: str
+    message: str
+
+
+class ProblemDetails(BaseModel):
+    """An error (RFC 9457, `application/problem+json`)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldFault] | None = Field(default=None, description="With 422: what is wrong with each field")

@@ -1,0 +1,89 @@
+"""What the tests of the service share: a tiny checkpoint for the embedded codec, and vocals, good and bad."""
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics, save_checkpoint
+from model.codec import load_codec
+from model.unet import AccompanimentUNet, UNetConfig
+
+RATE_HZ = 44_100
+MODEL_NAME = "tiny"
+# Two steps keep a request far below a second.
+QUICK = {"steps": "2", "seed": "7"}
+
+
+def tiny_checkpoint(folder: Path) -> Path:
+    """A two-level network with random weights, as training would have saved it."""
+    torch.manual_seed(0)
+    network = UNetConfig(channels=(16, 32), vocal_blocks=(1, 1), heads=2, head_channels=16, time_channels=32)
+    zeros, ones = (0.0,) * 64, (1.0,) * 64
+    checkpoint = Checkpoint(
+        name=MODEL_NAME,
+        network=network,
+        state=AccompanimentUNet(network).state_dict(),
+        statistics=LatentStatistics(
+            vocal_mean=zeros, vocal_std=ones, accompaniment_mean=zeros, accompaniment_std=ones, vocal_level_db=-20.0
+        ),
+        codec=load_codec("embedded").identity,
+        dataset=DatasetIdentity(uri="test", digest="0" * 64),
+        step=3,
+        metrics={},
+    )
+    save_checkpoint(folder, checkpoint)
+    return folder
+
+
+def sung(seconds: float = 4.5, rate_hz: int = RATE_HZ) -> np.ndarray:
+    """A melody of harmonic tones with gaps: enough of a vocal for tempo, key and pitch to be heard."""
+    time_N = np.arange(int(seconds * rate_hz)) / rate_hz
+    notes_hz = 220 * 2 ** (np.array([0, 4, 7, 4, 5, 9, 7, 2]) / 12)
+    pitch_N = notes_hz[(time_N * 2).astype(int) % len(notes_hz)]
+    phase_N = 2 * np.pi * np.cumsum(pitch_N) / rate_hz
+    envelope_N = np.clip(8 * (0.5 - (time_N % 0.5)), 0, 1)
+    return (0.1 * envelope_N * sum(np.sin(k * phase_N) / k for k in range(1, 9))).astype(np.float32)
+
+
+def audio_file(samples_NC: np.ndarray, rate_hz: int = RATE_HZ, format: str = "WAV", subtype: str = "PCM_16") -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples_NC, rate_hz, format=format, subtype=subtype)
+    return buffer.getvalue()
+
+
+def vocal() -> bytes:
+    return audio_file(sung())
+
+
+def lying_wav() -> bytes:
+    """8 ms of samples under a header that claims ten hours."""
+    data = bytearray(audio_file(sung(0.008)))
+    claimed = 36_000 * RATE_HZ * 2
+    data[4:8] = struct.pack("<I", claimed + 36)
+    data[40:44] = struct.pack("<I", claimed)
+    return bytes(data)
+
+
+NAN = np.where(np.arange(RATE_HZ) == 1_000, np.nan, sung(1)).astype(np.float32)
+# name → (file, status): the bad input that each gets one clear error, and the odd input that is answered.
+BAD_VOCALS = {
+    "not audio": (b"%PDF-1.7 " + bytes(range(256)) * 20, 415),
+    "empty file": (b"", 415),
+    "zero samples": (audio_file(np.zeros(0, np.float32)), 400),
+    "NaN": (audio_file(NAN, subtype="FLOAT"), 400),
+    "twenty channels": (audio_file(np.zeros((1_000, 20), np.float32)), 400),
+    "cut FLAC": (audio_file(sung(2), format="FLAC")[:3_000], 400),
+    "too long": (audio_file(np.zeros(8_000 * 65, np.float32), rate_hz=8_000), 413),
+}
+ODD_VOCALS = {
+    "8 kHz mono": audio_file(sung(4.5, 8_000), rate_hz=8_000),
+    "six channels": audio_file(np.repeat(sung()[:, None], 6, axis=1)),
+    "lying header": lying_wav(),
+    "FLAC": audio_file(sung(), format="FLAC"),
+    "OGG": audio_file(sung(), format="OGG", subtype="VORBIS"),
+    "MP3": audio_file(sung(), format="MP3", subtype="MPEG_LAYER_III"),
+}
