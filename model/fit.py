@@ -22,6 +22,7 @@ _SILENCE_RMS = 1e-4
 _CHORD_CHANCE = 0.25  # a triad holds 3 of 12 classes
 # What true pairs reach on the demo corpus: tanh 1 = 0.76 on these scales, which leaves room above, where only copies lie.
 _FULL_READING, _FULL_CHORD, _FULL_GRID, _FULL_CORRELATION = 1.2, 0.55, 0.5, 3.0
+_SOFTNESS = 8.0  # chance reads log(2) / 8 = 0.09
 # Below the first, leakage is chance; from the second on nothing of `overall` is left.
 _LEAK_HARMLESS, _LEAK_FATAL = 0.2, 0.6
 _MOST_ONSETS_OFF_S = 2.0
@@ -29,7 +30,7 @@ _MOST_ONSETS_OFF_S = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """Each 0 to 1. Harmony, rhythm and overall: 0 no better than chance, about 0.76 a composed pair. Leakage: 0 none, 1 the vocal itself."""
+    """Each 0 to 1. Harmony, rhythm, overall: below 0.1 chance or worse, 0.76 a composed pair. Leakage: 0 none, 1 the vocal itself."""
 
     harmony: float
     rhythm: float
@@ -136,7 +137,12 @@ def _held(hz_T: np.ndarray, voiced_T: np.ndarray) -> np.ndarray:
 
 def _both(one: float, other: float) -> float:
     """The geometric mean: noise that happens to pass for one reading fails the other."""
-    return float(np.sqrt(np.tanh(max(one, 0.0)) * np.tanh(max(other, 0.0))))
+    return float(np.sqrt(_share(one) * _share(other)))
+
+
+def _share(reading: float) -> float:
+    """0 to 1, strictly rising, so that of two bad candidates the better one can still be told: tanh of a soft rectifier."""
+    return float(np.tanh(np.logaddexp(0.0, _SOFTNESS * reading) / _SOFTNESS))
 
 
 def _is_silent(audio_N: np.ndarray) -> bool:
