@@ -27,10 +27,18 @@ def leakage(vocal_N: np.ndarray, accompaniment_N: np.ndarray) -> float:
     cross-correlation's peak. The second needs no phase: the normalised correlation of both log spectrograms' detail where the vocal sounds,
     beyond the same at other times of the song. Chance is taken off both.
     """
-    shifted_N = _aligned(vocal_N, accompaniment_N)
-    vocal_FT = stft(vocal_N, window_samples=_WINDOW_SAMPLES, hop_samples=_HOP_SAMPLES)[_LOW_BIN:_HIGH_BIN]
-    accompaniment_FT = stft(shifted_N, window_samples=_WINDOW_SAMPLES, hop_samples=_HOP_SAMPLES)[_LOW_BIN:_HIGH_BIN]
-    return max(coherent_share(vocal_FT, accompaniment_FT), detail_share(np.abs(vocal_FT), np.abs(accompaniment_FT)))
+    vocal_FT = _voice_band(vocal_N)
+    shares = []
+    # Without a coherent leak the peak lies anywhere, so where nothing is moved counts too.
+    for heard_N in (accompaniment_N, _aligned(vocal_N, accompaniment_N)):
+        accompaniment_FT = _voice_band(heard_N)
+        shares.append(coherent_share(vocal_FT, accompaniment_FT))
+        shares.append(detail_share(np.abs(vocal_FT), np.abs(accompaniment_FT)))
+    return max(shares)
+
+
+def _voice_band(mono_N: np.ndarray) -> np.ndarray:
+    return stft(mono_N, window_samples=_WINDOW_SAMPLES, hop_samples=_HOP_SAMPLES, bins=_HIGH_BIN)[_LOW_BIN:]
 
 
 def coherent_share(vocal_FT: np.ndarray, accompaniment_FT: np.ndarray) -> float:

@@ -1,0 +1,168 @@
+"""True pairs fit better than any way to break or to game them."""
+
+import warnings
+from dataclasses import astuple
+
+import numpy as np
+import pytest
+import scipy.signal
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from listen_songs import RATE_HZ, Song, compose
+
+from model.fit import NO_FIT, Fit, fit
+from model.leakage import leakage
+
+SEEDS = range(5)
+SONGS = [compose(seed) for seed in SEEDS]
+TRUE = [fit(song.vocal_N, song.band_N) for song in SONGS]
+
+
+def at_level_of(audio_N: np.ndarray, reference_N: np.ndarray, gain_db: float) -> np.ndarray:
+    return audio_N * (10 ** (gain_db / 20) * np.std(reference_N) / np.std(audio_N))
+
+
+def with_lost_phase(audio_N: np.ndarray, rounds: int = 8) -> np.ndarray:
+    """What a magnitude codec returns: the same spectrogram under another phase (Griffin and Lim 1984)."""
+    spectrum_FT = scipy.signal.stft(audio_N, RATE_HZ, nperseg=4_096, noverlap=3_072)[2]
+    phase_FT = np.exp(2j * np.pi * np.random.default_rng(0).random(spectrum_FT.shape))
+    for _ in range(rounds):
+        guess_N = scipy.signal.istft(np.abs(spectrum_FT) * phase_FT, RATE_HZ, nperseg=4_096, noverlap=3_072)[1]
+        again_FT = scipy.signal.stft(guess_N, RATE_HZ, nperseg=4_096, noverlap=3_072)[2][:, : spectrum_FT.shape[1]]
+        phase_FT = np.exp(1j * np.angle(again_FT))
+    return guess_N[: len(audio_N)].astype(np.float32)
+
+
+def clicks(song: Song) -> np.ndarray:
+    audio_N = np.zeros_like(song.band_N)
+    for beat_s in song.beats_s:
+        start = round(beat_s * RATE_HZ)
+        audio_N[start : start + 400] = np.random.default_rng(0).normal(size=400) * 0.3
+    return audio_N
+
+
+def drone(song: Song) -> np.ndarray:
+    tonic = song.chords[0][2] // 2
+    t = np.arange(len(song.band_N)) / RATE_HZ
+    return (0.2 * sum(np.sin(2 * np.pi * 440 * 2 ** ((36 + tonic + step - 69) / 12) * t) for step in (0, 12, 24))).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_true_pair_fits_and_does_not_leak(seed: int) -> None:
+    assert TRUE[seed].harmony > 0.6
+    assert TRUE[seed].rhythm > 0.6
+    assert TRUE[seed].overall > 0.6
+    assert TRUE[seed].leakage < 0.15
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_another_song_does_not_fit(seed: int) -> None:
+    other = fit(SONGS[seed].vocal_N, SONGS[(seed + 1) % len(SONGS)].band_N)
+    assert other.overall < TRUE[seed].overall - 0.2
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_transposition_breaks_the_harmony_and_leaves_the_rhythm(seed: int) -> None:
+    tonic = SONGS[seed].chords[0][2] // 2
+    home, away = compose(seed, bpm=100, tonic=tonic), compose(seed, bpm=100, tonic=(tonic + 6) % 12)
+    true, wrong = fit(home.vocal_N, home.band_N), fit(home.vocal_N, away.band_N)
+    assert wrong.harmony < true.harmony - 0.3
+    assert wrong.rhythm > true.rhythm - 0.15
+    assert wrong.overall < true.overall - 0.25
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_shift_by_a_quarter_beat_breaks_the_rhythm_and_leaves_the_harmony(seed: int) -> None:
+    song = SONGS[seed]
+    wrong = fit(song.vocal_N, np.roll(song.band_N, round(np.diff(song.beats_s).mean() / 4 * RATE_HZ)))
+    assert wrong.rhythm < TRUE[seed].rhythm - 0.4
+    assert wrong.harmony > TRUE[seed].harmony - 0.2
+    assert wrong.overall < TRUE[seed].overall - 0.25
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_what_is_no_band_does_not_fit(seed: int) -> None:
+    song, rng = SONGS[seed], np.random.default_rng(seed)
+    assert fit(song.vocal_N, np.zeros_like(song.band_N)) == NO_FIT
+    for audio_N in (rng.normal(size=len(song.band_N)) * 0.1, drone(song), clicks(song)):
+        assert fit(song.vocal_N, audio_N).overall < TRUE[seed].overall - 0.2
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_copies_are_leakage_and_do_not_fit(seed: int) -> None:
+    vocal_N = SONGS[seed].vocal_N
+    copies = {
+        "copy": vocal_N,
+        "inverted and soft": -0.1 * vocal_N,
+        "40 ms late": np.roll(vocal_N, 1_764),
+        "filtered": scipy.signal.lfilter([1, 0.8], [1], vocal_N).astype(np.float32),
+    }
+    for name, copy_N in copies.items():
+        copied = fit(vocal_N, copy_N)
+        assert copied.leakage > 0.9, name
+        assert copied.overall < 0.1, name
+    redrawn = fit(vocal_N, with_lost_phase(vocal_N))
+    assert redrawn.leakage > 0.5
+    assert redrawn.overall < TRUE[seed].overall - 0.3
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_leakage_rises_with_the_level_of_the_leak(seed: int) -> None:
+    song = SONGS[seed]
+    for leak_N in (song.vocal_N, with_lost_phase(song.vocal_N)):
+        leaks = [leakage(song.vocal_N, song.band_N + at_level_of(leak_N, song.band_N, gain_db)) for gain_db in (-30, -18, -12, -6, 0)]
+        assert leaks == sorted(leaks)
+        assert leaks[0] < 0.25
+        assert leaks[3] > 0.3
+        assert leaks[4] > 0.4
+
+
+def test_the_vocal_leaking_does_not_pay() -> None:
+    song = SONGS[1]
+    leaking = fit(song.vocal_N, song.band_N + at_level_of(song.vocal_N, song.band_N, -6))
+    assert leaking.overall < TRUE[1].overall
+
+
+def test_level_channels_and_a_longer_accompaniment_change_nothing() -> None:
+    song = SONGS[0]
+    stereo_CN = np.stack([song.band_N, song.band_N])
+    longer_CN = np.concatenate([stereo_CN, stereo_CN[:, :RATE_HZ]], axis=1)
+    assert astuple(fit(np.stack([song.vocal_N] * 2), longer_CN)) == pytest.approx(astuple(TRUE[0]), abs=1e-3)
+    assert astuple(fit(0.01 * song.vocal_N, 0.5 * song.band_N)) == pytest.approx(astuple(TRUE[0]), abs=0.02)
+
+
+def test_the_same_audio_gives_the_same_fit() -> None:
+    assert fit(SONGS[0].vocal_N, SONGS[0].band_N) == TRUE[0]
+
+
+def test_a_silent_vocal_or_too_little_audio_is_zero() -> None:
+    song = SONGS[0]
+    assert fit(np.zeros_like(song.vocal_N), song.band_N) == NO_FIT
+    assert fit(song.vocal_N[: 3 * RATE_HZ], song.band_N) == NO_FIT
+    assert fit(np.zeros((2, 0), np.float32), np.zeros((2, 0), np.float32)) == NO_FIT
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seconds=st.floats(3.9, 8.0),
+    vocal=st.sampled_from(["sung", "noise", "tone", "impulse", "constant", "late"]),
+    band=st.sampled_from(["played", "noise", "tone", "impulse", "constant", "vocal"]),
+)
+def test_every_figure_lies_within_zero_and_one_and_nothing_warns(seconds: float, vocal: str, band: str) -> None:
+    samples = round(seconds * RATE_HZ)
+    song = SONGS[0]
+    sounds = {
+        "sung": song.vocal_N[:samples],
+        "vocal": song.vocal_N[:samples],
+        "played": song.band_N[:samples],
+        "noise": np.random.default_rng(0).normal(size=samples),
+        "tone": np.sin(np.arange(samples) * 0.05),
+        "impulse": np.eye(1, samples, samples // 2)[0],
+        "constant": np.full(samples, 0.5),
+        "late": np.concatenate([np.zeros(samples // 2), song.vocal_N[: samples - samples // 2]]),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = fit(sounds[vocal], sounds[band])
+    assert isinstance(found, Fit)
+    assert all(isinstance(figure, float) and 0 <= figure <= 1 for figure in astuple(found))
