@@ -1,0 +1,295 @@
+"""From a seed to a song record: the frame, the harmony, the sung line with its words, the band."""
+
+from pipelines.corpus.arrange import BEATS_PER_BAR, Hit, Part, play_answers, play_arpeggio, play_bass, play_chords, play_hook, play_pad
+from pipelines.corpus.chance import Chance
+from pipelines.corpus.drumming import play_drums
+from pipelines.corpus.form import Frame, make_frame
+from pipelines.corpus.harmony import NAMES, PlacedChord, numeral
+from pipelines.corpus.lyrics import Syllable, Word, line, title
+from pipelines.corpus.melody import MelodyNote, Motif, make_motif, sing_section
+from pipelines.corpus.record import Chord, Mix, Note, Section, SongRecord, Track, VocalNote, Voice
+from pipelines.corpus.styles import PROGRAMS
+
+DEFAULT_DURATION_S = 62.0
+SUNG = ("verse", "pre-chorus", "chorus", "bridge")
+TAIL_S = 2.2
+# Kind of voice, lowest and highest note, tract scale, vibrato rates (Hz).
+_VOICES = (
+    ("baritone", 45, 62, 1.0, (4.9, 5.5)),
+    ("tenor", 50, 67, 1.05, (5.2, 5.9)),
+    ("alto", 55, 71, 1.13, (5.2, 5.9)),
+    ("mezzo-soprano", 57, 74, 1.16, (5.3, 6.1)),
+    ("soprano", 60, 77, 1.19, (5.6, 6.4)),
+)
+
+
+def compose(seed: int, duration_s: float = DEFAULT_DURATION_S) -> SongRecord:
+    """The song of a seed, about `duration_s` long. Equal arguments give equal records, in any process and order."""
+    frame = make_frame(seed, duration_s)
+    chords = _harmonise(frame, Chance("harmony", seed))
+    voice = _choose_voice(Chance("voice", seed))
+    melody, lines, hook = _write_song(frame, chords, voice, seed)
+    tracks = _arrange(frame, chords, melody, hook, seed)
+    beats = frame.beats_s
+    return SongRecord(
+        seed=seed,
+        title=title(hook[1]),
+        style=frame.style.name,
+        key=f"{NAMES[frame.tonic]} {frame.mode}",
+        tonic=frame.tonic,
+        mode=frame.mode,
+        tempo_bpm=frame.tempo_bpm,
+        metre="4/4",
+        swing=frame.swing,
+        swing_unit=frame.style.swing_unit,
+        duration_s=round(beats[-1] + TAIL_S, 6),
+        beats_s=beats[:-1],
+        downbeats_s=beats[:-1:BEATS_PER_BAR],
+        chords=tuple(
+            Chord(
+                start_s=round(frame.time_s(chord.start), 6),
+                end_s=round(frame.time_s(chord.end), 6),
+                root=chord.root,
+                quality=chord.quality,
+                pitch_classes=chord.pitch_classes,
+                label=chord.label,
+            )
+            for chord in chords
+        ),
+        sections=tuple(
+            Section(
+                name=part.name,
+                start_s=round(frame.time_s(part.start), 6),
+                end_s=round(frame.time_s(part.end), 6),
+                first_bar=part.first_bar,
+                bars=part.bars,
+                intensity=part.intensity,
+            )
+            for part in frame.parts
+        ),
+        vocal=_perform(frame, melody, lines, Chance("singer", seed)),
+        tracks=tracks,
+        voice=voice,
+        mix=_choose_mix(frame, Chance("mix", seed)),
+    )
+
+
+def _choose_voice(chance: Chance) -> Voice:
+    kind, low, high, tract, vibrato = chance.choice(_VOICES)
+    shift = chance.integer(-1, 1)
+    return Voice(
+        kind=kind,
+        low_midi=low + shift,
+        high_midi=high + shift,
+        tract=round(tract * chance.uniform(0.97, 1.03), 4),
+        tilt=round(chance.uniform(0.75, 1.05), 3),
+        breathiness_db=round(chance.uniform(-38, -29), 2),
+        vibrato_hz=round(chance.uniform(*vibrato), 3),
+        vibrato_cents=round(chance.uniform(14, 34), 1),
+        glide_s=round(chance.uniform(0.05, 0.09), 4),
+        scoop_semitones=round(chance.uniform(0.4, 1.6), 3),
+    )
+
+
+def _choose_mix(frame: Frame, chance: Chance) -> Mix:
+    return Mix(
+        loudness_lufs=round(-14 + chance.uniform(-0.3, 0.3), 2),
+        peak_dbfs=-1.0,
+        side_to_mid_db=round(-8.5 + chance.uniform(-0.4, 0.4), 2),
+        room_s=round(chance.uniform(0.9, 1.7) * (1.25 if frame.tempo_bpm < 90 else 1.0), 3),
+        vocal_room_s=round(chance.uniform(1.0, 1.9), 3),
+        vocal_reverb_db=round(chance.uniform(-24, -17), 2),
+        vocal_echo_db=round(chance.uniform(-34, -24), 2),
+        pump=frame.style.pump,
+        kit=chance.choice(frame.style.kits),
+    )
+
+
+def _harmonise(frame: Frame, chance: Chance) -> list[PlacedChord]:
+    """One chord a bar from loops of four; sections of a name share their loop, the last bar of the song rests on the tonic."""
+    loops = frame.style.loops[frame.mode]
+    first = chance.choice(loops)
+    chorus = chance.choice([loop for loop in loops if loop != first])
+    bridge = chance.choice([loop for loop in loops if loop not in (first, chorus)])
+    by_name = {"verse": first, "intro": chance.choice((first, chorus)), "chorus": chorus, "outro": chorus, "bridge": bridge}
+    by_name["pre-chorus"] = bridge
+    placed: list[PlacedChord] = []
+    for index, part in enumerate(frame.parts):
+        numerals = by_name[part.name].split()
+        if part.name == "pre-chorus":
+            numerals = numerals[: max(part.bars - 1, 1)] + (["V"] if part.bars > 1 else [])
+        for bar in range(part.bars):
+            symbol = numerals[bar % len(numerals)]
+            if part.final and bar == part.bars - 1:
+                symbol = "I" if frame.mode == "major" else "i"
+            root, quality = numeral(symbol, frame.tonic)
+            start = part.start + bar * BEATS_PER_BAR
+            turn = index + 1 < len(frame.parts) and bar == part.bars - 1 and frame.parts[index + 1].name == "chorus"
+            if turn and quality == "maj" and root == (frame.tonic + 7) % 12:
+                placed += [PlacedChord(start, start + 2, root, "sus4"), PlacedChord(start + 2, start + 4, root, "maj")]
+            elif placed and placed[-1].root == root and placed[-1].quality == quality:
+                placed[-1] = PlacedChord(placed[-1].start, start + 4, root, quality)
+            else:
+                placed.append(PlacedChord(start, start + 4, root, quality))
+    return placed
+
+
+Hook = tuple[list[tuple[float, float, int]], tuple[Word, ...]]
+
+
+def _write_song(frame: Frame, chords: list[PlacedChord], voice: Voice, seed: int) -> tuple[list[MelodyNote], list[tuple[Word, ...]], Hook]:
+    """Melody and words: verses share their tune and change their words, choruses share both; phrases follow the plan A B A C."""
+    slow, fast = frame.tempo_bpm < 84, frame.tempo_bpm > 118
+    melody: list[MelodyNote] = []
+    lines: list[tuple[Word, ...]] = []
+    hook: Hook | None = None
+    span = voice.high_midi - voice.low_midi
+    registers = {"verse": (0, span - 4), "pre-chorus": (2, span - 2), "chorus": (4, span), "bridge": (2, span)}
+    words: dict[tuple[str, str, int], tuple[Word, ...]] = {}
+    heard: dict[str, int] = {}
+    for part in frame.parts:
+        if part.name not in SUNG:
+            continue
+        heard[part.name] = heard.get(part.name, 0) + 1
+        bars = 2 if part.bars % 2 == 0 else 1
+        count = part.bars // bars
+        plan = {1: "A", 2: "AB", 4: "ABAC"}[count]
+        motifs: dict[str, Motif] = {}
+        for letter in sorted(set(plan)):
+            name = f"{part.name}/{letter}"
+            wide = part.name == "chorus" and letter != "B" or (fast and letter == "C")
+            motifs[letter] = make_motif(Chance("motif", seed, name), bars=bars, wide=wide, slow=slow, taste=name)
+        low, high = registers[part.name]
+        sung = sing_section(
+            [motifs[letter] for letter in plan],
+            start=part.start,
+            phrase_beats=float(bars * BEATS_PER_BAR),
+            chords=chords,
+            tonic=frame.tonic,
+            mode=frame.mode,
+            low=voice.low_midi + low,
+            high=voice.low_midi + high,
+            seed=f"pitches/{seed}",
+        )
+        melody += sung
+        for index, letter in enumerate(plan):
+            size = len(motifs[letter].rhythm)
+            verse = heard["verse"] if part.name == "verse" else 0
+            spoken = (part.name, letter if part.name == "chorus" else f"{letter}{index}", verse)
+            if spoken not in words:
+                words[spoken] = line(size, Chance("words", seed, *spoken))
+            lines.append(words[spoken])
+        if part.name == "chorus" and (hook is None or heard["chorus"] == 1):
+            size = len(motifs["A"].rhythm)
+            hook = ([(note.beat - part.start, note.beats, note.midi) for note in sung[:size]], words["chorus", "A", 0])
+    if hook is None:
+        size = len(lines[0])
+        hook = ([(note.beat - melody[0].beat, note.beats, note.midi) for note in melody[:size]], lines[0])
+    return melody, lines, hook
+
+
+def _perform(frame: Frame, melody: list[MelodyNote], lines: list[tuple[Word, ...]], chance: Chance) -> tuple[VocalNote, ...]:
+    """Score to singing: a little before or behind the beat, phrases legato, rests kept for breath, a syllable to each note."""
+    syllables: list[Syllable] = [syllable for words in lines for word in words for syllable in word.syllables]
+    notes: list[VocalNote] = []
+    phrase = 0
+    for index, (note, syllable) in enumerate(zip(melody, syllables, strict=True)):
+        score = frame.time_s(note.beat)
+        onset = score + frame.style.layback_s + chance.spread(0.012)
+        end = frame.time_s(note.beat + note.beats)
+        following = melody[index + 1] if index + 1 < len(melody) else None
+        if note.last:
+            end -= chance.uniform(0.02, 0.08)
+        elif following is not None and following.beat - (note.beat + note.beats) < 0.01:
+            end -= 0.01
+        intensity = next(part.intensity for part in frame.parts if part.start <= note.beat < part.end)
+        accent = 0.06 if note.beat % 2 == 0 else 0.0
+        notes.append(
+            VocalNote(
+                score_onset_s=round(score, 6),
+                onset_s=round(onset, 6),
+                offset_s=round(max(end, onset + 0.09), 6),
+                midi=note.midi,
+                velocity=round(0.68 + 0.24 * intensity + accent + chance.spread(0.04), 4),
+                syllable=syllable.text,
+                phones=syllable.phones,
+                phrase=phrase,
+            )
+        )
+        phrase += note.last
+    return tuple(notes)
+
+
+def _arrange(frame: Frame, chords: list[PlacedChord], melody: list[MelodyNote], hook: Hook, seed: int) -> tuple[Track, ...]:
+    style, chance = frame.style, Chance("band", seed)
+    bass_pattern, quiet_bass = chance.choice(style.bass), chance.choice(style.bass)
+    quiet_chords, full_chords = chance.choice(style.chords), chance.choice(style.chords)
+    arpeggio = chance.choice(style.arpeggio)
+    quiet, full = chance.choice(style.quiet), chance.choice(style.full)
+    hits: dict[str, list[Hit]] = {name: [] for name in ("drums", "bass", "chords", "arpeggio", "pad", "answer")}
+    key = {"tonic": frame.tonic, "mode": frame.mode}
+    voices = 3 if chance.happens(0.35) else 4
+    low = chance.integer(50, 55)
+    enter = chance.choice((0.0, 0.0, 0.5))
+    for index, part in enumerate(frame.parts):
+        loud = part.intensity > 0.85
+        hits["drums"] += play_drums(
+            part,
+            full if loud else quiet,
+            fill=index + 1 < len(frame.parts) and (part.bars > 1),
+            crash=style.crash and loud,
+            wild=part.intensity > 0.7,
+            enter=enter if part.name == "intro" else 0.0,
+            swung_eighths=frame.swing > 0.55 and style.swing_unit == 8,
+            chance=chance,
+        )
+        if not (part.name == "intro" and enter > 0 and style.name in ("ballad", "folk")):
+            hits["bass"] += play_bass(part, chords, bass_pattern if loud else quiet_bass, chance=chance, **key)
+        pattern = full_chords if loud else quiet_chords
+        hits["chords"] += play_chords(part, chords, pattern, low=low, high=low + 19, voices=voices, strum_s=style.strum_s, chance=chance)
+        if arpeggio and (loud or part.name in ("verse", "bridge", "intro")) and style.arpeggio_instruments:
+            hits["arpeggio"] += play_arpeggio(part, chords, arpeggio, low=60, high=81, chance=chance)
+        if part.intensity > 0.6 or part.name == "bridge":
+            hits["pad"] += play_pad(part, chords, low=53, high=74)
+        if part.name == "intro":
+            hits["answer"] += play_hook(part, chords, hook[0], centre=72)
+    hits["answer"] += play_answers(list(frame.parts), chords, melody, centre=74, chance=chance, **key)
+    return _seat(frame, hits, chance)
+
+
+def _seat(frame: Frame, hits: dict[str, list[Hit]], chance: Chance) -> tuple[Track, ...]:
+    """Instruments, levels and places in the stereo picture; beat positions become seconds."""
+    style = frame.style
+    side = 1 if chance.happens(0.5) else -1
+    # Part: instruments, level beside the vocal (dB), pan, reverb send.
+    seats: dict[str, tuple[tuple[str, ...], float, float, float]] = {
+        "drums": (("drums",), -2.5, 0.0, 0.08),
+        "bass": (style.bass_instruments, -5.0, 0.0, 0.01),
+        "chords": (style.chord_instruments, -5.5, -0.35 * side, 0.16),
+        "arpeggio": (style.arpeggio_instruments, -11.0, 0.55 * side, 0.22),
+        "pad": (style.pad_instruments, -12.5, 0.0, 0.3),
+        "answer": (style.answer_instruments, -9.0, 0.3 * side, 0.25),
+    }
+    tracks = []
+    for name, (instruments, level_db, pan, reverb) in seats.items():
+        if not hits[name]:
+            continue
+        instrument = chance.choice(instruments)
+        notes = []
+        for hit in sorted(hits[name], key=lambda h: (h.beat, h.midi)):
+            onset = max(0.0, frame.time_s(hit.beat) + hit.delay_s)
+            length = frame.time_s(hit.beat + hit.beats) - frame.time_s(hit.beat)
+            velocity = round(max(0.05, min(1.0, hit.velocity)), 4)
+            notes.append(Note(onset_s=round(onset, 6), duration_s=round(length, 6), midi=hit.midi, velocity=velocity))
+        tracks.append(
+            Track(
+                name=name,
+                instrument=instrument,
+                program=PROGRAMS.get(instrument, 0),
+                level_db=round(level_db + chance.spread(1.2), 2),
+                pan=round(pan, 3),
+                reverb=reverb,
+                notes=tuple(notes),
+            )
+        )
+    return tuple(tracks)

@@ -1,0 +1,43 @@
+"""What the drummer plays: the section's groove with ghosts and accents, a fill where a section ends, a crash where one begins."""
+
+from pipelines.corpus.arrange import BEATS_PER_BAR, Hit, Part
+from pipelines.corpus.chance import Chance
+from pipelines.corpus.styles import DRUM_KEYS, Groove
+
+# Fills over the last beats of a bar: rows of (step of 16, drum, velocity digit).
+_FILLS: tuple[tuple[tuple[int, str, int], ...], ...] = (
+    ((12, "snare", 6), (13, "snare", 6), (14, "snare", 7), (15, "snare", 8)),
+    ((8, "snare", 7), (10, "tom_high", 7), (12, "tom_mid", 8), (14, "tom_low", 8), (15, "tom_low", 7)),
+    ((12, "tom_high", 7), (13, "tom_high", 6), (14, "tom_mid", 8), (15, "tom_low", 8)),
+    ((8, "snare", 7), (9, "snare", 4), (10, "snare", 6), (12, "tom_mid", 8), (14, "tom_low", 8)),
+    ((14, "snare", 7), (15, "snare", 8)),
+)
+
+
+def play_drums(
+    part: Part, groove: Groove, *, fill: bool, crash: bool, wild: bool, enter: float, swung_eighths: bool, chance: Chance
+) -> list[Hit]:
+    """Hits of one section: `enter` is the share of its bars before the kit joins; swung eighths drop the sixteenths, which would clash."""
+    hits: list[Hit] = []
+    last = part.first_bar + part.bars - 1
+    for bar in range(part.first_bar + int(part.bars * enter), part.first_bar + part.bars):
+        base = float(bar * BEATS_PER_BAR)
+        if part.final and bar == last:
+            hits += [Hit(base, 1.0, DRUM_KEYS["kick"], 0.9), Hit(base, 2.0, DRUM_KEYS["crash"], 0.6)]
+            break
+        filling = fill and bar == last
+        figure = chance.choice(_FILLS if wild else (*_FILLS[::4], _FILLS[2])) if filling else ()
+        begin = min((step for step, _, _ in figure), default=16)
+        for drum, line in groove.items():
+            for step, digit in enumerate(line):
+                if digit == "0" or (step >= begin and drum not in ("kick", "shaker")) or (swung_eighths and step % 2):
+                    continue
+                velocity = int(digit) / 9 * (0.78 + 0.22 * part.intensity) + chance.spread(0.04)
+                hits.append(Hit(base + step / 4, 0.25, DRUM_KEYS[drum], max(0.05, min(1.0, velocity)), chance.spread(0.004)))
+        for step, drum, digit in figure:
+            if swung_eighths and step % 2:
+                continue
+            hits.append(Hit(base + step / 4, 0.25, DRUM_KEYS[drum], digit / 9 * 0.9 + chance.spread(0.04), chance.spread(0.004)))
+    if crash:
+        hits.append(Hit(part.start, 2.0, DRUM_KEYS["crash"], 0.62 + 0.2 * part.intensity))
+    return hits

@@ -1,0 +1,118 @@
+"""From dry parts to two stems: levels, space, width, loudness. One gain serves both stems, so that they still add up."""
+
+import numpy as np
+
+from model.geometry import SAMPLE_RATE_HZ
+from pipelines.corpus.chance import Array
+from pipelines.corpus.dsp import band, db, level_db, loudness_lufs, reverberate, room
+from pipelines.corpus.record import Mix, SongRecord
+
+_ACTIVE_BLOCK = 4096
+
+
+def active_rms(audio_CN: Array) -> float:
+    """Root mean square over the blocks within 30 dB of the loudest: how loud a part is while it plays."""
+    blocks = audio_CN.shape[-1] // _ACTIVE_BLOCK
+    power = np.mean(audio_CN[..., : blocks * _ACTIVE_BLOCK].reshape(-1, blocks, _ACTIVE_BLOCK) ** 2, axis=(0, 2))
+    if power.max() <= 0:
+        return 0.0
+    return float(np.sqrt(np.mean(power[power > 1e-3 * power.max()])))
+
+
+def limit(audio_CN: Array, ceiling: float) -> Array:
+    """Look-ahead limiter: the least gain within 3 ms, smoothed over the same span, so that no sample passes the ceiling."""
+    span = 128
+    peak = np.max(np.abs(audio_CN), axis=0)
+    n = peak.size
+    rows = np.pad(peak, (0, -n % span)).reshape(-1, span).max(axis=1)
+    held = np.maximum(np.maximum(rows, np.append(rows[1:], 0)), np.insert(rows[:-1], 0, 0))
+    gain = np.minimum(1.0, ceiling / np.maximum(held, 1e-9))
+    for _ in range(24):  # releases over 24 blocks: at most 0.35 dB a block on the way up
+        gain[1:] = np.minimum(gain[1:], gain[:-1] * 1.041)
+    centres = np.arange(rows.size) * span + span / 2
+    return audio_CN * np.interp(np.arange(n), centres, gain)
+
+
+def place_vocal(dry: Array, mix: Mix, beat_s: float, name: str) -> Array:
+    """The vocal in its room, with a soft echo on the beat's half: shape (2, n). Zeros before the first sound stay zeros."""
+    level = active_rms(dry[None])
+    vocal = dry / max(level, 1e-9)
+    vocal = np.tanh(0.22 * vocal) / 0.22
+    delay = int(beat_s / 2 * SAMPLE_RATE_HZ)
+    echo = np.zeros_like(vocal)
+    echo[delay:] = band(vocal[: vocal.size - delay], 300, 4000) * db(mix.vocal_echo_db)
+    wet = reverberate(band(vocal, 250, 9000) * db(mix.vocal_reverb_db), room(mix.vocal_room_s, f"vocal/{name}"))
+    stereo = np.stack([vocal + 0.7 * echo, vocal + 1.2 * echo]) + wet
+    first = int(np.argmax(np.abs(dry) > 0))
+    stereo[:, :first] = 0.0
+    return stereo
+
+
+def blend(record: SongRecord, parts: dict[str, Array], kicks_s: list[float]) -> Array:
+    """The accompaniment beside a vocal of active level 1: parts at their levels, sustained ones ducked by the kick, all in one room."""
+    samples = next(iter(parts.values())).shape[-1]
+    dry = np.zeros((2, samples))
+    send = np.zeros(samples)
+    duck = _duck(kicks_s, samples, record.mix.pump)
+    for track in record.tracks:
+        part = parts[track.name]
+        part = part * (db(track.level_db) / max(active_rms(part), 1e-9))
+        if track.name in ("chords", "pad", "bass") and record.mix.pump > 0:
+            part *= duck
+        angle = (track.pan + 1) * np.pi / 4
+        if track.pan:
+            part *= np.sqrt(2) * np.array([[np.cos(angle)], [np.sin(angle)]])
+        dry += part
+        send += track.reverb * part.mean(axis=0)
+    return dry + reverberate(send * 1.6, room(record.mix.room_s, f"band/{record.seed}"))
+
+
+def _duck(kicks_s: list[float], samples: int, depth: float) -> Array:
+    gain = np.ones(samples)
+    shape = 1 - depth * np.exp(-np.arange(int(0.35 * SAMPLE_RATE_HZ)) / (0.11 * SAMPLE_RATE_HZ))
+    for time_s in kicks_s if depth > 0 else []:
+        start = int(time_s * SAMPLE_RATE_HZ)
+        stop = min(start + shape.size, samples)
+        gain[start:stop] = np.minimum(gain[start:stop], shape[: stop - start])
+    return gain
+
+
+def side_to_mid_db(audio_CN: Array) -> float:
+    mid, side = audio_CN[0] + audio_CN[1], audio_CN[0] - audio_CN[1]
+    return level_db(float(np.mean(side**2))) - level_db(float(np.mean(mid**2)))
+
+
+def master(vocals_CN: Array, accompaniment_CN: Array, mix: Mix) -> tuple[Array, Array]:
+    """Widens the band to the wanted side/mid, limits it until the mixture at its peak is as loud as wanted, and scales both stems alike.
+
+    Only the band is limited: a gain that followed the drums must never move the vocal, which would tell a model where they were.
+    """
+    mid = (accompaniment_CN[0] + accompaniment_CN[1]) / 2
+    side = (accompaniment_CN[0] - accompaniment_CN[1]) / 2
+    sung_mid, sung_side = (vocals_CN[0] + vocals_CN[1]) / 2, (vocals_CN[0] - vocals_CN[1]) / 2
+    wanted = np.mean((mid + sung_mid) ** 2) * 10 ** (mix.side_to_mid_db / 10)
+    a, b, c = np.mean(side**2), 2 * np.mean(side * sung_side), np.mean(sung_side**2) - wanted
+    width = (-b + np.sqrt(max(b * b - 4 * a * c, 0.0))) / (2 * max(a, 1e-12))
+    band_CN = np.stack([mid + width * side, mid - width * side])
+    ceiling_high, ceiling_low = float(np.max(np.abs(band_CN))), 1.5
+    limited, gain = band_CN, 1.0
+    for attempt in range(6):
+        ceiling = ceiling_high if attempt == 0 else float(np.sqrt(ceiling_high * ceiling_low))
+        limited = band_CN if attempt == 0 else limit(band_CN, ceiling)
+        mixture = vocals_CN + limited
+        gain = db(mix.peak_dbfs) / float(np.max(np.abs(mixture)))
+        loudness = loudness_lufs(mixture * gain)
+        if abs(loudness - mix.loudness_lufs) < 0.15 or (attempt == 0 and loudness > mix.loudness_lufs):
+            break
+        if loudness < mix.loudness_lufs:
+            ceiling_high = ceiling
+        else:
+            ceiling_low = ceiling
+    return vocals_CN * gain, limited * gain
+
+
+def quantise(vocals_CN: Array, accompaniment_CN: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Both stems as 16-bit integers whose sum is a 16-bit integer too, shape (2, n)."""
+    vocals = np.round(vocals_CN * 32767.0).astype(np.int32)
+    accompaniment = np.round(accompaniment_CN * 32767.0).astype(np.int32)
+    return vocals, np.clip(accompaniment, -32768 - vocals, 32767 - vocals)

@@ -1,0 +1,181 @@
+"""The corpus on disk or in a bucket: a folder a song, finished songs kept, several processes."""
+
+import hashlib
+import io
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import numpy as np
+import soundfile as sf
+from tqdm import tqdm
+
+from infra.errors import UserError
+from infra.storage import Place
+from model.geometry import SAMPLE_RATE_HZ
+from pipelines.corpus.compose import DEFAULT_DURATION_S, compose
+from pipelines.corpus.dsp import level_db, loudness_lufs
+from pipelines.corpus.mix import side_to_mid_db
+from pipelines.corpus.record import Rendering, SongRecord, read_song_json, song_json
+from pipelines.corpus.render import Band, RenderedSong, render
+from pipelines.corpus.voice import F0_RATE_HZ
+
+log = logging.getLogger(__name__)
+
+AUDIO_FILES = ("vocals.wav", "accompaniment.wav", "mixture.wav")
+F0_FILE = "f0.npy"
+RECORD_FILE = "song.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """What to write: `songs` songs, song i from seed `seed + i`."""
+
+    out: str
+    """Local folder or s3://bucket/prefix."""
+    songs: int
+    seed: int = 0
+    workers: int = 2
+    """Processes."""
+    duration_s: float = DEFAULT_DURATION_S
+    """About how long a song is; it ends with a whole bar."""
+    band: Band = "numpy"
+    """fluidsynth plays the accompaniment from FluidR3's samples; it needs that program and its soundfont."""
+
+    def __post_init__(self) -> None:
+        if self.songs < 1:
+            raise UserError(f"--songs {self.songs}: must be at least 1")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: must be 0 or more")
+        if self.workers < 1:
+            raise UserError(f"--workers {self.workers}: must be at least 1, 2 is a good start")
+        if not 4 <= self.duration_s <= 600:
+            raise UserError(f"--duration-s {self.duration_s}: must be from 4 to 600 seconds; 62 suits training")
+        if self.band not in ("numpy", "fluidsynth"):
+            raise UserError(f"--band {self.band}: must be numpy or fluidsynth")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusSummary:
+    out: str
+    songs: int
+    written: int
+    reused: int
+    """Complete songs of an earlier run, left alone."""
+    audio_s: float
+    styles: tuple[str, ...]
+    song_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SongDone:
+    song_id: str
+    style: str
+    duration_s: float
+    written: bool
+
+
+def write_corpus(config: CorpusConfig) -> CorpusSummary:
+    """Writes the songs that are missing under `config.out`. A song is complete once its `song.json`, written last, holds its record's hash."""
+    if config.band == "fluidsynth":
+        from pipelines.corpus.sampled import find_fluidsynth
+
+        find_fluidsynth()
+    done: list[SongDone] = []
+    seeds = range(config.seed, config.seed + config.songs)
+    with tqdm(total=config.songs, desc="corpus", unit="song", disable=None) as bar:
+        for song in _each_song(config, seeds):
+            log.info("%s %s: %s", "wrote" if song.written else "kept", song.song_id, song.style)
+            done.append(song)
+            bar.set_postfix_str(f"{song.song_id} {song.style}", refresh=False)
+            bar.update()
+    done.sort(key=lambda song: song.song_id)
+    written = sum(song.written for song in done)
+    return CorpusSummary(
+        out=str(Place(config.out)),
+        songs=len(done),
+        written=written,
+        reused=len(done) - written,
+        audio_s=round(sum(song.duration_s for song in done), 3),
+        styles=tuple(sorted({song.style for song in done})),
+        song_ids=tuple(song.song_id for song in done),
+    )
+
+
+def _each_song(config: CorpusConfig, seeds: range) -> Iterator[SongDone]:
+    if config.workers == 1 or len(seeds) == 1:
+        yield from (write_song(seed, config) for seed in seeds)
+        return
+    # spawn: a forked child would inherit locks of the threads that numpy and a caller's Ray hold.
+    with ProcessPoolExecutor(min(config.workers, len(seeds)), mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(write_song, seed, config) for seed in seeds]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+def write_song(seed: int, config: CorpusConfig) -> SongDone:
+    """Composes, renders and stores one song, unless it is complete."""
+    record = compose(seed, config.duration_s)
+    folder = Place(config.out) / record.song_id
+    if is_complete(folder, record, config.band):
+        return SongDone(record.song_id, record.style, record.duration_s, written=False)
+    song = render(record, band=config.band)
+    files = {
+        "vocals.wav": wav_bytes(song.vocals_CN),
+        "accompaniment.wav": wav_bytes(song.accompaniment_CN),
+        "mixture.wav": wav_bytes(song.mixture_CN),
+        F0_FILE: _npy_bytes(song.f0_hz),
+    }
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    (folder / RECORD_FILE).write_bytes(song_json(record, describe(song, config.band, files)))
+    return SongDone(record.song_id, record.style, record.duration_s, written=True)
+
+
+def is_complete(folder: Place, record: SongRecord, band: Band) -> bool:
+    """Whether the folder holds this very record, rendered by this band, with all of its files."""
+    if not (folder / RECORD_FILE).exists():
+        return False
+    try:
+        _, rendering, stored = read_song_json((folder / RECORD_FILE).read_bytes())
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("%s is not a song record (%s): writing the song again", folder / RECORD_FILE, error)
+        return False
+    whole = all((folder / name).exists() for name in (*AUDIO_FILES, F0_FILE))
+    return whole and stored == record.sha256() and rendering.renderer == band
+
+
+def describe(song: RenderedSong, band: Band, files: dict[str, bytes]) -> Rendering:
+    """Measured figures of a rendering and the hashes of its files."""
+    mixture = song.mixture_CN.astype(np.float64)
+    return Rendering(
+        renderer=band,
+        loudness_lufs=round(loudness_lufs(mixture), 2),
+        peak_dbfs=round(level_db(float(np.max(np.abs(mixture))) ** 2), 2),
+        side_to_mid_db=round(side_to_mid_db(mixture), 2),
+        vocal_gain_db=round(song.vocal_gain_db, 3),
+        accompaniment_gain_db=round(song.accompaniment_gain_db, 3),
+        samples=mixture.shape[1],
+        f0_rate_hz=F0_RATE_HZ,
+        sha256={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    )
+
+
+def wav_bytes(audio_CN: np.ndarray) -> bytes:
+    """A 16-bit WAV of samples that are multiples of 1/32768, without another rounding."""
+    buffer = io.BytesIO()
+    pcm = np.round(audio_CN.astype(np.float64) * 32768.0).astype(np.int16)
+    sf.write(buffer, pcm.T, SAMPLE_RATE_HZ, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def _npy_bytes(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
