@@ -14,7 +14,7 @@ import io
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -192,8 +192,9 @@ def read_manifest(place: Place) -> Manifest:
 
 
 def dataset_digest(manifest: Manifest) -> str:
-    """SHA-256 of the manifest apart from the code's version."""
-    return hashlib.sha256(replace(manifest, commit="").to_json().encode()).hexdigest()
+    """SHA-256 of the manifest apart from the code's version and the counts, among which are rejects: they change no latent."""
+    identity = {name: value for name, value in asdict(manifest).items() if name not in ("commit", "counts")}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -260,14 +260,14 @@ def localise(uri: str | Place, cache: Path | None = None) -> Path:
             if single:
                 (arriving / place.name).write_bytes(place.read_bytes())
             else:
-                place.download(arriving)
+                place.download(arriving / place.name)
             arriving.rename(kept)
         except OSError:
             if not kept.exists():  # otherwise another process was first, with the same content
                 raise
         finally:
             shutil.rmtree(arriving, ignore_errors=True)
-    return kept / place.name if single else kept
+    return kept / place.name
 
 
 def _write_partial(path: Path, data: bytes) -> Path:
