@@ -5,7 +5,6 @@ The run is created where the command starts and handed on as a `RunHandle`, so t
 """
 
 import logging
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from infra.records import code_version
 from infra.settings import export
 from infra.storage import Place
 
@@ -31,6 +31,7 @@ FLUSH_EVERY_S = 5.0
 WAITING_LIMIT = 36_000
 BATCH_LIMIT = 1_000
 RUN_TAG = "backline.run"
+RUN_FILE = "run.json"  # in a training run's place: its config, and the handle below
 Ending = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -74,8 +75,10 @@ def store_of(run: Place, tracking_uri: str | None) -> Store:
 class Tracker:
     """One run. Metrics leave in a thread of their own; everything else is tried once, and counted in `failures` if it cannot be done."""
 
-    def __init__(self, handle: RunHandle) -> None:
+    def __init__(self, handle: RunHandle, *, repeats: bool = False) -> None:
+        """repeats: send points of steps that the run has already."""
         self.handle = handle
+        self._repeats = repeats
         self.failures = 0
         self._waiting: list[Any] = []
         self._lock = threading.Lock()
@@ -86,7 +89,7 @@ class Tracker:
         self._seen: dict[str, int] | None = None
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Adds points to the metrics' histories. A step that the run has already is not repeated, so that a resumed run replays silently."""
+        """Adds points to the metrics' histories. A step that the run has already is not repeated: a resumed run replays silently."""
         if self.handle.run_id is None:
             return
         from mlflow.entities import Metric
@@ -192,7 +195,7 @@ class Tracker:
             nonlocal sent
             if self._seen is None:
                 self._seen = {metric.key: metric.step for metric in client.get_run(run).data._metric_objs}
-            client.log_batch(run, metrics=[point for point in batch if point.step > self._seen.get(point.key, -1)])
+            client.log_batch(run, metrics=[point for point in batch if self._repeats or point.step > self._seen.get(point.key, -1)])
             sent = True
 
         self._try("metrics", send)
@@ -222,7 +225,7 @@ def open_run(
             log.warning("MLflow at %s does not know the run %s: a new one is begun", store.tracking_uri, run_id)
             run_id = None
         if run_id is None:
-            given = {RUN_TAG: run.uri, "mlflow.source.git.commit": commit(), **(tags or {})}
+            given = {RUN_TAG: run.uri, "mlflow.source.git.commit": code_version(), **(tags or {})}
             run_id = str(client.create_run(experiment_id, run_name=name, tags=given).info.run_id)
         else:
             client.update_run(run_id, status="RUNNING")
@@ -270,19 +273,6 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         rows.update(flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value})
     return rows
-
-
-def commit(folder: Path | None = None) -> str:
-    """The commit of this code, marked when the tree differs from it; "unknown" outside a repository."""
-    where = str(folder or Path(__file__).resolve().parent)
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", where, *arguments], capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def one_line(error: Exception) -> str:

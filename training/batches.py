@@ -8,7 +8,7 @@ share the batch; and the state of every stream is the number of samples drawn, w
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from infra.errors import UserError
-from infra.records import Manifest, read_latents
-from infra.storage import Place
+from infra.records import LatentTable, Manifest
 from model.checkpoint import LatentStatistics
 
 STREAMS = ("order", "crop", "timestep", "noise", "dropout", "validation")
@@ -42,20 +41,6 @@ def epoch_order(seed: int, epoch: int, segments: int) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentStore:
-    """One split in memory, as stored (float16): about 256 KiB a segment."""
-
-    vocal_RCT: NDArray[np.float16]
-    accompaniment_RCT: NDArray[np.float16]
-    valid_frames_R: NDArray[np.int64]
-    song_ids: tuple[str, ...]
-    segments: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.song_ids)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Batch:
     """One micro-batch, normalised; everything random about it is already drawn."""
 
@@ -74,25 +59,12 @@ class Batch:
         return Batch(**{name: value.pin_memory().to(device, non_blocking=True) for name, value in vars(self).items()})
 
 
-def load_split(data: str, split: str) -> LatentStore:
-    """Reads a split, ordered by song and segment whatever the files' order."""
-    rows = read_latents(Place(data), split)
-    order = sorted(range(len(rows.song_ids)), key=lambda row: (rows.song_ids[row], rows.segments[row]))
-    return LatentStore(
-        vocal_RCT=rows.vocal_RCT[order],
-        accompaniment_RCT=rows.accompaniment_RCT[order],
-        valid_frames_R=np.asarray(rows.valid_frames_R, np.int64)[order],
-        song_ids=tuple(rows.song_ids[row] for row in order),
-        segments=tuple(int(rows.segments[row]) for row in order),
-    )
-
-
 class Batches:
     """What one rank sees: its slots of every global batch."""
 
     def __init__(
         self,
-        store: LatentStore,
+        store: LatentTable,
         statistics: LatentStatistics,
         *,
         seed: int,
@@ -106,18 +78,18 @@ class Batches:
     ) -> None:
         if not len(store):
             raise UserError("the training split has no segments: prepare a dataset with more songs, and look into its rejects/")
-        self.store, self.seed, self.crop_frames, self.timesteps = store, seed, crop_frames, timesteps
+        self.store, self.statistics, self.seed, self.timesteps = store, statistics, seed, timesteps
+        self.crop_frames = min(crop_frames, store.vocal_RCT.shape[2])
         self.batch_size, self.micro_batch, self.condition_dropout = batch_size, micro_batch, condition_dropout
         share = batch_size // world_size
         self.slots = range(rank * share, (rank + 1) * share)
-        self.vocal_scale_C1, self.accompaniment_scale_C1 = scales(statistics)
 
     def at(self, step: int) -> list[Batch]:
         """This rank's micro-batches of one step: a function of (seed, step) alone."""
         samples = [self._sample(step * self.batch_size + slot) for slot in self.slots]
         return [collate(samples[start : start + self.micro_batch]) for start in range(0, len(samples), self.micro_batch)]
 
-    def ahead(self, step: int) -> Iterator[list[Batch]]:
+    def ahead(self, step: int) -> Generator[list[Batch], None, None]:
         """Steps from `step` on, the next one drawn in a thread while the network works on this one."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
             following = pool.submit(self.at, step)
@@ -138,8 +110,7 @@ class Batches:
             row,
             start,
             self.crop_frames,
-            self.vocal_scale_C1,
-            self.accompaniment_scale_C1,
+            self.statistics,
             t=int(stream(self.seed, "timestep", sample).integers(self.timesteps)),
             noise=stream(self.seed, "noise", sample),
             drop=bool(stream(self.seed, "dropout", sample).random() < self.condition_dropout),
@@ -147,7 +118,7 @@ class Batches:
 
 
 def validation_batches(
-    store: LatentStore,
+    store: LatentTable,
     statistics: LatentStatistics,
     *,
     segments: int,
@@ -162,8 +133,8 @@ def validation_batches(
 
     One list for each timestep: quantile middles of 0..T-1. A rank gets every world_size-th segment.
     """
-    chosen = np.unique(np.linspace(0, len(store) - 1, min(segments, len(store))).round().astype(int)) if len(store) else []
-    scale = scales(statistics)
+    chosen = sorted({round(index * (len(store) - 1) / max(1, min(segments, len(store)) - 1)) for index in range(min(segments, len(store)))})
+    crop_frames = min(crop_frames, store.vocal_RCT.shape[2])
     groups = []
     for quantile in range(per_segment):
         samples = []
@@ -173,43 +144,25 @@ def validation_batches(
             draw = stream(0, "validation", index * per_segment + quantile)
             start = max(0, int(store.valid_frames_R[row]) - crop_frames) // 2
             t = int((quantile + 0.5) / per_segment * timesteps)
-            samples.append(crop(store, int(row), start, crop_frames, *scale, t=t, noise=draw, drop=False))
+            samples.append(crop(store, row, start, crop_frames, statistics, t=t, noise=draw, drop=False))
         groups.append([collate(samples[first : first + micro_batch]) for first in range(0, len(samples), micro_batch)])
     return groups
 
 
-def scales(statistics: LatentStatistics) -> tuple[tuple[NDArray[np.float32], ...], tuple[NDArray[np.float32], ...]]:
-    """((mean_C1, std_C1) of vocals, of accompaniments)."""
-    columns = [np.asarray(values, np.float32)[:, None] for values in (
-        statistics.vocal_mean, statistics.vocal_std, statistics.accompaniment_mean, statistics.accompaniment_std,
-    )]  # fmt: skip
-    return (columns[0], columns[1]), (columns[2], columns[3])
-
-
 def crop(
-    store: LatentStore,
-    row: int,
-    start: int,
-    frames: int,
-    vocal_scale: tuple[NDArray[np.float32], ...],
-    accompaniment_scale: tuple[NDArray[np.float32], ...],
-    *,
-    t: int,
-    noise: np.random.Generator,
-    drop: bool,
+    store: LatentTable, row: int, start: int, frames: int, statistics: LatentStatistics, *, t: int, noise: np.random.Generator, drop: bool
 ) -> Batch:
     """One sample as a batch of one: a normalised window of a segment, zero where the segment has no audio."""
     window = slice(start, start + frames)
-    valid_T = np.arange(start, start + frames) < store.valid_frames_R[row]
-
-    def normalised(latent_RCT: NDArray[np.float16], mean_C1: NDArray[np.float32], std_C1: NDArray[np.float32]) -> Tensor:
-        return torch.from_numpy(np.where(valid_T, (latent_RCT[row, :, window].astype(np.float32) - mean_C1) / std_C1, 0.0)[None])
-
-    accompaniment_1CT = normalised(store.accompaniment_RCT, *accompaniment_scale)
+    valid_1T = torch.arange(start, start + frames)[None] < int(store.valid_frames_R[row])
+    vocal_1CT = statistics.normalise_vocal(torch.from_numpy(store.vocal_RCT[row : row + 1, :, window].astype(np.float32)))
+    accompaniment_1CT = statistics.normalise_accompaniment(
+        torch.from_numpy(store.accompaniment_RCT[row : row + 1, :, window].astype(np.float32))
+    )
     return Batch(
-        vocal_BCT=normalised(store.vocal_RCT, *vocal_scale),
-        accompaniment_BCT=accompaniment_1CT,
-        valid_BT=torch.from_numpy(valid_T[None]),
+        vocal_BCT=torch.where(valid_1T, vocal_1CT, 0.0),
+        accompaniment_BCT=torch.where(valid_1T, accompaniment_1CT, 0.0),
+        valid_BT=valid_1T,
         t_B=torch.tensor([t]),
         noise_BCT=torch.from_numpy(noise.standard_normal(accompaniment_1CT.shape, dtype=np.float32)),
         drop_B=torch.tensor([drop]),

@@ -1,0 +1,59 @@
+"""A config in hand is whole, and a wrong one says what to do."""
+
+import dataclasses
+import json
+
+import pytest
+
+from training.config import MAY_CHANGE, TrainConfig, paper, small_demo
+
+
+def config(**changes) -> TrainConfig:
+    return TrainConfig(**{"data": "d", "out": "o", **changes})
+
+
+def test_presets_fill_what_is_left_open() -> None:
+    assert config().crop_frames == 1_024
+    assert config(preset="small").crop_frames == 256
+    assert config(preset="small", crop_frames=128, learning_rate=1e-4).learning_rate == 1e-4
+    assert isinstance(config().steps, int)
+    assert paper(data="d", out="o").learning_rate == 3.5e-4
+    assert small_demo(data="d", out="o", max_minutes=2).anneal_by_time
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"preset": "huge"}, "choose one of these"),
+        ({"batch_size": 5, "workers": 2}, "multiple of the workers"),
+        ({"batch_size": 8, "workers": 2, "micro_batch_size": 3}, "divisor"),
+        ({"crop_frames": 2_000}, "at most"),
+        ({"condition_dropout": 1.0}, "share inside"),
+        ({"learning_rate": -1.0}, "positive"),
+        ({"anneal_by_time": True}, "minutes"),
+        ({"workers": -1}, "0 or more"),
+        ({"steps": -3}, "positive"),
+    ],
+)
+def test_a_wrong_value_names_its_remedy(changes: dict, remedy: str) -> None:
+    with pytest.raises(ValueError, match=remedy):
+        config(**changes)
+
+
+def test_the_hash_changes_with_the_result_only() -> None:
+    base = config()
+    assert base.hash() == dataclasses.replace(base, out="elsewhere", workers=2, resume=True, log_every=1).hash()
+    assert base.hash() != dataclasses.replace(base, learning_rate=1e-3).hash()
+    assert base.hash() != dataclasses.replace(base, seed=1).hash()
+
+
+def test_the_config_is_json_and_names_real_fields() -> None:
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    assert set(MAY_CHANGE) <= names
+    assert set(json.loads(json.dumps(config().to_dict()))) == names
+
+
+def test_workers_share_the_batch() -> None:
+    assert config(workers=4).share == 4
+    assert config(workers=0).share == 16
+    assert config(workers=2, micro_batch_size=2).micro_batch == 2

@@ -1,0 +1,59 @@
+"""`python -m training train|evaluate|codec`: the entry points of a Ray job, and the commands that `backline` shows."""
+
+import sys
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from infra import commands
+from infra.logs import configure
+from infra.settings import Settings
+from model.errors import ModelError
+from training.codec import CodecTrainConfig
+from training.config import TrainConfig
+from training.evaluation import EvaluateConfig
+
+app = App(name="training", help="Train on a latent dataset, score a checkpoint, train the embedded codec.")
+
+
+@app.command
+def train(config: Annotated[TrainConfig, Parameter(name="*")]) -> int:
+    """Train on a latent dataset, on Ray, tracked in MLflow."""
+    from training.launch import train as run
+
+    result = run(config)
+    sys.stdout.write(
+        f"step {result.step} ({result.ended}): " + ", ".join(f"{name} {value:.4g}" for name, value in sorted(result.metrics.items())) + "\n"
+        f"checkpoint {result.checkpoint}\n"
+        f"MLflow run {result.mlflow_run_id} in {result.tracking_uri}\n"
+    )
+    return 0
+
+
+@app.command
+def evaluate(config: Annotated[EvaluateConfig, Parameter(name="*")]) -> int:
+    """Score a checkpoint beside its baselines."""
+    from training.evaluation import evaluate as run
+
+    report = run(config)
+    sys.stdout.write(report.to_markdown())
+    sys.stdout.write(f"\nwritten to {report.out}\n")
+    return 0
+
+
+@app.command
+def codec(config: Annotated[CodecTrainConfig, Parameter(name="*")]) -> int:
+    """Train the embedded codec on song folders."""
+    from training.codec import train_codec
+
+    train_codec(config)
+    return 0
+
+
+def main() -> None:
+    configure(Settings.from_environment().log_level)
+    sys.exit(commands.run(app, user_errors=(ModelError,)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Pictures for MLflow and reports, as PNG bytes; without pyplot, so that threads and servers need no display."""
+
+import io
+from collections.abc import Mapping
+
+import numpy as np
+import scipy.signal
+from matplotlib.figure import Figure
+
+from model.geometry import SAMPLE_RATE_HZ
+
+WINDOW = 2_048
+
+
+def loss_curve(training: list[tuple[int, float]], validation: list[tuple[int, float]]) -> bytes:
+    """Training and validation loss over steps."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss")
+    for rows, label, style in ((training, "training", "-"), (validation, "validation", "o-")):
+        if rows:
+            axes.plot(*zip(*rows, strict=True), style, label=label, linewidth=1, markersize=3)
+    if training or validation:
+        axes.legend()
+    axes.grid(alpha=0.3)
+    return png(figure)
+
+
+def spectrograms(sounds_CN: Mapping[str, np.ndarray]) -> bytes:
+    """One spectrogram a sound, on a common scale of 80 dB, up to 11 kHz."""
+    figure = Figure(figsize=(10, 2.2 * len(sounds_CN)), layout="constrained")
+    for index, (name, audio_CN) in enumerate(sounds_CN.items()):
+        axes = figure.add_subplot(len(sounds_CN), 1, index + 1, title=name, ylabel="kHz")
+        hz_F, s_T, power_FT = scipy.signal.spectrogram(
+            audio_CN.mean(axis=0), SAMPLE_RATE_HZ, nperseg=WINDOW, noverlap=WINDOW // 2, mode="magnitude"
+        )
+        kept = hz_F <= 11_000
+        level_FT = 20 * np.log10(power_FT[kept] + 1e-7)
+        axes.imshow(
+            level_FT, origin="lower", aspect="auto", extent=(0, float(s_T[-1]), 0, 11), vmin=-110, vmax=-30, cmap="magma", rasterized=True
+        )
+    figure.supxlabel("seconds")
+    return png(figure)
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90)
+    return buffer.getvalue()

@@ -1,0 +1,212 @@
+"""`train`: the loop under Ray Train, the run in MLflow, sample audio at the end."""
+
+import json
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from infra.cluster import connect
+from infra.errors import UserError
+from infra.logs import configure
+from infra.records import read_manifest
+from infra.settings import Settings
+from infra.storage import Place, localise
+from infra.tracking import RUN_FILE, RunHandle, Store, Tracker, keep, open_run, store_of
+from model.errors import ModelError
+from training import figures
+from training.config import TrainConfig
+from training.evaluation import log_samples, run_handle
+from training.loop import Outcome, latest, run
+from training.state import check_resumable, codec_identity, dataset_identity, read_metrics, read_saved
+from training.workers import Workers
+
+log = logging.getLogger(__name__)
+
+# OpenMP's threads spin while they wait: where other processes want the cores too, that made a step ten times slower.
+WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What training left behind."""
+
+    run: str
+    """Place of the run."""
+    checkpoint: str
+    """Place of the best checkpoint."""
+    tracking_uri: str
+    mlflow_run_id: str | None
+    step: int
+    ended: str
+    metrics: dict[str, float]
+    """Last values: train_loss, validation_loss and others."""
+    training_loss: list[tuple[int, float]]
+    validation_loss: list[tuple[int, float]]
+    tracking_failures: int
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Trains as the config says, on the cluster that this process is on, or one of its own, and tracks it.
+
+    Raises: UserError when the run cannot be begun or resumed as asked; the error of a worker that failed more often than `max_failures`.
+    """
+    settings = Settings.from_environment()
+    data, out = Place(config.data), Place(config.out)
+    config = replace(config, data=data.uri, out=out.uri)
+    manifest = read_manifest(data)
+    saved = read_saved(out)
+    if saved is not None:
+        if not config.resume:
+            raise UserError(
+                f"{out} holds a run that is at step {saved.progress.step}: add --resume to go on with it, or choose another --out"
+            )
+        check_resumable(saved, config, codec_identity(manifest), dataset_identity(config.data, manifest))
+    if saved is not None and saved.progress.ended(config):
+        log.info("%s is done already: %s", out, saved.progress.ended(config))
+        outcome = Outcome(step=saved.progress.step, ended=saved.progress.ended(config), metrics=latest(read_metrics(out)))
+        return result_of(out, outcome, run_handle(out) or RunHandle(tracking_uri="", run_id=None), 0)
+
+    store = store_of(out, settings.mlflow_tracking_uri)
+    before = run_handle(out)
+    name = f"{out.name}-{config.hash()}"
+    tracker = open_run(
+        store, experiment=config.experiment, name=name, run=out, tags={"backline.preset": config.preset, "backline.config": config.hash()},
+        run_id=before.run_id if before is not None and before.tracking_uri == store.tracking_uri else None,
+    )  # fmt: skip
+    (out / RUN_FILE).write_bytes(json.dumps({"name": name, "config": config.to_dict(), "mlflow": vars(tracker.handle)}, indent=2).encode())
+    tracker.params(config.to_dict())
+    tracker.dataset(name=data.name, digest=manifest.digest, uri=data.uri)
+    tracker.tags({"backline.codec": f"{manifest.codec_id} {manifest.codec_weights_sha256[:12]}"})
+    with ending(tracker, store):
+        if config.workers == 0:
+            tracker.watch_system()
+            outcome = run(config, data=data, out=out, tracker=tracker)
+        else:
+            outcome = run_on_ray(config, data, out, name, tracker.handle, settings.log_level)
+        history = read_metrics(out)
+        tracker.content(figures.loss_curve(loss_of(history, "train/loss"), loss_of(history, "validation/loss")), "figures/loss.png")
+        if tracker.handle.run_id is not None:
+            tracker.folder(localise(out / "best", settings.cache), "checkpoint")
+            log_samples(config, tracker, data, out / "best", settings)
+    return result_of(out, outcome, tracker.handle, tracker.failures)
+
+
+def run_on_ray(config: TrainConfig, data: Place, out: Place, name: str, handle: RunHandle, log_level: str) -> Outcome:
+    """The loop in `config.workers` Ray Train workers. A lost worker restarts all of them from RUN/last."""
+    with connect():
+        import ray
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        resources = ray.cluster_resources()
+        use_gpu = resources.get("GPU", 0) >= config.workers
+        # Ray gives a worker as many threads as it has CPUs, and the tickets of a small machine exceed its cores.
+        tickets = max(1, int(resources.get("CPU", 1) - 1) // config.workers)
+        cpus = min(tickets, max(1, (os.cpu_count() or 1) // config.workers))
+        filesystem, path = (out / "ray").filesystem()
+        trainer = TorchTrainer(
+            worker_of(config, data, out, handle, log_level),
+            train_loop_config=config.to_dict(),
+            scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=per_worker(cpus, use_gpu)),
+            run_config=RunConfig(
+                name=name,
+                storage_path=path,
+                storage_filesystem=filesystem,
+                failure_config=FailureConfig(max_failures=config.max_failures),
+                worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
+            ),
+        )
+        try:
+            result: Any = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise cause_of(error) from error
+    outcome: Outcome = result.return_value
+    return outcome
+
+
+def worker_of(config: TrainConfig, data: Place, out: Place, handle: RunHandle, log_level: str) -> Callable[[dict[Any, Any]], Any]:
+    """What each Ray Train worker runs. Places travel in the closure, with their access; the config is also shown on the dashboard."""
+
+    def work(_: dict[str, Any]) -> Outcome:
+        import ray.train
+        from ray.train.torch import get_device
+
+        configure(log_level)
+        context = ray.train.get_context()
+        workers = Workers(rank=context.get_world_rank(), size=context.get_world_size(), device=get_device())
+        tracker = Tracker(handle) if workers.leads else None
+        if tracker is not None:
+            tracker.watch_system()
+        try:
+            # The loop saves to RUN/last itself, before it reports: nothing is uploaded twice, and a run resumes without Ray as well.
+            return run(config, data=data, out=out, workers=workers, tracker=tracker, report=lambda metrics: ray.train.report(metrics))
+        finally:
+            if tracker is not None:
+                tracker.close()
+
+    return work
+
+
+def per_worker(cpus: int, use_gpu: bool) -> dict[str, float]:
+    return {"CPU": cpus, "GPU": 1} if use_gpu else {"CPU": cpus}
+
+
+def cause_of(error: Exception) -> Exception:
+    """The user's mistake behind a failed training, where it is one; otherwise the failure itself."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, UserError | ModelError):
+                return type(cause)(str(cause).strip().splitlines()[-1])
+            cause = getattr(cause, "_base_exc", None) or cause.__cause__
+    return error
+
+
+@contextmanager
+def ending(tracker: Tracker, store: Store) -> Iterator[None]:
+    """Ends the MLflow run with the status that it deserves, on SIGTERM too."""
+
+    def terminated(*_: object) -> None:
+        raise SystemExit(143)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    former = signal.signal(signal.SIGTERM, terminated) if in_main else None
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        tracker.end("KILLED")
+        raise
+    except BaseException:
+        tracker.end("FAILED")
+        raise
+    else:
+        tracker.end("FINISHED")
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, former)
+        keep(store)
+
+
+def loss_of(history: list[dict[str, float]], name: str) -> list[tuple[int, float]]:
+    return [(int(row["step"]), row[name]) for row in history if name in row]
+
+
+def result_of(out: Place, outcome: Outcome, handle: RunHandle, failures: int) -> TrainResult:
+    history = read_metrics(out)
+    return TrainResult(
+        run=out.uri,
+        checkpoint=(out / "best").uri,
+        tracking_uri=handle.tracking_uri,
+        mlflow_run_id=handle.run_id,
+        step=outcome.step,
+        ended=outcome.ended,
+        metrics={name.replace("/", "_"): value for name, value in outcome.metrics.items()},
+        training_loss=loss_of(history, "train/loss"),
+        validation_loss=loss_of(history, "validation/loss"),
+        tracking_failures=failures,
+    )

@@ -1,0 +1,271 @@
+"""The training loop, top to bottom: load, step, log, validate, save. It runs with and without Ray."""
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from infra.errors import UserError
+from infra.records import Manifest, read_latents, read_manifest
+from infra.storage import Place
+from infra.tracking import Tracker
+from model.checkpoint import Checkpoint
+from model.diffusion import DiffusionLoss, Schedule, velocity_loss
+from model.unet import PRESETS, AccompanimentUNet
+from training.batches import Batch, Batches, statistics_of, validation_batches
+from training.config import TrainConfig
+from training.state import (
+    Average,
+    Progress,
+    check_resumable,
+    codec_identity,
+    dataset_identity,
+    read_metrics,
+    read_saved,
+    restore,
+    save,
+    write_metrics,
+)
+from training.workers import Workers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Where the loop stopped. `metrics`: the last of each metric."""
+
+    step: int
+    ended: str
+    metrics: dict[str, float]
+
+
+def run(
+    config: TrainConfig,
+    *,
+    data: Place | None = None,
+    out: Place | None = None,
+    workers: Workers | None = None,
+    tracker: Tracker | None = None,
+    report: Callable[[dict[str, float]], None] | None = None,
+) -> Outcome:
+    """Trains until the config says that it is over, going on from what RUN/last holds.
+
+    data, out: the config's places with their access, in a process that may not have it. report: called at each validation, by every worker.
+    """
+    workers, data, place = workers or Workers(), data or Place(config.data), out or Place(config.out)
+
+    # Load
+    manifest = read_manifest(data)
+    statistics, codec, dataset = statistics_of(manifest), codec_identity(manifest), dataset_identity(config.data, manifest)
+    schedule = Schedule(steps=PRESETS[config.preset]().diffusion_steps).to(workers.device)
+    network, average, optimizer = build(config, workers.device)
+    saved, progress, history = read_saved(place), Progress(), list[dict[str, float]]()
+    if saved is not None:
+        check_resumable(saved, config, codec, dataset)
+        progress = restore(saved, network, average, optimizer)
+        history = read_metrics(place, up_to=progress.step)
+        log.info("going on from step %d of %s", progress.step, place)
+    shared = {"crop_frames": config.crop_frames, "timesteps": schedule.steps, "micro_batch": config.micro_batch}
+    ranks = {"rank": workers.rank, "world_size": workers.size}
+    batches = Batches(
+        read_latents(data, "train"), statistics, seed=config.seed, batch_size=config.batch_size,
+        condition_dropout=config.condition_dropout, **shared, **ranks,
+    )  # fmt: skip
+    held_out = validation_batches(
+        read_latents(data, "validation"), statistics, segments=config.validation_segments,
+        per_segment=config.validation_timesteps, **shared, **ranks,
+    )  # fmt: skip
+
+    # Step, log, validate, save
+    meter = Meter(workers)
+    stream = batches.ahead(progress.step)
+    bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=not (workers.leads and sys.stderr.isatty()))
+    with closing(stream), bar:
+        while not progress.ended(config):
+            meter.start()
+            micro_batches = next(stream)
+            meter.data_ready()
+            rate = learning_rate(config, progress)
+            loss = torch.zeros((), device=workers.device)
+            for batch in micro_batches:
+                part = batch_loss(config, network, schedule, batch.to(workers.device)).loss / len(micro_batches)
+                part.backward()
+                loss += part.detach()
+            workers.average_gradients(network.parameters())
+            norm = nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            average.update(network, progress.step)
+            progress.step += 1
+            meter.stepped(loss, config.batch_size)
+            progress.minutes += workers.from_leader(meter.lap_s()) / 60
+            bar.update()
+
+            over = bool(progress.ended(config))
+            validates = over or progress.step % config.validate_every == 0
+            saves = validates or bool(config.save_every and progress.step % config.save_every == 0)
+            if saves or progress.step % config.log_every == 0:
+                row = meter.read(rate, norm)
+                if not math.isfinite(row["train/loss"]):
+                    raise UserError(
+                        f"the loss is {row['train/loss']} at step {progress.step}: resume with a lower learning_rate in a new --out"
+                    )
+                history.append(record(tracker, workers, progress.step, row))
+                bar.set_postfix(loss=f"{row['train/loss']:.4f}")
+            best = False
+            if validates:
+                row = validate(config, average.network, schedule, held_out, workers)
+                measure = row.get("validation/loss")
+                best = measure is None or progress.best is None or measure < progress.best
+                progress.best, progress.stale = (measure, 0) if best else (progress.best, progress.stale + 1)
+                history.append(record(tracker, workers, progress.step, row))
+            if saves and workers.leads:
+                checkpoint = checkpoint_of(config, average.network, manifest, progress.step, latest(history))
+                save(
+                    place, config=config, network=network, average=average, optimizer=optimizer, progress=progress,
+                    checkpoint=checkpoint, best=best,
+                )  # fmt: skip
+                write_metrics(place, history)
+            if validates and report is not None:
+                report({"step": progress.step, **latest(history)})
+    log.info("step %d: %s", progress.step, progress.ended(config))
+    return Outcome(step=progress.step, ended=progress.ended(config), metrics=latest(history))
+
+
+def build(config: TrainConfig, device: torch.device) -> tuple[AccompanimentUNet, Average, torch.optim.AdamW]:
+    """A network whose first weights depend on the seed alone, its average, and AdamW without decay of gains and biases."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = AccompanimentUNet(PRESETS[config.preset]())
+    network.to(device).train()
+    matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+    return network, Average(network, config.ema_decay), optimizer
+
+
+def batch_loss(config: TrainConfig, network: AccompanimentUNet, schedule: Schedule, batch: Batch) -> DiffusionLoss:
+    """The velocity loss of one batch, in the config's precision."""
+    device = batch.t_B.device.type
+    half = config.precision == "bf16" or (config.precision == "auto" and device == "cuda" and torch.cuda.is_bf16_supported())
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=half):
+        vocal = network.encode_vocal(batch.vocal_BCT, batch.valid_BT, batch.drop_B)
+
+        def denoise(x_BCT: Tensor, t_B: Tensor) -> Tensor:
+            return network(x_BCT, t_B, vocal)
+
+        return velocity_loss(denoise, schedule, batch.accompaniment_BCT, batch.noise_BCT, batch.t_B, batch.valid_BT, config.loss)
+
+
+@torch.no_grad()
+def validate(
+    config: TrainConfig, network: AccompanimentUNet, schedule: Schedule, held_out: list[list[Batch]], workers: Workers
+) -> dict[str, float]:
+    """The averaged network's loss on held-out crops: the mean, and the unweighted error at each fixed timestep. Empty without any."""
+    rows: dict[str, float] = {}
+    sums = torch.zeros(len(held_out), 3, dtype=torch.float64, device=workers.device)  # loss, squared error, samples
+    for index, group in enumerate(held_out):
+        for batch in group:
+            loss = batch_loss(config, network, schedule, batch.to(workers.device))
+            sums[index] += torch.stack([loss.per_sample_B.sum(), loss.mse_B.sum(), torch.tensor(float(len(loss.mse_B)))]).to(sums)
+    sums = workers.total(sums)
+    if sums[:, 2].sum() == 0:
+        return rows
+    rows["validation/loss"] = float(sums[:, 0].sum() / sums[:, 2].sum())
+    for index in range(len(held_out)):
+        t = int((index + 0.5) / len(held_out) * schedule.steps)
+        rows[f"validation/error_t{t:03d}"] = float(sums[index, 1] / sums[index, 2])
+    return rows
+
+
+def learning_rate(config: TrainConfig, progress: Progress) -> float:
+    """Linear warm-up, then a cosine down to `final_rate` (Loshchilov & Hutter 2017), over the steps or the minutes, whichever end first."""
+    warm = min(1.0, (progress.step + 1) / max(config.warmup_steps, 1))
+    done = min(1.0, max(0, progress.step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1))
+    if config.anneal_by_time:
+        done = max(done, min(1.0, progress.minutes / config.max_minutes))
+    return config.learning_rate * warm * (config.final_rate + (1 - config.final_rate) * (1 + math.cos(math.pi * done)) / 2)
+
+
+def checkpoint_of(config: TrainConfig, network: AccompanimentUNet, manifest: Manifest, step: int, metrics: dict[str, float]) -> Checkpoint:
+    return Checkpoint(
+        name=f"{config.preset}-{config.hash()}",
+        network=network.config,
+        state=network.state_dict(),
+        statistics=statistics_of(manifest),
+        codec=codec_identity(manifest),
+        dataset=dataset_identity(config.data, manifest),
+        step=step,
+        metrics=metrics,
+    )
+
+
+class Meter:
+    """Loss, speed and waiting since the last reading. The loss stays on the device until it is read."""
+
+    def __init__(self, workers: Workers) -> None:
+        self.workers = workers
+        self._began = self._lap = time.monotonic()
+        self._reset()
+
+    def lap_s(self) -> float:
+        """Seconds since the last call: steps, validations and saves alike."""
+        now = time.monotonic()
+        lap, self._lap = now - self._lap, now
+        return lap
+
+    def _reset(self) -> None:
+        self.loss, self.steps, self.samples, self.busy_s, self.wait_s = torch.zeros((), device=self.workers.device), 0, 0, 0.0, 0.0
+
+    def start(self) -> None:
+        self._began = time.monotonic()
+
+    def data_ready(self) -> None:
+        self.wait_s += time.monotonic() - self._began
+
+    def stepped(self, loss: Tensor, samples: int) -> None:
+        self.loss += loss
+        self.steps, self.samples = self.steps + 1, self.samples + samples
+        self.busy_s += time.monotonic() - self._began
+
+    def read(self, rate: float, norm: Tensor) -> dict[str, float]:
+        row = {
+            "train/loss": float(self.workers.mean(self.loss) / self.steps),
+            "train/learning_rate": rate,
+            "train/gradient_norm": float(norm),
+            "train/samples_per_s": self.samples / self.busy_s,
+            "train/data_wait": self.wait_s / self.busy_s,
+        }
+        self._reset()
+        return row
+
+
+def record(tracker: Tracker | None, workers: Workers, step: int, row: dict[str, float]) -> dict[str, float]:
+    """One row of metrics to the log and to the tracker."""
+    if workers.leads:
+        if "train/loss" in row:
+            log.info(
+                "step %d  loss %.4f  lr %.2e  %.1f samples/s  data wait %.1f%%", step, row["train/loss"], row["train/learning_rate"],
+                row["train/samples_per_s"], 100 * row["train/data_wait"],
+            )  # fmt: skip
+        elif row:
+            log.info("step %d  validation loss %.4f", step, row["validation/loss"])
+        if tracker is not None:
+            tracker.metrics(row, step)
+    return {"step": step, **row}
+
+
+def latest(history: list[dict[str, float]]) -> dict[str, float]:
+    """The last value of each metric."""
+    return {name: value for row in history for name, value in row.items() if name != "step"}
