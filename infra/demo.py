@@ -17,8 +17,7 @@ import numpy as np
 from cyclopts import Parameter
 
 from infra import audio_files
-from infra.cluster import Cluster, connect
-from infra.errors import UserError
+from infra.cluster import connect
 from infra.report import DemoReport, Sound, StageTime, write_report
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ class Stages:
 
 
 def demo(config: DemoConfig = DemoConfig()) -> int:
-    """Everything on this machine: corpus, latents, training with MLflow, evaluation, HTTP service, one accompaniment for an unseen vocal."""
+    """Everything on this machine: corpus, latents, training with MLflow, evaluation, HTTP service, a band for an unseen vocal."""
     out = config.out.expanduser().absolute()
     out.mkdir(parents=True, exist_ok=True)
     say(f"backline demo: a band for a vocal, from nothing, in {out}")
@@ -92,7 +91,7 @@ def demo(config: DemoConfig = DemoConfig()) -> int:
         with stages.stage("evaluate", "held-out songs, beside the baselines") as notes:
             evaluation = evaluate_network(out, trained, notes)
         with stages.stage("serve", "Ray Serve, one vocal over HTTP") as notes:
-            answer = ask_the_service(out, trained, vocal_file, cluster, notes)
+            answer = ask_the_service(out, trained, vocal_file, notes)
     with stages.stage("report", "a page with players and pictures") as notes:
         report_file = write_demo_report(config, out, stages, trained, evaluation, answer)
         notes.append(str(report_file))
@@ -114,9 +113,9 @@ def prepare_latents(out: Path, notes: list[str]) -> None:
     from pipelines.prepare import PrepareConfig, prepare
 
     summary = prepare(PrepareConfig(source=f"demo:{out / 'corpus'}", out=str(out / "latents")))
-    if summary.rejected:
-        raise UserError(f"{summary.rejected} demo songs were rejected; look at {out / 'latents' / 'rejects'}")
-    notes.append(f"{summary.prepared} songs encoded, {summary.reused} reused, {summary.segments} segments")
+    if summary.rejects:
+        raise RuntimeError(f"demo songs were rejected: {'; '.join(summary.rejects)}")
+    notes.append(f"{summary.prepared} songs encoded, {summary.already} already there; {summary.manifest.counts if summary.manifest else 'nothing'}")
 
 
 def train_network(config: DemoConfig, out: Path, notes: list[str]) -> "TrainResult":
@@ -145,7 +144,7 @@ class Answer:
     sounds: list[Sound]
 
 
-def ask_the_service(out: Path, trained: "TrainResult", vocal_file: Path, cluster: Cluster, notes: list[str]) -> Answer:
+def ask_the_service(out: Path, trained: "TrainResult", vocal_file: Path, notes: list[str]) -> Answer:
     """Starts the service, sends the vocal, writes vocal.wav, accompaniment.wav and mix.wav, stops the service."""
     from serving.deployments import ServeConfig, start
 

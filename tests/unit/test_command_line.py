@@ -1,0 +1,52 @@
+"""Exit codes and one-line errors, as a user meets them: the installed script in a process of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(sys.executable).parent / "backline"
+
+
+def backline(*tokens: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([SCRIPT, *tokens], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_help_names_every_command() -> None:
+    answered = backline("--help")
+    assert answered.returncode == 0
+    for name in ("demo", "doctor", "corpus", "prepare", "train", "evaluate", "generate", "serve", "submit"):
+        assert f" {name} " in answered.stdout
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        (("corpse",), "corpus"),
+        (("corpus",), "--out"),
+        (("corpus", "--out", "x", "--songs", "0"), "songs"),
+        (("corpus", "--out", "x", "--songs", "many"), "many"),
+        (("prepare", "--out", "x"), "--source"),
+        (("prepare", "--source", "tape:x", "--out", "x"), "tape"),
+        (("prepare", "--source", "pairs:/nowhere/at/all", "--out", "x"), "/nowhere/at/all"),
+        (("train", "--data", "/nowhere/at/all", "--out", "x"), "/nowhere/at/all"),
+        (("train", "--data", "x", "--out", "y", "--preset", "huge"), "huge"),
+        (("generate", "/nowhere/vocal.wav", "--out", "band.wav"), "/nowhere/vocal.wav"),
+        (("generate", "vocal.wav", "--out", "band.aiff"), ".aiff"),
+        (("serve", "--port", "99999"), "99999"),
+        (("demo", "--songs", "1"), "songs"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(tokens: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    answered = subprocess.run([SCRIPT, *tokens], capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+    lines = answered.stderr.strip().splitlines()
+    assert answered.returncode == 2, answered.stderr
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_starts_without_torch_and_ray() -> None:
+    code = "import sys\nfrom infra import commands\nfrom infra.cli import app\ncommands.run(app, ['--help'])\nsys.exit('torch' in sys.modules or 'ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60).returncode == 0
