@@ -27,6 +27,8 @@ from model.unet import AccompanimentUNet, UNetConfig
 SCHEMA_VERSION = 1
 CONFIG_FILE = "checkpoint.json"
 WEIGHTS_FILE = "model.safetensors"
+SHIPPED_CHECKPOINT = Path(__file__).parent / "weights" / "accompanist"
+"""The checkpoint that comes with the project, for who names none."""
 
 Record = TypeVar("Record")
 

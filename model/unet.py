@@ -301,20 +301,6 @@ class AccompanimentUNet(nn.Module):
         return masked(h_BCT, valid[0])[:, :, :frames]
 
 
-class ConditionedUNet(nn.Module):
-    """Vocal encoding and denoising as one forward pass, which is what DistributedDataParallel wraps."""
-
-    def __init__(self, unet: AccompanimentUNet) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(
-        self, x_BCT: Tensor, t_B: Tensor, vocal_BCT: Tensor, valid_BT: Tensor | None = None, drop_B: Tensor | None = None
-    ) -> Tensor:
-        """v̂ (B, 64, T) with gradients to both streams."""
-        return self.unet(x_BCT, t_B, self.unet.encode_vocal(vocal_BCT, valid_BT, drop_B))
-
-
 def count_parameters(module: nn.Module) -> int:
     """Trainable parameters."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

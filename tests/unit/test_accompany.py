@@ -1,0 +1,278 @@
+"""A vocal in, its band out, through the real embedded codec and a tiny network."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.accompany import (
+    NOISE_WINDOW_FRAMES,
+    Accompanist,
+    GenerationConfig,
+    active_level_db,
+    level_gain,
+    mix,
+    noise_stream,
+    window_starts,
+    window_weights,
+)
+from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics, load_checkpoint, save_checkpoint
+from model.codec import load_codec
+from model.codec_base import CodecIdentity
+from model.errors import ModelError
+from model.fit import NO_FIT, fit
+from model.unet import AccompanimentUNet, UNetConfig
+
+NETWORK = UNetConfig(channels=(16, 32), vocal_blocks=(1, 1), heads=2, head_channels=16, time_channels=32, bottleneck_blocks=1)
+QUICK = GenerationConfig(steps=2, seed=5)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tiny_checkpoint() -> Checkpoint:
+    torch.manual_seed(0)
+    unet = AccompanimentUNet(NETWORK)
+    torch.nn.init.normal_(unet.output.weight, std=0.05)
+    torch.nn.init.normal_(unet.null_vocal_C)
+    return Checkpoint(
+        name="tiny",
+        network=NETWORK,
+        state=unet.state_dict(),
+        statistics=LatentStatistics(
+            vocal_mean=(0.0,) * 64,
+            vocal_std=(1.0,) * 64,
+            accompaniment_mean=(0.1,) * 64,
+            accompaniment_std=(0.8,) * 64,
+            vocal_level_db=-24.0,
+        ),
+        codec=load_codec("embedded").identity,
+        dataset=DatasetIdentity(uri="test", digest="0"),
+        step=1,
+        metrics={},
+    )
+
+
+@pytest.fixture(scope="module")
+def accompanist() -> Accompanist:
+    return Accompanist(tiny_checkpoint(), load_codec("embedded"))
+
+
+@pytest.fixture(scope="module")
+def windowed() -> Accompanist:
+    """Windows of 32 frames (1.5 s), so that a few seconds are a long song."""
+    return Accompanist(tiny_checkpoint(), load_codec("embedded"), window_frames=32, overlap_frames=8, rows_per_call=3)
+
+
+def vocal(samples: int, level: float = 0.1) -> np.ndarray:
+    """Notes with gaps."""
+    time_N = np.arange(samples) / 44_100
+    pitch_hz = 220 * 2 ** (np.array([0, 4, 7, 4, 5, 9, 7, 2])[(time_N * 2).astype(int) % 8] / 12)
+    phase_N = 2 * np.pi * np.cumsum(pitch_hz) / 44_100
+    voice_N = level * np.clip(8 * (0.5 - time_N % 0.5), 0, 1) * sum(np.sin(k * phase_N) / k for k in range(1, 5))
+    return np.stack([voice_N, 0.9 * voice_N]).astype(np.float32)
+
+
+@pytest.mark.parametrize("samples", [1, 4_410, 100_001, 220_500])
+def test_any_length_gives_as_much(accompanist: Accompanist, samples: int) -> None:
+    made = accompanist.accompany(vocal(samples), QUICK)
+    assert made.audio_CN.shape == (2, samples)
+    assert made.audio_CN.dtype == np.float32
+    assert np.isfinite(made.audio_CN).all()
+    assert set(made.stage_s) == {"encode", "diffuse", "render", "fit"}
+    assert made.seed == 5
+    if samples > 4_410:
+        assert made.audio_CN.std() > 1e-3
+
+
+@pytest.mark.parametrize("samples", [33 * 2_048, 100 * 2_048 - 7])
+def test_longer_than_a_window(windowed: Accompanist, samples: int) -> None:
+    made = windowed.accompany(vocal(samples), replace(QUICK, candidates=2))
+    assert made.audio_CN.shape == (2, samples)
+    assert len(made.candidate_fits) == 2
+
+
+def test_windows_are_denoised_together(windowed: Accompanist) -> None:
+    """One step over the windowed song equals each window's own answer, averaged with the weights."""
+    generator = torch.Generator().manual_seed(0)
+    vocal_BCT, x_KCT = (torch.randn(batch, 64, 81, generator=generator) for batch in (1, 2))
+    config = replace(QUICK, candidates=2, guidance=3.0, guidance_rescale=0.7)
+    t_K = torch.tensor([300, 300])
+    with torch.inference_mode():
+        together = windowed._denoiser(vocal_BCT, config)(x_KCT, t_K)
+        alone = torch.zeros_like(together)
+        starts = window_starts(81, 32, 8)
+        assert starts == [0, 24, 48, 49]
+        for start, weight_T in zip(starts, window_weights(starts, 32, 81, 8), strict=True):
+            cut = slice(start, start + 32)
+            alone[:, :, cut] += windowed._denoiser(vocal_BCT[:, :, cut], config)(x_KCT[:, :, cut], t_K) * weight_T
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+@given(frames=st.integers(1, 400), window=st.integers(2, 64), share=st.floats(0.05, 0.95))
+@settings(max_examples=200, deadline=None)
+def test_windows_cover_every_frame_with_weights_that_sum_to_one(frames: int, window: int, share: float) -> None:
+    overlap = min(max(1, int(window * share)), window - 1)
+    starts = window_starts(frames, window, overlap)
+    length = min(frames, window)
+    total_T = torch.zeros(frames)
+    for start, weight_T in zip(starts, window_weights(starts, length, frames, overlap), strict=True):
+        total_T[start : start + length] += weight_T
+        assert float(weight_T.min()) >= 0
+    torch.testing.assert_close(total_T, torch.ones(frames))
+    assert all(later - former <= window - overlap for former, later in pairwise(starts))
+    assert starts[-1] + length == frames
+
+
+def test_the_same_request_gives_the_same_audio_in_another_process(accompanist: Accompanist, tmp_path: Path) -> None:
+    here = accompanist.accompany(vocal(60_000), QUICK).audio_CN
+    save_checkpoint(tmp_path / "checkpoint", tiny_checkpoint())
+    np.save(tmp_path / "vocal.npy", vocal(60_000))
+    program = (
+        "import sys, numpy as np\n"
+        "from pathlib import Path\n"
+        "from model.accompany import Accompanist, GenerationConfig\n"
+        "from model.checkpoint import load_checkpoint\n"
+        "from model.codec import load_codec\n"
+        "folder = Path(sys.argv[1])\n"
+        "accompanist = Accompanist(load_checkpoint(folder / 'checkpoint'), load_codec('embedded'))\n"
+        f"config = GenerationConfig(steps={QUICK.steps}, seed={QUICK.seed})\n"
+        "np.save(folder / 'audio.npy', accompanist.accompany(np.load(folder / 'vocal.npy'), config).audio_CN)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, cwd=ROOT, timeout=300)
+    assert np.array_equal(here, np.load(tmp_path / "audio.npy"))
+
+
+def test_the_same_request_twice_and_after_a_reload(accompanist: Accompanist, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "checkpoint", tiny_checkpoint())
+    reloaded = Accompanist(load_checkpoint(tmp_path / "checkpoint"), load_codec("embedded"))
+    first = accompanist.accompany(vocal(60_000), QUICK).audio_CN
+    accompanist.accompany(vocal(80_000), replace(QUICK, seed=9))
+    assert np.array_equal(first, accompanist.accompany(vocal(60_000), QUICK).audio_CN)
+    assert np.array_equal(first, reloaded.accompany(vocal(60_000), QUICK).audio_CN)
+    assert not np.array_equal(first, accompanist.accompany(vocal(60_000), replace(QUICK, seed=6)).audio_CN)
+
+
+@pytest.mark.parametrize("solver", ["dpmpp-2m", "ddim", "ancestral"])
+def test_candidates_in_a_batch_equal_each_alone(accompanist: Accompanist, solver: str) -> None:
+    """Up to 1e-5 of a latent's unit deviation: convolutions of another batch size sum in another order."""
+    latent_BCT = torch.randn(1, 64, 50, generator=torch.Generator().manual_seed(1))
+    config = replace(QUICK, solver=solver, steps=5)
+    with torch.inference_mode():
+        alone = accompanist.diffuse(latent_BCT, config)
+        together = accompanist.diffuse(latent_BCT, replace(config, candidates=7))
+    torch.testing.assert_close(together[:1], alone, rtol=1e-5, atol=1e-5)
+    assert float((together[0] - together[1]).abs().mean()) > 0.1  # and candidates differ
+
+
+def test_the_best_fitting_candidate_is_returned(accompanist: Accompanist) -> None:
+    sung_CN = vocal(220_500)
+    made = accompanist.accompany(sung_CN, replace(QUICK, candidates=3))
+    assert len(made.candidate_fits) == 3
+    assert made.fit.overall == max(candidate.overall for candidate in made.candidate_fits)
+    assert fit(sung_CN, made.audio_CN) == made.fit
+
+
+def test_guidance_one_needs_no_null_branch(accompanist: Accompanist) -> None:
+    latent_BCT = torch.randn(1, 64, 20, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        plain = accompanist.diffuse(latent_BCT, replace(QUICK, guidance=1.0))
+        nearly = accompanist.diffuse(latent_BCT, replace(QUICK, guidance=1.0 + 1e-6, guidance_rescale=0.0))
+    torch.testing.assert_close(plain, nearly, rtol=1e-4, atol=1e-4)
+
+
+def test_noise_of_a_longer_vocal_begins_the_same() -> None:
+    first, again, other = (torch.randn(4, generator=noise_stream(*key)) for key in ((1, 0, 0), (1, 0, 0), (1, 0, 1)))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    keys = {(seed, candidate, window) for seed in range(5) for candidate in range(5) for window in range(5)}
+    assert len({noise_stream(*key).initial_seed() for key in keys}) == len(keys)
+    assert NOISE_WINDOW_FRAMES == 1_024  # part of what a seed means: changing it changes every request's audio
+
+
+def test_progress_counts_steps(accompanist: Accompanist) -> None:
+    told: list[tuple[int, int]] = []
+    accompanist.accompany(vocal(5_000), replace(QUICK, steps=3), progress=lambda *now: told.append(now))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_quieter_vocal_gets_the_same_band_quieter(accompanist: Accompanist) -> None:
+    loud, quiet = (accompanist.accompany(vocal(100_000, level), QUICK).audio_CN for level in (0.08, 0.02))
+    assert np.abs(loud / 4 - quiet).max() < 1e-2 * np.abs(quiet).max()
+
+
+def test_silence_is_accompanied(accompanist: Accompanist) -> None:
+    made = accompanist.accompany(np.zeros((2, 50_000), np.float32), QUICK)
+    assert np.isfinite(made.audio_CN).all()
+    assert made.fit == NO_FIT
+
+
+def test_level_is_of_the_sung_frames_only() -> None:
+    voice = vocal(20 * 2_048)
+    with_rest = np.concatenate([np.zeros((2, 80 * 2_048), np.float32), voice], axis=1)
+    assert active_level_db(with_rest) == pytest.approx(active_level_db(voice), abs=0.01)
+    assert active_level_db(0.5 * voice) == pytest.approx(active_level_db(voice) - 6.02, abs=0.01)
+    assert active_level_db(np.zeros((2, 5_000), np.float32)) == -np.inf
+    assert 20 * np.log10(level_gain(voice, -30.0)) == pytest.approx(-30.0 - active_level_db(voice), abs=1e-6)
+    assert np.abs(voice * level_gain(voice, 0.0)).max() <= 1.0 + 1e-6
+
+
+def test_mix_is_one_gain_and_peaks_at_minus_one() -> None:
+    one, other = vocal(5_000, 0.8), vocal(5_000, 0.6)
+    voice, band, mixture = mix(one, other)
+    assert np.abs(mixture).max() == pytest.approx(10 ** (-1 / 20), rel=1e-4)
+    np.testing.assert_allclose(voice + band, mixture, atol=1e-6)
+    np.testing.assert_allclose(voice * 0.6, band * 0.8, atol=1e-5)
+    soft = mix(0.01 * one, 0.01 * other)
+    np.testing.assert_array_equal(soft[0], np.float32(0.01) * one)
+    cancelling = mix(one, -one)
+    assert np.abs(cancelling[0]).max() <= 10 ** (-1 / 20) * (1 + 1e-6)
+    with pytest.raises(ModelError, match="both must be equal"):
+        mix(one, other[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.zeros((2, 0), np.float32), "zero samples"),
+        (np.full((2, 5_000), np.nan, np.float32), "NaN"),
+        (np.full((2, 5_000), np.inf, np.float32), "infinite"),
+        (np.zeros(5_000, np.float32), r"shape \(5000,\)"),
+        (np.zeros((1, 5_000), np.float32), r"shape \(1, 5000\)"),
+        (np.zeros((5_000, 2), np.float32), r"shape \(5000, 2\)"),
+        (np.zeros((2, 5_000), np.int16), "int16"),
+    ],
+)
+def test_bad_vocals_get_one_clear_error(accompanist: Accompanist, bad: np.ndarray, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        accompanist.accompany(bad, QUICK)
+
+
+def test_another_codec_is_refused() -> None:
+    foreign = replace(tiny_checkpoint(), codec=CodecIdentity(id="stable-audio-open", weights_sha256="f" * 64))
+    with pytest.raises(ModelError, match="stable-audio-open"):
+        Accompanist(foreign, load_codec("embedded"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": -1},
+        {"steps": 0},
+        {"steps": 801},
+        {"guidance": -1.0},
+        {"guidance": float("nan")},
+        {"guidance_rescale": 1.5},
+        {"candidates": 0},
+        {"candidates": 65},
+        {"solver": "euler"},
+    ],
+)
+def test_config_names_what_is_out_of_range(change: dict[str, object]) -> None:
+    with pytest.raises(ModelError, match=f"{next(iter(change))}={next(iter(change.values()))!r}"):
+        GenerationConfig(**change)
