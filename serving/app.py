@@ -130,7 +130,18 @@ def create_app(backend: Backend, config: AppConfig) -> FastAPI:
 
     for path, name in (("/", "index.html"), ("/docs", "docs.html")):
         app.add_api_route(path, _page(name), methods=["GET", "HEAD"], include_in_schema=False)
+    _describe(app)
     return app
+
+
+def _describe(app: FastAPI) -> None:
+    """The OpenAPI document says what is really answered: problems as problems, not also as plain JSON."""
+    document = app.openapi()
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for answer in operation["responses"].values():
+                if PROBLEM_MEDIA_TYPE in answer.get("content", {}):
+                    answer["content"].pop("application/json", None)
 
 
 def _page(name: str) -> Any:

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ray import serve as ray_serve
 from ray.exceptions import RayActorError
-from ray.serve import Application
+from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions, ProxyLocation
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -106,7 +106,6 @@ class ServeConfig:
         return self.replicas if self.max_replicas is None else self.max_replicas
 
 
-@ray_serve.deployment(name=MODEL_DEPLOYMENT)
 class ModelServer:
     """A model replica: loads checkpoint and codec once, and answers with its engine."""
 
@@ -211,8 +210,6 @@ class ReplicaBackend:
         return Problem(status=503, title=title, detail=detail, retry_after_s=self._retry_after_s)
 
 
-@ray_serve.deployment(name="Ingress")
-@ray_serve.ingress()
 class Ingress:
     """HTTP in front of the model replicas."""
 
@@ -222,6 +219,11 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self._backend, self._config)
+
+
+# Bound below the classes, not by decorators: a class stays a class, for readers and type checkers alike.
+MODEL: Deployment = ray_serve.deployment(name=MODEL_DEPLOYMENT)(ModelServer)
+INGRESS: Deployment = ray_serve.deployment(name="Ingress")(ray_serve.ingress()(Ingress))
 
 
 def application(config: ServeConfig) -> Application:
@@ -239,7 +241,7 @@ def application(config: ServeConfig) -> Application:
                 downscale_delay_s=120,
             )
         }
-    model = ModelServer.options(
+    model = MODEL.options(
         **scaling,
         max_ongoing_requests=config.concurrent,
         # The ingress counts exactly what it lets in; this holds should there be many ingresses.
@@ -258,7 +260,7 @@ def application(config: ServeConfig) -> Application:
         slots=max(1, config.most_replicas),
         api_key_digests=tuple(digest(key) for key in Settings.from_environment().api_keys),
     )
-    return Ingress.options(
+    return INGRESS.options(
         num_replicas=config.ingress_replicas,
         max_ongoing_requests=INGRESS_ONGOING,
         max_queued_requests=INGRESS_ONGOING,

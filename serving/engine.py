@@ -157,7 +157,9 @@ def render(vocal_CN: np.ndarray, accompaniment_CN: np.ndarray, request: Accompan
     """(file, media type, file name) as the request wants it."""
     media_type = audio_files.MIME_TYPES[request.format]
     if request.output == "accompaniment":
-        return audio_files.encode(accompaniment_CN, request.format), media_type, f"accompaniment.{request.format}"
+        # It has the vocal's own level, which a mix can keep; alone it is turned down where it would clip.
+        quiet_CN = mix(np.zeros_like(accompaniment_CN), accompaniment_CN)[1]
+        return audio_files.encode(quiet_CN, request.format), media_type, f"accompaniment.{request.format}"
     mixed_vocal_CN, mixed_accompaniment_CN, mixture_CN = mix(vocal_CN, accompaniment_CN)
     if request.output == "mix":
         return audio_files.encode(mixture_CN, request.format), media_type, f"mix.{request.format}"

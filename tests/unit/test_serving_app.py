@@ -1,0 +1,321 @@
+"""The HTTP interface in one process: a real engine with a tiny network and the embedded codec behind the real application."""
+
+import asyncio
+import json
+import struct
+import threading
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import serving_parts as parts
+import soundfile
+from fastapi.testclient import TestClient
+from httpx import Response
+
+from infra.errors import UserError
+from serving.admission import digest
+from serving.app import AppConfig, create_app
+from serving.engine import Engine
+from serving.loading import load_engine
+from serving.problems import Problem, request_problem
+from serving.schema import AccompanimentRequest, AccompanimentResult, ModelInfo
+
+PROBLEM = "application/problem+json"
+HTTP_PATH = "/v1/accompaniments"
+
+
+class EngineBackend:
+    """The engine in this process; `hold` lets a test keep requests inside."""
+
+    def __init__(self, engine: Engine | None) -> None:
+        self.engine = engine
+        self.inside = threading.Semaphore(0)
+        self.hold = threading.Event()
+        self.hold.set()
+
+    async def generate(self, vocal: bytes, request: AccompanimentRequest) -> AccompanimentResult | Problem:
+        assert self.engine is not None
+        self.inside.release()
+        await asyncio.to_thread(self.hold.wait)
+        try:
+            return await asyncio.to_thread(self.engine.generate, vocal, request)
+        except UserError as error:
+            return request_problem(error)
+
+    async def models(self) -> list[ModelInfo]:
+        assert self.engine is not None
+        return [self.engine.info()]
+
+    async def not_ready(self) -> str | None:
+        return None if self.engine else "the model is still being loaded"
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    folder = parts.tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+    return load_engine(checkpoint=str(folder), codec=None, device="cpu", threads=2, max_duration_s=60.0, hang_after_s=60.0)
+
+
+@pytest.fixture(scope="module")
+def client(engine: Engine) -> Iterator[TestClient]:
+    with TestClient(create_app(EngineBackend(engine), AppConfig(max_upload_bytes=2**20)), raise_server_exceptions=False) as client:
+        yield client
+
+
+def post(client: TestClient, vocal: bytes | None = None, headers: dict[str, str] | None = None, **fields: str) -> Response:
+    files = {"vocal": ("vocal.wav", parts.vocal() if vocal is None else vocal, "audio/wav")}
+    return client.post(HTTP_PATH, files=files, data={**parts.QUICK, **fields}, headers=headers)
+
+
+def problem(answer: Response, status: int) -> str:
+    """Checks that `answer` is this problem and returns its detail."""
+    assert (answer.status_code, answer.headers["content-type"]) == (status, PROBLEM), answer.text
+    body = answer.json()
+    assert body["status"] == status
+    assert body["title"]
+    assert body["detail"]
+    return body["detail"]
+
+
+def test_an_answer_is_the_audio_and_says_how_it_was_made(client: TestClient) -> None:
+    answer = post(client, parts.vocal(4.5))
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "audio/wav"
+    audio_NC, rate_hz = soundfile.read(BytesIO(answer.content))
+    assert (audio_NC.shape, rate_hz) == ((len(parts.sung(4.5)), 2), 44_100)
+    assert answer.headers["x-backline-model"] == parts.MODEL_NAME
+    assert answer.headers["x-backline-seed"] == "7"
+    fit = json.loads(answer.headers["x-backline-fit"])
+    assert set(fit) == {"harmony", "rhythm", "overall", "leakage"}
+    assert all(0 <= value <= 1 for value in fit.values())
+    timing = dict(part.strip().split(";dur=") for part in answer.headers["server-timing"].split(","))
+    assert {"queue", "decode", "encode", "diffuse", "render"} <= set(timing)
+    assert all(float(milliseconds) >= 0 for milliseconds in timing.values())
+
+
+def test_one_seed_is_one_answer_and_another_seed_another(client: TestClient) -> None:
+    first, again, other = post(client), post(client), post(client, seed="8")
+    assert first.content == again.content
+    assert first.content != other.content
+
+
+def test_without_a_seed_one_is_drawn_and_told(client: TestClient) -> None:
+    files = {"vocal": ("v.wav", parts.vocal())}
+    first, second = (client.post(HTTP_PATH, files=files, data={"steps": "2"}) for _ in range(2))
+    assert first.headers["x-backline-seed"] != second.headers["x-backline-seed"]
+    assert post(client, seed=first.headers["x-backline-seed"]).content == first.content
+
+
+@pytest.mark.parametrize(
+    ("format", "media_type"), [("wav", "audio/wav"), ("flac", "audio/flac"), ("mp3", "audio/mpeg"), ("ogg", "audio/ogg")]
+)
+def test_formats(client: TestClient, format: str, media_type: str) -> None:
+    answer = post(client, format=format, output="mix")
+    assert answer.headers["content-type"] == media_type
+    samples_NC, rate_hz = soundfile.read(BytesIO(answer.content))
+    assert rate_hz == 44_100
+    assert abs(len(samples_NC) - len(parts.sung())) < 5_000
+    assert 0.01 < abs(samples_NC).max() <= 1
+    assert post(client, format=format, output="mix").content == answer.content
+
+
+def test_stems_are_a_zip_whose_vocal_and_band_sum_to_the_mix(client: TestClient) -> None:
+    answer = post(client, output="stems")
+    assert answer.headers["content-type"] == "application/zip"
+    with zipfile.ZipFile(BytesIO(answer.content)) as archive:
+        stems = {name: soundfile.read(BytesIO(archive.read(name)), dtype="int16")[0].astype(int) for name in archive.namelist()}
+    assert list(stems) == ["vocal.wav", "accompaniment.wav", "mix.wav"]
+    assert abs(stems["vocal.wav"] + stems["accompaniment.wav"] - stems["mix.wav"]).max() <= 2
+    assert post(client, output="stems").content == answer.content
+
+
+def test_a_stream_is_the_same_audio_in_chunks(client: TestClient) -> None:
+    with client.stream("POST", HTTP_PATH, files={"vocal": ("v.wav", parts.vocal())}, data={**parts.QUICK, "stream": "true"}) as answer:
+        assert "content-length" not in answer.headers
+        chunks = list(answer.iter_raw())
+    assert len(chunks) > 1
+    assert b"".join(chunks) == post(client).content
+
+
+@pytest.mark.parametrize("name", parts.BAD_VOCALS)
+def test_a_bad_vocal_gets_one_clear_error(client: TestClient, name: str) -> None:
+    data, status = parts.BAD_VOCALS[name]
+    detail = problem(post(client, data), status)
+    assert "\n" not in detail
+    assert "Traceback" not in detail
+
+
+@pytest.mark.parametrize("name", parts.ODD_VOCALS)
+def test_an_odd_vocal_is_answered(client: TestClient, name: str) -> None:
+    answer = post(client, parts.ODD_VOCALS[name])
+    assert answer.status_code == 200, answer.text
+    assert soundfile.info(BytesIO(answer.content)).channels == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"steps": "0"}, "steps"),
+        ({"steps": "100000"}, "steps"),
+        ({"steps": "many"}, "steps"),
+        ({"seed": "-1"}, "seed"),
+        ({"seed": str(2**53)}, "seed"),
+        ({"guidance": "nan"}, "guidance"),
+        ({"guidance": "1e9"}, "guidance"),
+        ({"candidates": "99"}, "candidates"),
+        ({"output": "karaoke"}, "output"),
+        ({"format": "exe"}, "format"),
+        ({"stream": "perhaps"}, "stream"),
+        ({"tempo": "120"}, "tempo"),
+    ],
+)
+def test_a_field_out_of_range_or_unknown_is_named(client: TestClient, fields: dict[str, str], named: str) -> None:
+    answer = post(client, **fields)
+    problem(answer, 422)
+    assert [fault["field"] for fault in answer.json()["errors"]] == [named]
+
+
+def test_every_wrong_field_is_named_at_once(client: TestClient) -> None:
+    answer = client.post(HTTP_PATH, files={"other": ("v.wav", b"x")}, data={"steps": "0", "nope": "1"})
+    problem(answer, 422)
+    assert {fault["field"] for fault in answer.json()["errors"]} == {"vocal", "other", "steps", "nope"}
+
+
+def test_a_form_without_a_vocal_file(client: TestClient) -> None:
+    assert "vocal" in problem(client.post(HTTP_PATH, data={"seed": "1"}), 422)
+    assert "vocal" in problem(client.post(HTTP_PATH), 422)
+    assert "file" in problem(client.post(HTTP_PATH, files={"vocal": (None, "la la la")}), 422)
+    twice = client.post(HTTP_PATH, files=[("vocal", ("a.wav", parts.vocal())), ("vocal", ("b.wav", parts.vocal()))])
+    assert "more than once" in problem(twice, 422)
+
+
+def test_other_bodies(client: TestClient) -> None:
+    problem(client.post(HTTP_PATH, json={"seed": 1}), 415)
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    problem(client.post(HTTP_PATH, content=b"no boundary at all", headers=headers), 400)
+    problem(client.post(HTTP_PATH, content=b"", headers={"content-type": "multipart/form-data"}), 400)
+
+
+def test_a_large_upload_is_refused_whatever_its_stated_length(client: TestClient) -> None:
+    body = b'--x\r\nContent-Disposition: form-data; name="vocal"; filename="v.wav"\r\n\r\n' + bytes(2 * 2**20) + b"\r\n--x--\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    stated = client.post(HTTP_PATH, content=body, headers=headers)
+    assert "1 MiB" in problem(stated, 413)
+
+    unread = iter([body[at : at + 65_536] for at in range(0, len(body), 65_536)])
+    assert "1 MiB" in problem(client.post(HTTP_PATH, content=unread, headers=headers), 413)
+
+
+def test_a_header_that_claims_ten_hours_is_refused_before_it_is_decoded(client: TestClient) -> None:
+    flac = bytearray(parts.audio_file(parts.sung(1.0), format="FLAC"))
+    claimed = 36_000 * parts.RATE_HZ  # 36 bits at byte 21 of STREAMINFO
+    flac[21] = flac[21] & 0xF0 | claimed >> 32
+    flac[22:26] = struct.pack(">I", claimed & 0xFFFFFFFF)
+    assert "36000" in problem(post(client, bytes(flac)), 413)
+
+
+def test_unknown_paths_and_methods_are_problems_too(client: TestClient) -> None:
+    problem(client.get("/v2/anything"), 404)
+    answer = client.get(HTTP_PATH)
+    problem(answer, 405)
+    assert answer.headers["allow"] == "POST"
+
+
+def test_a_fault_of_ours_tells_no_secrets(engine: Engine) -> None:
+    class Broken(EngineBackend):
+        async def models(self) -> list[ModelInfo]:
+            raise RuntimeError("the password is 1234")
+
+    with TestClient(create_app(Broken(engine), AppConfig()), raise_server_exceptions=False) as client:
+        assert "1234" not in problem(client.get("/v1/models"), 500)
+
+
+def test_readiness_is_not_liveness() -> None:
+    with TestClient(create_app(EngineBackend(None), AppConfig())) as client:
+        assert client.get("/healthz").json() == {"status": "alive"}
+        answer = client.get("/readyz")
+        assert "loaded" in problem(answer, 503)
+        assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_models(client: TestClient, engine: Engine) -> None:
+    (model,) = client.get("/v1/models").json()["models"]
+    assert model["id"] == parts.MODEL_NAME
+    assert model["codec"] == "embedded"
+    assert model["parameters"] == sum(tensor.numel() for tensor in engine.accompanist.checkpoint.state.values())
+
+
+def test_keys(engine: Engine) -> None:
+    config = AppConfig(api_key_digests=(digest("first"), digest("second")))
+    with TestClient(create_app(EngineBackend(engine), config)) as client:
+        answer = post(client)
+        assert "Authorization" in problem(answer, 401)
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+        for headers in ({"Authorization": "Bearer wrong"}, {"X-API-Key": "firs"}, {"Authorization": "Basic first"}, {"X-API-Key": ""}):
+            problem(post(client, headers=headers), 401)
+            problem(client.get("/v1/models", headers=headers), 401)
+        for headers in ({"Authorization": "Bearer first"}, {"X-API-Key": "second"}):
+            assert post(client, headers=headers).status_code == 200
+        for path in ("/", "/docs", "/openapi.json", "/healthz", "/readyz"):
+            assert client.get(path).status_code == 200
+
+
+def test_a_full_service_and_a_greedy_caller(engine: Engine) -> None:
+    """Three places, two for one key: the third of one caller gets 429, the fourth of all 503; afterwards there is room again."""
+    backend = EngineBackend(engine)
+    config = AppConfig(max_pending=3, max_pending_per_caller=2, api_key_digests=(digest("a"), digest("b"), digest("c")))
+    with TestClient(create_app(backend, config)) as client, ThreadPoolExecutor() as threads:
+
+        def enter(key: str) -> Future:
+            asked = threads.submit(post, client, headers={"X-API-Key": key})
+            assert backend.inside.acquire(timeout=30)
+            return asked
+
+        backend.hold.clear()
+        waiting = [enter("a"), enter("a")]
+        greedy = post(client, headers={"X-API-Key": "a"})
+        assert "share" in problem(greedy, 429)
+        assert int(greedy.headers["retry-after"]) >= 1
+        waiting.append(enter("b"))
+        full = post(client, headers={"X-API-Key": "c"})
+        problem(full, 503)
+        assert int(full.headers["retry-after"]) >= 1
+        backend.hold.set()
+        assert [asked.result().status_code for asked in waiting] == [200, 200, 200]
+        assert post(client, headers={"X-API-Key": "a"}).status_code == 200
+
+
+def test_the_page_and_the_documents_need_nothing_from_elsewhere(client: TestClient) -> None:
+    for path in ("/", "/docs"):
+        answer = client.get(path)
+        assert answer.headers["content-type"].startswith("text/html")
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        text = answer.text.replace("http://www.w3.org/2000/svg", "")
+        assert "http://" not in text
+        assert "https://" not in text
+
+
+def test_the_interface_describes_itself(client: TestClient) -> None:
+    api = client.get("/openapi.json").json()
+    operation = api["paths"][HTTP_PATH]["post"]
+    form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert set(form["properties"]) == {"vocal", "seed", "steps", "guidance", "candidates", "output", "format", "stream"}
+    assert form["required"] == ["vocal"]
+    assert form["properties"]["steps"]["maximum"] == 200
+    assert {"200", "400", "401", "413", "415", "422", "429", "503"} <= set(operation["responses"])
+    assert list(operation["responses"]["422"]["content"]) == [PROBLEM]
+
+
+def test_limits_must_make_sense() -> None:
+    with pytest.raises(UserError, match="max_pending is 0"):
+        AppConfig(max_pending=0)
+
+
+def test_the_folder_of_the_page_is_shipped() -> None:
+    import serving.app
+
+    assert sorted(path.name for path in Path(serving.app.PAGE).iterdir()) == ["docs.html", "index.html"]

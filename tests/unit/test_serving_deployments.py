@@ -1,0 +1,51 @@
+"""How a service is configured, and what its ingress does without."""
+
+import subprocess
+import sys
+
+import pytest
+
+from infra.errors import UserError
+from serving.deployments import ServeConfig, application, build
+
+
+def test_the_ingress_needs_no_torch() -> None:
+    """An ingress replica starts fast and small."""
+    code = "import sys, serving.deployments, serving.app; print(sorted({'torch', 'scipy', 'mlflow'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"port": 70_000}, "port is 70000"),
+        ({"replicas": 0}, "replicas 0"),
+        ({"replicas": 3, "max_replicas": 2}, "max_replicas 2"),
+        ({"replica_gpus": 1.5}, "replica_gpus is 1.5"),
+        ({"device": "tpu"}, "device is 'tpu'"),
+        ({"max_pending": 0}, "max_pending is 0"),
+    ],
+)
+def test_a_config_says_what_is_wrong_with_it(fields: dict, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        ServeConfig(**fields)
+
+
+def test_loopback_is_the_default() -> None:
+    assert ServeConfig().host == "127.0.0.1"
+
+
+def test_the_builder_is_typed() -> None:
+    assert build({"checkpoint": "s3://bucket/run", "replicas": "0", "max_replicas": "2"})._bound_deployment.name == "Ingress"
+    with pytest.raises(UserError, match="chekpoint"):
+        build({"chekpoint": "x"})
+    with pytest.raises(UserError, match="port"):
+        build({"port": "many"})
+
+
+def test_keys_are_deployed_as_digests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKLINE_API_KEYS", "top-secret,other")
+    limits = application(ServeConfig(max_pending=10))._bound_deployment.init_args[1]
+    assert len(limits.api_key_digests) == 2
+    assert "top-secret" not in repr(limits)
+    assert limits.max_pending_per_caller == 5
