@@ -1,6 +1,7 @@
 """What the band plays: bass, chords, arpeggio, pad and answers on the beat grid (drums: drumming.py)."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pipelines.corpus.chance import Chance
 from pipelines.corpus.harmony import SCALES, PlacedChord, voice_lead
@@ -107,7 +108,8 @@ def play_chords(
             loose = chance.spread(0.006)
             for order, midi in enumerate(ordered):
                 delay = loose + order * (strum_s if what in "du" else 0.0015)
-                hits.append(Hit(beat, length / 4 * 0.96, midi, min(1.0, loud + chance.spread(0.05)), delay))
+                colour = 1.0 if (midi - chord.root) % 12 in (0, 3, 4, 5, 7) else 0.6  # sevenths and ninths tint, they do not lead
+                hits.append(Hit(beat, length / 4 * 0.96, midi, min(1.0, colour * (loud + chance.spread(0.05))), delay))
     return hits
 
 
@@ -126,7 +128,7 @@ def play_arpeggio(part: Part, chords: list[PlacedChord], steps: str, *, low: int
                 voicing, current = voice_lead(chord, voicing, low=low, high=high, voices=4), chord
             if voicing is not None:
                 midi = voicing[int(digit) % len(voicing)]
-                loud = (0.55 + 0.35 * part.intensity) * (1.0 if step % 4 == 0 else 0.82) + chance.spread(0.05)
+                loud = (0.55 + 0.35 * part.intensity) * (1.0 if step % 4 == 0 else 0.7) + chance.spread(0.05)
                 hits.append(Hit(beat, 0.7, midi, loud, chance.spread(0.005)))
     return hits
 
@@ -137,7 +139,8 @@ def play_pad(part: Part, chords: list[PlacedChord], *, low: int, high: int) -> l
     voicing: tuple[int, ...] | None = None
     for chord in chords:
         if part.start - 1e-6 <= chord.start < part.end - 1e-6:
-            voicing = voice_lead(chord, voicing, low=low, high=high, voices=3)
+            triad = PlacedChord(chord.start, chord.end, chord.root, "min" if "min" in chord.quality else "maj")
+            voicing = voice_lead(triad if chord.quality != "sus4" else chord, voicing, low=low, high=high, voices=3)
             hits += [Hit(chord.start, chord.end - chord.start, midi, 0.5 + 0.4 * part.intensity) for midi in voicing]
     return hits
 
@@ -148,7 +151,7 @@ def play_answers(
     """Call and response: short figures on chord tones and steps between them, where the singer rests."""
     scale = {(tonic + step) % 12 for step in SCALES[mode]}
     hits: list[Hit] = []
-    for before, after in zip(sung, sung[1:], strict=False):
+    for before, after in pairwise(sung):
         start, end = before.beat + before.beats, after.beat
         part = next((p for p in parts if p.start <= start < p.end), None)
         if end - start < 1.4 or part is None or part.intensity < 0.6 or not chance.happens(0.7):

@@ -1,6 +1,6 @@
 """From a seed to a song record: the frame, the harmony, the sung line with its words, the band."""
 
-from pipelines.corpus.arrange import BEATS_PER_BAR, Hit, Part, play_answers, play_arpeggio, play_bass, play_chords, play_hook, play_pad
+from pipelines.corpus.arrange import BEATS_PER_BAR, Hit, play_answers, play_arpeggio, play_bass, play_chords, play_hook, play_pad
 from pipelines.corpus.chance import Chance
 from pipelines.corpus.drumming import play_drums
 from pipelines.corpus.form import Frame, make_frame
@@ -83,7 +83,7 @@ def _choose_voice(chance: Chance) -> Voice:
         high_midi=high + shift,
         tract=round(tract * chance.uniform(0.97, 1.03), 4),
         tilt=round(chance.uniform(0.75, 1.05), 3),
-        breathiness_db=round(chance.uniform(-38, -29), 2),
+        breathiness_db=round(chance.uniform(-46, -37), 2),
         vibrato_hz=round(chance.uniform(*vibrato), 3),
         vibrato_cents=round(chance.uniform(14, 34), 1),
         glide_s=round(chance.uniform(0.05, 0.09), 4),
@@ -157,7 +157,7 @@ def _write_song(frame: Frame, chords: list[PlacedChord], voice: Voice, seed: int
         motifs: dict[str, Motif] = {}
         for letter in sorted(set(plan)):
             name = f"{part.name}/{letter}"
-            wide = part.name == "chorus" and letter != "B" or (fast and letter == "C")
+            wide = (part.name == "chorus" and letter != "B") or (fast and letter == "C")
             motifs[letter] = make_motif(Chance("motif", seed, name), bars=bars, wide=wide, slow=slow, taste=name)
         low, high = registers[part.name]
         sung = sing_section(
@@ -227,7 +227,6 @@ def _arrange(frame: Frame, chords: list[PlacedChord], melody: list[MelodyNote], 
     arpeggio = chance.choice(style.arpeggio)
     quiet, full = chance.choice(style.quiet), chance.choice(style.full)
     hits: dict[str, list[Hit]] = {name: [] for name in ("drums", "bass", "chords", "arpeggio", "pad", "answer")}
-    key = {"tonic": frame.tonic, "mode": frame.mode}
     voices = 3 if chance.happens(0.35) else 4
     low = chance.integer(50, 55)
     enter = chance.choice((0.0, 0.0, 0.5))
@@ -244,7 +243,7 @@ def _arrange(frame: Frame, chords: list[PlacedChord], melody: list[MelodyNote], 
             chance=chance,
         )
         if not (part.name == "intro" and enter > 0 and style.name in ("ballad", "folk")):
-            hits["bass"] += play_bass(part, chords, bass_pattern if loud else quiet_bass, chance=chance, **key)
+            hits["bass"] += play_bass(part, chords, bass_pattern if loud else quiet_bass, chance=chance, tonic=frame.tonic, mode=frame.mode)
         pattern = full_chords if loud else quiet_chords
         hits["chords"] += play_chords(part, chords, pattern, low=low, high=low + 19, voices=voices, strum_s=style.strum_s, chance=chance)
         if arpeggio and (loud or part.name in ("verse", "bridge", "intro")) and style.arpeggio_instruments:
@@ -253,7 +252,7 @@ def _arrange(frame: Frame, chords: list[PlacedChord], melody: list[MelodyNote], 
             hits["pad"] += play_pad(part, chords, low=53, high=74)
         if part.name == "intro":
             hits["answer"] += play_hook(part, chords, hook[0], centre=72)
-    hits["answer"] += play_answers(list(frame.parts), chords, melody, centre=74, chance=chance, **key)
+    hits["answer"] += play_answers(list(frame.parts), chords, melody, centre=74, chance=chance, tonic=frame.tonic, mode=frame.mode)
     return _seat(frame, hits, chance)
 
 

@@ -1,4 +1,4 @@
-"""Drums: membranes as gliding sines, snares and cymbals as shaped noise and clusters of partials. Every stroke is stereo, from the audience."""
+"""Drums: membranes as gliding sines, snares and cymbals as shaped noise and clusters of partials, placed as the audience sees them."""
 
 from functools import lru_cache
 

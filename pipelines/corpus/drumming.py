@@ -34,10 +34,10 @@ def play_drums(
                     continue
                 velocity = int(digit) / 9 * (0.78 + 0.22 * part.intensity) + chance.spread(0.04)
                 hits.append(Hit(base + step / 4, 0.25, DRUM_KEYS[drum], max(0.05, min(1.0, velocity)), chance.spread(0.004)))
-        for step, drum, digit in figure:
+        for step, drum, strength in figure:
             if swung_eighths and step % 2:
                 continue
-            hits.append(Hit(base + step / 4, 0.25, DRUM_KEYS[drum], digit / 9 * 0.9 + chance.spread(0.04), chance.spread(0.004)))
+            hits.append(Hit(base + step / 4, 0.25, DRUM_KEYS[drum], strength / 9 * 0.9 + chance.spread(0.04), chance.spread(0.004)))
     if crash:
         hits.append(Hit(part.start, 2.0, DRUM_KEYS["crash"], 0.62 + 0.2 * part.intensity))
     return hits

@@ -75,7 +75,7 @@ def make_frame(seed: int, duration_s: float) -> Frame:
     parts: list[Part] = []
     bar = 0
     choruses = form.count("C")
-    heard = {letter: 0 for letter in _NAMES}
+    heard = dict.fromkeys(_NAMES, 0)
     tokens = form.split()
     for token in tokens:
         letter, bars = token[0], int(token[1:])

@@ -1,7 +1,7 @@
 """Chords: numerals in a key, qualities, voicings that move little."""
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 
 NAMES = ("C", "Db", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
@@ -45,10 +45,8 @@ def numeral(text: str, tonic: int) -> tuple[int, str]:
     minor = degree.islower()
     root = (tonic + _NUMERALS[degree.lower()] - flat) % 12
     if tail == "7":
-        quality = "min7" if minor else ("7" if degree == "V" else "maj7")
-    else:
-        quality = tail or ("min" if minor else "maj")
-    return root, quality
+        return root, "min7" if minor else ("7" if degree == "V" else "maj7")
+    return root, tail or ("min" if minor else "maj")
 
 
 def voice_lead(chord: PlacedChord, previous: tuple[int, ...] | None, *, low: int, high: int, voices: int) -> tuple[int, ...]:
@@ -65,7 +63,7 @@ def voice_lead(chord: PlacedChord, previous: tuple[int, ...] | None, *, low: int
     best: tuple[float, tuple[int, ...]] | None = None
     for pick in product(*options):
         notes = tuple(sorted(set(pick)))
-        gaps = [b - a for a, b in zip(notes, notes[1:], strict=False)]
+        gaps = [b - a for a, b in pairwise(notes)]
         if len(notes) < voices or min(gaps) < 2 or max(gaps) > 9:
             continue
         centre = abs(sum(notes) / len(notes) - (low + high) / 2)

@@ -48,8 +48,8 @@ def _knock(key: Key, n: int, name: str, low_hz: float, high_hz: float, decay_s: 
 
 
 def _struck(
-    *, name: str, sustain_s: float, bright: float, stiffness: float, pluck_at: float, damp: float, release_s: float, knock: float, width: float,
-    knock_hz: tuple[float, float] = (200.0, 3500.0), top_hz: float = 9000.0, attack_s: float = 0.002,
+    *, name: str, sustain_s: float, bright: float, stiffness: float, pluck_at: float, damp: float, release_s: float, knock: float,
+    width: float, knock_hz: tuple[float, float] = (200.0, 3500.0), top_hz: float = 9000.0, attack_s: float = 0.002,
 ) -> Instrument:  # fmt: skip
     """Strings that are hit or plucked: stretched harmonics, dull where the player touches them, highs dying first."""
 
@@ -71,8 +71,8 @@ def _struck(
 
 
 def _sustained(
-    *, slope: float, attack_s: float, release_s: float, detune: float, odd: float = 1.0, top_hz: float = 6000.0, drawbars: tuple[float, ...] = (),
-    vibrato: float = 0.0, air: float = 0.0,
+    *, slope: float, attack_s: float, release_s: float, detune: float, odd: float = 1.0, top_hz: float = 6000.0,
+    drawbars: tuple[float, ...] = (), vibrato: float = 0.0, air: float = 0.0,
 ) -> Instrument:  # fmt: skip
     """Bowed, blown and synthetic tones: steady harmonics, several players a little apart in pitch and place."""
 
@@ -155,13 +155,15 @@ INSTRUMENTS: dict[str, Instrument] = {
         knock_hz=(1500.0, 7000.0),
     ),
     "nylon_guitar": _struck(
-        name="nylon", sustain_s=2.2, bright=1.2, stiffness=0.00005, pluck_at=0.22, damp=0.35, release_s=0.12, knock=0.14, width=0.8, top_hz=6000
+        name="nylon", sustain_s=2.2, bright=1.2, stiffness=0.00005, pluck_at=0.22, damp=0.35, release_s=0.12, knock=0.14, width=0.8,
+        top_hz=6000,
     ),
     "muted_guitar": _struck(
         name="mute", sustain_s=0.55, bright=0.9, stiffness=0.0001, pluck_at=0.12, damp=0.5, release_s=0.06, knock=0.2, width=0.6
     ),
     "crunch_guitar": _struck(
-        name="crunch", sustain_s=4.5, bright=0.8, stiffness=0.0001, pluck_at=0.14, damp=0.12, release_s=0.07, knock=0.1, width=0.5, top_hz=5000
+        name="crunch", sustain_s=4.5, bright=0.8, stiffness=0.0001, pluck_at=0.14, damp=0.12, release_s=0.07, knock=0.1, width=0.5,
+        top_hz=5000,
     ),
     "lead_guitar": _struck(
         name="lead", sustain_s=4.0, bright=0.9, stiffness=0.0001, pluck_at=0.2, damp=0.1, release_s=0.12, knock=0.08, width=0.5, top_hz=5000

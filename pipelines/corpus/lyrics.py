@@ -20,7 +20,8 @@ _LEXICON = {
     "noun": "night N.AY.T|light L.AY.T|day D.EY|way W.EY|heart HH.AA.R.T|fire F.AY-ER|road R.OW.D|rain R.EY.N|river R.IH-V.ER|sky S.K.AY"
     "|name N.EY.M|window W.IH.N-D.OW|moon M.UW.N|sea S.IY|home HH.OW.M|water W.AO-T.ER|city S.IH-T.IY|song S.AO.NG|memory M.EH-M.ER-IY"
     "|sound S.AW.N.D|stars S.T.AA.R.Z|town T.AW.N|dawn D.AO.N",
-    "last": "tonight T.UW-N.AY.T|again AH-G.EH.N|away AH-W.EY|forever F.AO.R-EH-V.ER|now N.AW|alone AH-L.OW.N|below B.IY-L.OW|today T.UW-D.EY",
+    "last": "tonight T.UW-N.AY.T|again AH-G.EH.N|away AH-W.EY|forever F.AO.R-EH-V.ER|now N.AW|alone AH-L.OW.N|below B.IY-L.OW"
+    "|today T.UW-D.EY",
     "cry": "oh OW|ooh UW|ah AA|yeah Y.EH|la L.AA|hey HH.EY",
 }
 _NEXT = {

@@ -157,7 +157,7 @@ class Rendering:
 
 
 def as_json(record: SongRecord) -> dict[str, Any]:
-    """A dictionary ready for JSON; a track's notes are rows of onset, duration, MIDI, velocity, which a reader need not name 2,000 times."""
+    """A dictionary ready for JSON; a track's notes are rows of onset, duration, MIDI, velocity: there are thousands."""
     document = dataclasses.asdict(record)
     for track, row in zip(record.tracks, document["tracks"], strict=True):
         row["notes"] = [[note.onset_s, note.duration_s, note.midi, note.velocity] for note in track.notes]

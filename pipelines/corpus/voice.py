@@ -12,7 +12,7 @@ from model.geometry import SAMPLE_RATE_HZ
 from pipelines.corpus.chance import Array, Chance, noise
 from pipelines.corpus.dsp import band, db, hertz
 from pipelines.corpus.phones import CONSONANTS, glide, nucleus
-from pipelines.corpus.record import SongRecord, Voice, VocalNote
+from pipelines.corpus.record import SongRecord, VocalNote, Voice
 
 F0_RATE_HZ = 200
 HOP = 128
@@ -180,8 +180,8 @@ def _tract(formants_FT: Array, voice: Voice) -> tuple[Array, Array, Array]:
             if j != i:
                 gain[i] *= f[j] ** 2 / np.hypot(f[j] ** 2 - f[i] ** 2, f[i] * b[j])
     # Presence: what pop vocals are equalised to; above the cascade, two wide bands of air.
-    gain *= np.array([[1.0], [1.15], [2.0], [2.4], [2.4], [0.0], [0.0]])
-    gain[5], gain[6] = 0.5 * gain[4], 0.28 * gain[4]
+    gain *= np.array([[1.0], [1.2], [1.8], [1.7], [1.7], [0.0], [0.0]])
+    gain[5], gain[6] = 2.2 * gain[4], 1.4 * gain[4]
     return f, b, gain
 
 
@@ -195,7 +195,9 @@ def _voiced(targets: Targets, f0_hz: Array, voice: Voice, samples: int) -> tuple
     per_sample = np.interp(np.arange(samples) / SAMPLE_RATE_HZ, np.arange(f0_hz.size) / F0_RATE_HZ, f0_hz)
     phase = np.cumsum(per_sample) * (2 * np.pi / SAMPLE_RATE_HZ)
     f, b, gain = _tract(targets.formants_FT[:, :total], voice)
-    f[0] = np.maximum(f[0], 1.02 * at_frames)  # singers open the jaw so that the first formant is not below the note
+    # Singers open the jaw so that the first formant stays above the note (Sundberg 1975), and it is as wide as a harmonic or so.
+    f[0] = np.maximum(f[0], 1.3 * at_frames)
+    b[0] = np.maximum(b[0], 0.3 * at_frames)
     out = np.zeros(samples)
     ramp = np.arange(HOP) / HOP
     for start in range(0, samples // HOP, _CHUNK_FRAMES):

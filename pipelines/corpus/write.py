@@ -78,7 +78,10 @@ class SongDone:
 
 
 def write_corpus(config: CorpusConfig) -> CorpusSummary:
-    """Writes the songs that are missing under `config.out`. A song is complete once its `song.json`, written last, holds its record's hash."""
+    """Writes the songs that are missing under `config.out`.
+
+    A song is complete once its `song.json`, written last, holds its record's hash.
+    """
     if config.band == "fluidsynth":
         from pipelines.corpus.sampled import find_fluidsynth
 
