@@ -26,7 +26,7 @@ from model.unet import VocalFeatures
 NOISE_WINDOW_FRAMES = SEGMENT_FRAMES
 PEAK_DBFS = -1.0
 # Below this much under its loudest frame, and below this level at all, a vocal counts as resting.
-ACTIVE_RANGE_DB, ACTIVE_FLOOR_DB = 30.0, -60.0
+ACTIVE_RANGE_DB, ACTIVE_FLOOR_DB = 35.0, -60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class GenerationConfig:
     steps: int = 20
     guidance: float = 2.0
     """1 follows the vocal as learned, more follows it harder, 0 ignores it."""
-    guidance_rescale: float = 0.5
+    guidance_rescale: float = 0.7
     """φ of Lin et al. 2023, 0 to 1: how much of guidance's gain in level is taken back."""
     solver: Solver = "dpmpp-2m"
     candidates: int = 1
