@@ -250,6 +250,8 @@ def application(config: ServeConfig) -> Application:
         graceful_shutdown_timeout_s=config.drain_s,
         health_check_period_s=2,
         health_check_timeout_s=30,
+        # A checkpoint that is not there will not be there at the twentieth attempt either.
+        max_constructor_retry_count=3,
         ray_actor_options={"num_cpus": config.replica_cpus, "num_gpus": config.replica_gpus},
     ).bind(config)
     limits = AppConfig(
