@@ -321,7 +321,7 @@ def _explained(place: Place) -> Iterator[None]:
             yield
         except FileNotFoundError as error:
             raise MissingObjectError(f"{place} does not exist: check the path") from error
-        except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
             raise StorageError(f"{place} cannot be used ({error.strerror}): check the path and its permissions") from error
         return
     from botocore import exceptions as boto

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,11 +31,13 @@ from infra.records import (
     write_table,
 )
 from infra.storage import MissingObjectError, Place
-from model.codec_base import CodecIdentity
 from model.geometry import HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ, SEGMENT_FRAMES
 from pipelines.encode import EncodedSegment, EncodedSong
 from pipelines.segment import Reject, SegmentConfig
 from pipelines.sources import FoundSong
+
+if TYPE_CHECKING:
+    from model.codec_base import CodecIdentity
 
 # A channel that never varies would be divided by zero.
 LEAST_DEVIATION = 1e-4
@@ -63,7 +65,7 @@ def read_stored(out: Place) -> Stored:
     return Stored(songs=songs, rejects=read_table((out / "rejects").list(suffix=".parquet"), REJECTS).to_pylist())
 
 
-def begin(out: Place, codec: CodecIdentity, segment: SegmentConfig) -> None:
+def begin(out: Place, codec: "CodecIdentity", segment: SegmentConfig) -> None:
     """Claim `out` for this codec and these settings; UserError when it was begun with others."""
     settings = {**segment.__dict__, "codec_id": codec.id, "codec_weights_sha256": codec.weights_sha256}
     place = out / PREPARATION
@@ -145,7 +147,7 @@ def remove_orphans(out: Place, stored: Stored) -> None:
                 place.delete()
 
 
-def commit(out: Place, stored: Stored, codec: CodecIdentity, separator: str | None) -> Manifest:
+def commit(out: Place, stored: Stored, codec: "CodecIdentity", separator: str | None) -> Manifest:
     """Write the manifest, unless one with the same content is there already."""
     rows = [stored.songs[song_id] for song_id in sorted(stored.songs)]
     train = [row for row in rows if row["split"] == "train"]

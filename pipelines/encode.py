@@ -6,18 +6,20 @@ Shapes: B = 2 stems, C channels, N samples, T frames.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from infra.settings import Settings
 from infra.storage import localise
-from model.codec import load_codec
-from model.codec_base import Codec, CodecIdentity
 from model.errors import ModelError
 from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines.segment import Reject, Segment, SegmentedSong, SongIdentity
+
+# torch costs each process 3 s and 300 MB: the tasks that read and write songs name these records and do without it.
+if TYPE_CHECKING:
+    from model.codec_base import Codec, CodecIdentity
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,8 +47,12 @@ class EncodedSong:
     rejects: tuple[Reject, ...]
 
 
-def open_codec(spec: str, device: str | None = None) -> Codec:
+def open_codec(spec: str, device: str | None = None) -> "Codec":
     """The codec that `spec` names, from S3 through this machine's cache; on the accelerator when this process has one."""
+    import torch
+
+    from model.codec import load_codec
+
     name, _, uri = spec.partition(":") if not spec.startswith("s3://") else ("", "", spec)
     if uri.startswith("s3://"):
         folder = localise(uri, Settings.from_environment().cache)
@@ -57,7 +63,7 @@ def open_codec(spec: str, device: str | None = None) -> Codec:
 class Encoder:
     """The stage's actor: loads the weights once, encodes song after song."""
 
-    def __init__(self, codec: str, identity: CodecIdentity) -> None:
+    def __init__(self, codec: str, identity: "CodecIdentity") -> None:
         self.codec = open_codec(codec)
         if self.codec.identity.weights_sha256 != identity.weights_sha256:
             here, there = self.codec.identity.weights_sha256[:12], identity.weights_sha256[:12]
@@ -80,6 +86,8 @@ class Encoder:
         )
 
     def _encode(self, segment: Segment) -> EncodedSegment | Reject:
+        import torch
+
         audio_BCN = torch.from_numpy(np.stack([segment.vocal_CN, segment.accompaniment_CN]))
         latent_BCT = self.codec.encode(audio_BCN).to(torch.float16)
         if not bool(torch.isfinite(latent_BCT).all()):

@@ -6,31 +6,33 @@ A row is a song. Rows in and rows out are counted: every song that was found is 
 """
 
 import logging
+import pickle
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infra.cluster import connect
 from infra.errors import UserError
 from infra.records import MANIFEST, Manifest
 from infra.storage import Place
-from model.codec_base import CodecIdentity
 from pipelines import dataset
 from pipelines.dataset import Stored
 from pipelines.encode import EncodedSong, Encoder, open_codec
 from pipelines.segment import SegmentConfig, SegmentedSong, segment_song
 from pipelines.sources import FoundSong, list_songs, parse_source
 
+if TYPE_CHECKING:
+    from model.codec_base import CodecIdentity
+
 log = logging.getLogger(__name__)
 
-# A pipeline that stands still for so long is stuck; Ray's own limit is half an hour.
+# A pipeline that stands still for so long is stuck, for example on a song that kills each process that encodes it. Ray's own limit is
+# half an hour.
 NO_PROGRESS_S = 600.0
-# A song whose decoding or encoding kills its process must not restart it forever.
-ENCODER_RESTARTS = 2
 SHOWN_REJECTS = 10
 
 
@@ -160,7 +162,7 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
 
 
 def run_graph(
-    config: PrepareConfig, songs: Sequence[FoundSong], place: Place, out: Place, codec: CodecIdentity, known: frozenset[str]
+    config: PrepareConfig, songs: Sequence[FoundSong], place: Place, out: Place, codec: "CodecIdentity", known: frozenset[str]
 ) -> Iterator[SongResult]:
     """The Ray Data graph over `songs`; results in the order in which songs are done."""
     import ray
@@ -184,38 +186,41 @@ def run_graph(
             compute=ActorPoolStrategy(size=encoders),
             num_cpus=1,
             num_gpus=1 if gpus else None,
-            max_restarts=ENCODER_RESTARTS,
         )
         rows = rows.map(partial(write_row, out=out, validation_share=config.validation_share), num_cpus=0.5)
         for row in rows.iter_rows():
-            yield row["result"]
+            yield SongResult(**row)
 
 
 def segment_row(row: dict[str, Any], *, place: Place, config: SegmentConfig, known: frozenset[str]) -> dict[str, Any]:
-    """Reads a `FoundSong`'s columns; gives found, segmented and segment_s."""
+    """Reads a `FoundSong`'s columns; gives found, segmented and segment_s.
+
+    Records travel pickled: Ray would do the same to them, with a warning for each block.
+    """
     begun = time.perf_counter()
     found = FoundSong(**row)
     segmented = segment_song(found, place, config, known)
-    return {"found": found, "segmented": segmented, "segment_s": time.perf_counter() - begun}
+    return {"found": pickle.dumps(found), "segmented": pickle.dumps(segmented, protocol=5), "segment_s": time.perf_counter() - begun}
 
 
 class EncodeRow:
     """Reads segmented; gives encoded and encode_s in its place."""
 
-    def __init__(self, codec: str, identity: CodecIdentity) -> None:
+    def __init__(self, codec: str, identity: "CodecIdentity") -> None:
         self.encoder = Encoder(codec, identity)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         begun = time.perf_counter()
-        segmented: SegmentedSong = row.pop("segmented")
-        return {**row, "encoded": self.encoder.encode(segmented), "encode_s": time.perf_counter() - begun}
+        segmented: SegmentedSong = pickle.loads(row["segmented"])
+        encoded = pickle.dumps(self.encoder.encode(segmented), protocol=5)
+        return {"found": row["found"], "encoded": encoded, "segment_s": row["segment_s"], "encode_s": time.perf_counter() - begun}
 
 
 def write_row(row: dict[str, Any], *, out: Place, validation_share: float) -> dict[str, Any]:
     """Reads found and encoded; commits the song and gives a `SongResult`."""
     begun = time.perf_counter()
-    found: FoundSong = row["found"]
-    song: EncodedSong = row["encoded"]
+    found: FoundSong = pickle.loads(row["found"])
+    song: EncodedSong = pickle.loads(row["encoded"])
     song_id = song.identity.song_id
     dataset.write_song(out, found, song, dataset.split_of(song_id, validation_share))
     result = SongResult(
@@ -227,7 +232,7 @@ def write_row(row: dict[str, Any], *, out: Place, validation_share: float) -> di
         encode_s=row["encode_s"],
         write_s=time.perf_counter() - begun,
     )
-    return {"result": result}
+    return asdict(result)
 
 
 def settle(out: Place, songs: Sequence[FoundSong], results: Sequence[SongResult], before: Stored) -> None:
@@ -254,7 +259,7 @@ def settle(out: Place, songs: Sequence[FoundSong], results: Sequence[SongResult]
             dataset.remove_song(out, song_id)
 
 
-def finish(out: Place, codec: CodecIdentity, config: PrepareConfig, prepared: Sequence[str]) -> Manifest | None:
+def finish(out: Place, codec: "CodecIdentity", config: PrepareConfig, prepared: Sequence[str]) -> Manifest | None:
     """Balance the splits, remove what no row vouches for, and write the manifest if it changed."""
     stored = dataset.read_stored(out)
     if not stored.songs:

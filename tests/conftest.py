@@ -1,11 +1,16 @@
 """What tests of every kind share: one Ray cluster for the session, a real S3 server, and settings that no shell leaks into."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from infra.cluster import Cluster, connect
+
+sys.path.insert(0, str(Path(__file__).parent / "integration"))
+from s3_server import S3Server, serve
 
 FOREIGN = (
     "RAY_ADDRESS",
@@ -43,3 +48,36 @@ def ray_cluster(own_environment: Path) -> Iterator[Cluster]:
     assert own_environment.is_dir()
     with connect(num_cpus=4) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server, one for the session; see `integration/s3_server.py`."""
+    with serve(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh bucket's URI; this process's AWS variables point at its server."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    name = f"tests-{uuid4().hex[:12]}"
+    s3_server.client().create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def tiny_codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an untrained codec of the embedded kind, small enough to encode at once."""
+    import torch
+
+    from model.embedded_codec import PhaseConfig, save_embedded
+    from model.magnitude_vae import MagnitudeVAE, MagnitudeVAEConfig
+
+    folder = tmp_path_factory.mktemp("codecs") / "tiny"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = MagnitudeVAE(MagnitudeVAEConfig(width=8, expansion=1, encoder_blocks=1, decoder_blocks=1))
+    save_embedded(folder, network, PhaseConfig(rounds=0))
+    return folder

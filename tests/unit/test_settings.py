@@ -1,0 +1,73 @@
+"""Settings: what the environment says, and what it must not say."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from infra.errors import UserError
+from infra.settings import Settings, export, ray_environment
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    settings = Settings.from_environment({"AWS_ENDPOINT_URL": " ", "BACKLINE_API_KEYS": ""})
+    assert settings.s3.endpoint_url is None
+    assert settings.s3.region == "us-east-1"
+    assert settings.api_keys == ()
+    assert settings.codec == "embedded"
+    assert settings.cache.is_absolute()
+
+
+def test_every_variable_is_read() -> None:
+    settings = Settings.from_environment(
+        {
+            "AWS_ENDPOINT_URL": "http://127.0.0.1:9000",
+            "AWS_DEFAULT_REGION": "eu-north-1",
+            "AWS_ACCESS_KEY_ID": "id",
+            "AWS_SECRET_ACCESS_KEY": "hidden-key",
+            "MLFLOW_TRACKING_URI": "http://mlflow",
+            "RAY_ADDRESS": "head:6379",
+            "BACKLINE_API_KEYS": "one, two,,",
+            "BACKLINE_LOG_LEVEL": "debug",
+            "BACKLINE_CHECKPOINT": "s3://models/best",
+            "BACKLINE_CODEC": "stable-audio-open",
+            "BACKLINE_CACHE": "/somewhere",
+            "HF_TOKEN": "hidden-token",
+        }
+    )
+    assert (settings.s3.endpoint_url, settings.s3.region) == ("http://127.0.0.1:9000", "eu-north-1")
+    assert settings.api_keys == ("one", "two")
+    assert (settings.log_level, settings.ray_address, settings.checkpoint) == ("DEBUG", "head:6379", "s3://models/best")
+    assert (settings.mlflow_tracking_uri, settings.codec, str(settings.cache)) == ("http://mlflow", "stable-audio-open", "/somewhere")
+    assert "hidden" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"AWS_ENDPOINT_URL": "127.0.0.1:9000"}, "AWS_ENDPOINT_URL"),
+        ({"AWS_ACCESS_KEY_ID": "id"}, "AWS_SECRET_ACCESS_KEY"),
+        ({"BACKLINE_LOG_LEVEL": "loud"}, "BACKLINE_LOG_LEVEL"),
+    ],
+)
+def test_a_wrong_variable_is_named_with_its_remedy(environment: dict[str, str], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        Settings.from_environment(environment)
+
+
+def test_export_leaves_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    monkeypatch.delenv("AWS_REQUEST_CHECKSUM_CALCULATION", raising=False)
+    export(ray_environment())
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+    assert os.environ["AWS_REQUEST_CHECKSUM_CALCULATION"] == "when_required"
+
+
+def test_the_log_goes_to_standard_error_once() -> None:
+    code = (
+        "import logging; from infra.logs import configure; configure('INFO'); configure('INFO'); logging.getLogger('x').info('said %d', 7)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    assert done.stderr.count("said 7") == 1
