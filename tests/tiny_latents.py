@@ -12,7 +12,15 @@ CHANNELS = 64
 
 
 def write_latents(
-    folder: Path, *, songs: int = 5, held_out: int = 1, segments: int = 2, frames: int = 64, codec_sha256: str = "c0dec" * 12, seed: int = 0
+    folder: Path,
+    *,
+    songs: int = 5,
+    held_out: int = 1,
+    segments: int = 2,
+    frames: int = 64,
+    codec_id: str = "tiny",
+    codec_sha256: str = "c0dec" * 12,
+    seed: int = 0,
 ) -> str:
     """Writes manifest.json and latents/ as `prepare` does; the last segment of each song is short. Returns the place's URI."""
     random = np.random.default_rng(seed)
@@ -47,7 +55,7 @@ def write_latents(
         statistics[f"{stem}_mean"] = tuple(table.mean(axis=1).tolist())
         statistics[f"{stem}_std"] = tuple(table.std(axis=1).tolist())
     manifest = Manifest(
-        codec_id="tiny", codec_weights_sha256=codec_sha256, separator_id=None, sample_rate_hz=44_100, hop_samples=2_048,
+        codec_id=codec_id, codec_weights_sha256=codec_sha256, separator_id=None, sample_rate_hz=44_100, hop_samples=2_048,
         latent_channels=CHANNELS, segment_frames=frames, **statistics, vocal_level_db=-20.0, duration_h=0.01,
         counts=Counts(
             songs=songs, train_songs=songs - held_out, validation_songs=held_out, segments=songs * segments,

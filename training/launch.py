@@ -12,7 +12,6 @@ from typing import Any
 
 from infra.cluster import connect
 from infra.errors import UserError
-from infra.logs import configure
 from infra.records import read_manifest
 from infra.settings import Settings
 from infra.storage import Place, localise
@@ -98,9 +97,9 @@ def train(config: TrainConfig) -> TrainResult:
 
 def run_on_ray(config: TrainConfig, data: Place, out: Place, name: str, handle: RunHandle, log_level: str) -> Outcome:
     """The loop in `config.workers` Ray Train workers. A lost worker restarts all of them from RUN/last."""
-    with connect():
+    with connect(include_dashboard=True):
         import ray
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
         resources = ray.cluster_resources()
@@ -109,17 +108,20 @@ def run_on_ray(config: TrainConfig, data: Place, out: Place, name: str, handle: 
         tickets = max(1, int(resources.get("CPU", 1) - 1) // config.workers)
         cpus = min(tickets, max(1, (os.cpu_count() or 1) // config.workers))
         filesystem, path = (out / "ray").filesystem()
+        settings: dict[str, Any] = {
+            "name": name,
+            "storage_path": path,
+            "storage_filesystem": filesystem,
+            "failure_config": FailureConfig(max_failures=config.max_failures),
+            "worker_runtime_env": {"env_vars": WORKER_ENVIRONMENT},
+            # At INFO every report is printed whole by every worker, beside our own line.
+            "logging_config": LoggingConfig(log_level="WARNING"),
+        }
         trainer = TorchTrainer(
             worker_of(config, data, out, handle, log_level),
             train_loop_config=config.to_dict(),
             scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=per_worker(cpus, use_gpu)),
-            run_config=RunConfig(
-                name=name,
-                storage_path=path,
-                storage_filesystem=filesystem,
-                failure_config=FailureConfig(max_failures=config.max_failures),
-                worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
-            ),
+            run_config=RunConfig(**settings),
         )
         try:
             result: Any = trainer.fit()
@@ -136,7 +138,9 @@ def worker_of(config: TrainConfig, data: Place, out: Place, handle: RunHandle, l
         import ray.train
         from ray.train.torch import get_device
 
-        configure(log_level)
+        # Ray has its handlers on the root already; only the level of our own lines is missing.
+        for room in ("training", "infra", "model"):
+            logging.getLogger(room).setLevel(log_level)
         context = ray.train.get_context()
         workers = Workers(rank=context.get_world_rank(), size=context.get_world_size(), device=get_device())
         tracker = Tracker(handle) if workers.leads else None

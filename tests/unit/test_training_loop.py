@@ -20,7 +20,6 @@ from training.config import TrainConfig
 from training.loop import build, latest, learning_rate, run
 from training.state import Average, Progress, read_metrics, read_saved
 
-
 UNIFORM = DiffusionLossConfig(weighting="uniform")
 
 
@@ -75,13 +74,15 @@ def interrupt_at(step: int):
 
 
 def test_it_learns_and_keeps_the_best(data: str, tmp_path: Path) -> None:
-    outcome = run(config(data, tmp_path, steps=60, batch_size=8, learning_rate=4e-3, ema_decay=0.9, validate_every=20, loss=UNIFORM))
+    outcome = run(config(data, tmp_path, steps=36, learning_rate=4e-3, ema_decay=0.9, validate_every=12, loss=UNIFORM))
     losses = [row["validation/loss"] for row in read_metrics(Place(str(tmp_path))) if "validation/loss" in row]
     assert len(losses) == 3
-    assert losses[-1] < 0.9 * losses[0]
+    # An untrained network answers zero, and the velocity's mean square is 1.
+    assert losses[2] < losses[0] < 1.0
+    assert losses[2] < 0.95
     best, last = load_checkpoint(tmp_path), load_checkpoint(tmp_path / "last")
     assert best.metrics["validation/loss"] == min(losses)
-    assert last.step == outcome.step == 60
+    assert last.step == outcome.step == 36
     assert best.codec.id == "tiny"
     assert best.dataset.uri == data
     # The checkpoint holds the averaged weights, which are not the trained ones.
@@ -89,7 +90,7 @@ def test_it_learns_and_keeps_the_best(data: str, tmp_path: Path) -> None:
     assert torch.equal(last.state["stem.weight"], state["average.stem.weight"])
     assert not torch.equal(last.state["stem.weight"], state["network.stem.weight"])
     described = json.loads((tmp_path / "last" / "training_state.json").read_text())
-    assert described["streams"] == {"seed": 0, "samples_drawn": 480}
+    assert described["streams"] == {"seed": 0, "samples_drawn": 144}
 
 
 def test_micro_batches_add_up_to_the_batch(data: str, tmp_path: Path) -> None:
