@@ -18,7 +18,7 @@ from model.embedded_codec import MODEL_TYPE as EMBEDDED_MODEL_TYPE
 from model.embedded_codec import load_embedded
 from model.errors import CodecUnavailable
 from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ
-from model.receptive_field import UnknownField, decoder_halo, encoder_halo
+from model.receptive_field import UnknownFieldError, decoder_halo, encoder_halo
 
 __all__ = ["Codec", "CodecIdentity", "StableAudioCodec", "load_codec"]
 
@@ -221,7 +221,7 @@ def _halos(autoencoder: nn.Module) -> tuple[Halo | None, Halo | None]:
         return None, None
     try:
         return encoder_halo(autoencoder.encoder, hop), decoder_halo(autoencoder.decoder, hop)
-    except UnknownField as error:
+    except UnknownFieldError as error:
         log.warning("codec: unknown receptive field (%s): no chunks, memory grows with length", error)
         return None, None
 

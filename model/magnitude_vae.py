@@ -4,6 +4,7 @@ Blocks are ConvNeXt (Liu et al. 2022) along time; norms act on one frame's chann
 Shapes: B batch, C channels, F features of a latent frame, T latent frames, K frequency bins, J spectral frames (two a latent frame).
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -163,7 +164,7 @@ def _stereo_sums(power_BJK: Tensor) -> Tensor:
     """Sum in each stereo band over the spectral frames of a latent frame: (B, 2T, K) → (B, T, bands)."""
     batch, frames, bins = power_BJK.shape
     pair = power_BJK.reshape(batch, frames // FRAMES_PER_LATENT, FRAMES_PER_LATENT, bins).sum(2)
-    return torch.stack([pair[..., low:high].sum(-1) for low, high in zip(STEREO_EDGES, STEREO_EDGES[1:], strict=False)], dim=-1)
+    return torch.stack([pair[..., low:high].sum(-1) for low, high in itertools.pairwise(STEREO_EDGES)], dim=-1)
 
 
 def _spread_stereo(gain_BTK: Tensor) -> Tensor:

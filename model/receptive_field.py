@@ -17,7 +17,7 @@ CHAINS = {"Sequential", "OobleckEncoder", "OobleckDecoder", "EncoderBlock", "Dec
 Interval = tuple[int, int]
 
 
-class UnknownField(Exception):
+class UnknownFieldError(Exception):
     """A layer whose receptive field is not known here."""
 
 
@@ -48,11 +48,11 @@ def read_by(layer: nn.Module, outputs: Interval) -> Interval:
         return first // scale, last // scale
     if type(layer).__name__ in POINTWISE:
         return outputs
-    raise UnknownField(f"layer {type(layer).__name__}")
+    raise UnknownFieldError(f"layer {type(layer).__name__}")
 
 
 def walk_back(module: nn.Module, outputs: Interval) -> Interval:
-    """The inputs that a whole module reads for an interval of its outputs. Raises UnknownField."""
+    """The inputs that a whole module reads for an interval of its outputs. Raises UnknownFieldError."""
     for layer in reversed(list(chain(module))):
         outputs = read_by(layer, outputs)
     return outputs

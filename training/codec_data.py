@@ -1,0 +1,124 @@
+"""What the codec's training reads: features of every stem of a song folder, held in memory, and random crops of them.
+
+Shapes: B batch, F features of a latent frame, T latent frames, C channels, N samples.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from infra.errors import UserError
+from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, SAMPLE_RATE_HZ
+from model.magnitude_vae import FRAMES_PER_LATENT, MAGNITUDE_BANDS, MAGNITUDE_FLOOR, STEREO_BANDS, features_of
+from model.phase import spectrum
+
+STEMS = ("vocals", "accompaniment", "mixture")
+LOG_MAGNITUDES = FRAMES_PER_LATENT * MAGNITUDE_BANDS
+CHUNK_SAMPLES = 256 * HOP_SAMPLES
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Songs:
+    """Song folders for training, and others held out."""
+
+    training: tuple[Path, ...]
+    held_out: tuple[Path, ...]
+
+
+def find_songs(corpus: Path, held_out: int) -> Songs:
+    """The folders under `corpus` that hold all three stems; the first ones by name (the lowest seeds) are held out."""
+    folders = sorted({path.parent for path in corpus.rglob("vocals.wav") if all((path.parent / f"{stem}.wav").is_file() for stem in STEMS)})
+    if len(folders) <= held_out:
+        raise UserError(
+            f"corpus {corpus}: {len(folders)} song folders with {', '.join(f'{stem}.wav' for stem in STEMS)}, {held_out} of them held out; "
+            "need at least one more: backline corpus --out DIR --songs 32 --seed 0"
+        )
+    return Songs(training=tuple(folders[held_out:]), held_out=tuple(folders[:held_out]))
+
+
+def read_stem(path: Path) -> Tensor:
+    """A 44.1 kHz stereo file → (2, N) float32."""
+    audio_NC, sample_rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+    if sample_rate_hz != SAMPLE_RATE_HZ or audio_NC.shape[1] != AUDIO_CHANNELS:
+        raise UserError(
+            f"{path}: {sample_rate_hz} Hz, {audio_NC.shape[1]} channels; need {SAMPLE_RATE_HZ} Hz stereo: convert it or render it again"
+        )
+    return torch.from_numpy(np.ascontiguousarray(audio_NC.T))
+
+
+def audio_features(audio_CN: Tensor) -> Tensor:
+    """(2, N) → features (T, F) float16, in chunks so that memory stays small (frames at a chunk's edge see zeros: seams, not truth)."""
+    whole = audio_CN[:, : audio_CN.shape[1] // HOP_SAMPLES * HOP_SAMPLES]
+    parts = []
+    for chunk_CN in whole.split(CHUNK_SAMPLES, dim=1):
+        mid, side = (chunk_CN[:1] + chunk_CN[1:]) / 2, (chunk_CN[:1] - chunk_CN[1:]) / 2
+        parts.append(features_of(spectrum(mid), spectrum(side))[0].half())
+    return torch.cat(parts)
+
+
+def corpus_features(folders: tuple[Path, ...], crop_frames: int, speeds: tuple[float, ...]) -> list[Tensor]:
+    """Features (T, F) of each stem at each speed (a speed of 1.06 is a semitone higher and shorter); short stems are left out."""
+    found = []
+    for folder in tqdm(folders, desc="codec: features", unit="song", disable=None):
+        for stem in STEMS:
+            audio_CN = read_stem(folder / f"{stem}.wav")
+            for speed in speeds:
+                faster = audio_CN
+                if speed != 1.0:
+                    faster = torch.from_numpy(
+                        soxr.resample(audio_CN.T.numpy(), SAMPLE_RATE_HZ * speed, SAMPLE_RATE_HZ, quality="MQ").T.copy()
+                    )
+                features = audio_features(faster)
+                if len(features) > crop_frames:
+                    found.append(features)
+    if not found:
+        raise UserError(
+            f"no stem of the corpus is longer than crop_frames={crop_frames} latent frames; take a smaller crop or longer songs"
+        )
+    return found
+
+
+def feature_statistics(features: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """(mean, deviation) of each feature over everything; deviations are kept above 0.05."""
+    count, total, squares = (
+        0,
+        torch.zeros(features[0].shape[1], dtype=torch.float64),
+        torch.zeros(features[0].shape[1], dtype=torch.float64),
+    )
+    for part in features:
+        exact = part.double()
+        count, total, squares = count + len(part), total + exact.sum(0), squares + exact.square().sum(0)
+    mean = total / count
+    return mean.float(), (squares / count - mean.square()).clamp_min(0).sqrt().clamp_min(0.05).float()
+
+
+def crop(features: list[Tensor], batch_size: int, crop_frames: int, rng: np.random.Generator, device: torch.device) -> Tensor:
+    """Random crops (B, T, F) at random gains of −18 to +6 dB, left and right swapped in half of them; a pure function of `rng`."""
+    lengths = np.array([len(part) for part in features], dtype=np.float64)
+    chosen = rng.choice(len(features), size=batch_size, p=lengths / lengths.sum())
+    starts = [int(rng.integers(0, len(features[index]) - crop_frames + 1)) for index in chosen]
+    crops = torch.stack([features[index][start : start + crop_frames] for index, start in zip(chosen, starts, strict=True)])
+    gain = torch.from_numpy(10 ** (rng.uniform(-18, 6, batch_size) / 20)).float().to(device).view(-1, 1, 1)
+    flip = torch.from_numpy(rng.choice([-1.0, 1.0], batch_size)).float().to(device).view(-1, 1, 1)
+    crops = crops.to(device).float()
+    power = (crops[..., :LOG_MAGNITUDES] * 2).exp() - MAGNITUDE_FLOOR**2
+    louder = 0.5 * (power.clamp_min(0) * gain**2 + MAGNITUDE_FLOOR**2).log()
+    pan, width = crops[..., LOG_MAGNITUDES : LOG_MAGNITUDES + STEREO_BANDS], crops[..., LOG_MAGNITUDES + STEREO_BANDS :]
+    return torch.cat([louder, pan * flip, width], dim=-1)
+
+
+def passes(features: list[Tensor], crop_frames: int, device: torch.device) -> Iterator[Tensor]:
+    """Every feature once, as (1, T, F) of at most `crop_frames` frames, for statistics."""
+    for part in features:
+        for piece in part.split(crop_frames):
+            yield piece.unsqueeze(0).to(device).float()
