@@ -29,6 +29,7 @@ from model.codec_base import CodecIdentity
 from model.errors import ModelError
 from model.fit import NO_FIT, fit
 from model.unet import AccompanimentUNet, UNetConfig
+from pipelines.segment import SegmentConfig, voice
 
 NETWORK = UNetConfig(channels=(16, 32), vocal_blocks=(1, 1), heads=2, head_channels=16, time_channels=32, bottleneck_blocks=1)
 QUICK = GenerationConfig(steps=2, seed=5)
@@ -213,21 +214,27 @@ def test_silence_is_accompanied(accompanist: Accompanist) -> None:
 
 
 def test_level_is_of_the_sung_frames_only() -> None:
-    voice = vocal(20 * 2_048)
-    with_rest = np.concatenate([np.zeros((2, 80 * 2_048), np.float32), voice], axis=1)
-    assert active_level_db(with_rest) == pytest.approx(active_level_db(voice), abs=0.01)
-    assert active_level_db(0.5 * voice) == pytest.approx(active_level_db(voice) - 6.02, abs=0.01)
+    sung = vocal(20 * 2_048)
+    with_rest = np.concatenate([np.zeros((2, 80 * 2_048), np.float32), sung], axis=1)
+    assert active_level_db(with_rest) == pytest.approx(active_level_db(sung), abs=0.01)
+    assert active_level_db(0.5 * sung) == pytest.approx(active_level_db(sung) - 6.02, abs=0.01)
     assert active_level_db(np.zeros((2, 5_000), np.float32)) == -np.inf
-    assert 20 * np.log10(level_gain(voice, -30.0)) == pytest.approx(-30.0 - active_level_db(voice), abs=1e-6)
-    assert np.abs(voice * level_gain(voice, 0.0)).max() <= 1.0 + 1e-6
+    assert 20 * np.log10(level_gain(sung, -30.0)) == pytest.approx(-30.0 - active_level_db(sung), abs=1e-6)
+    assert np.abs(sung * level_gain(sung, 0.0)).max() <= 1.0 + 1e-6
+
+
+def test_level_is_the_one_that_datasets_state() -> None:
+    """A request is brought to `vocal_level_db`, so both must measure alike."""
+    voice_CN = np.concatenate([vocal(30 * 2_048, 0.3), np.zeros((2, 9_000), np.float32), vocal(20 * 2_048 + 5, 0.1)], axis=1)
+    assert active_level_db(voice_CN) == pytest.approx(voice(voice_CN, SegmentConfig())[1], abs=0.05)
 
 
 def test_mix_is_one_gain_and_peaks_at_minus_one() -> None:
     one, other = vocal(5_000, 0.8), vocal(5_000, 0.6)
-    voice, band, mixture = mix(one, other)
+    singer, band, mixture = mix(one, other)
     assert np.abs(mixture).max() == pytest.approx(10 ** (-1 / 20), rel=1e-4)
-    np.testing.assert_allclose(voice + band, mixture, atol=1e-6)
-    np.testing.assert_allclose(voice * 0.6, band * 0.8, atol=1e-5)
+    np.testing.assert_allclose(singer + band, mixture, atol=1e-6)
+    np.testing.assert_allclose(singer * 0.6, band * 0.8, atol=1e-5)
     soft = mix(0.01 * one, 0.01 * other)
     np.testing.assert_array_equal(soft[0], np.float32(0.01) * one)
     cancelling = mix(one, -one)
