@@ -178,7 +178,7 @@ def test_the_shipped_codec_keeps_pitch_level_and_pan() -> None:
     assert decoded[0, 0].square().mean() > decoded[0, 1].square().mean()
 
 
-def test_the_hash_is_of_the_tensors_and_not_of_the_file(tmp_path: Path) -> None:
+def test_the_hash_is_of_the_tensors_and_not_of_the_file() -> None:
     tensors = load_file(EMBEDDED_FOLDER / "model.safetensors")
     assert tensors_sha256(tensors) == tensors_sha256(dict(reversed(tensors.items())))
     name = next(name for name, tensor in tensors.items() if tensor.ndim == 2)
