@@ -9,6 +9,7 @@ from pipelines.corpus.melody import MelodyNote
 from pipelines.corpus.styles import BassPattern, ChordPattern
 
 BEATS_PER_BAR = 4
+_BASS_CENTRE = 35  # B1: roots from 46 to 82 Hz, which small loudspeakers still hint at
 
 
 @dataclass(frozen=True)
@@ -57,22 +58,22 @@ def play_bass(part: Part, chords: list[PlacedChord], pattern: BassPattern, *, to
     for bar in range(part.first_bar, part.first_bar + part.bars):
         base = float(bar * BEATS_PER_BAR)
         if part.final and bar == part.first_bar + part.bars - 1:
-            hits.append(Hit(base, 4.0, _near(chord_at(chords, base).root, 33), 0.8))
+            hits.append(Hit(base, 4.0, _near(chord_at(chords, base).root, _BASS_CENTRE), 0.8))
             break
         for step, length, what in pattern:
             beat = base + step / 4
             chord = chord_at(chords, beat)
-            root = _near(chord.root, 33)
+            root = _near(chord.root, _BASS_CENTRE)
             following = chord_at(chords, base + BEATS_PER_BAR)
             midi = root
             if what == "F":
-                midi = root + 7 if root < 35 else root - 5
+                midi = root + 7 if root < 36 else root - 5
             elif what == "O":
                 midi = root + 12
             elif what == "T":
                 midi = root + (3 if "min" in chord.quality else 4)
             elif what == "A":
-                target = _near(following.root, 33)
+                target = _near(following.root, _BASS_CENTRE)
                 if following.root == chord.root or following.start != base + BEATS_PER_BAR:
                     midi = root if chance.happens(0.6) else root - 5
                 else:
@@ -104,7 +105,7 @@ def play_chords(
                 continue
             notes = voicing[1:] if what == "t" else voicing
             ordered = notes[::-1] if what == "u" else notes
-            loud = (0.6 + 0.4 * part.intensity) * (0.55 if what == "t" else 0.68 if what == "u" else 0.8) * (1.08 if step == 0 else 1.0)
+            loud = (0.46 + 0.54 * part.intensity) * (0.55 if what == "t" else 0.68 if what == "u" else 0.8) * (1.08 if step == 0 else 1.0)
             loose = chance.spread(0.006)
             for order, midi in enumerate(ordered):
                 delay = loose + order * (strum_s if what in "du" else 0.0015)

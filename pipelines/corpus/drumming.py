@@ -32,7 +32,7 @@ def play_drums(
             for step, digit in enumerate(line):
                 if digit == "0" or (step >= begin and drum not in ("kick", "shaker")) or (swung_eighths and step % 2):
                     continue
-                velocity = int(digit) / 9 * (0.78 + 0.22 * part.intensity) + chance.spread(0.04)
+                velocity = int(digit) / 9 * (0.64 + 0.36 * part.intensity) + chance.spread(0.04)
                 hits.append(Hit(base + step / 4, 0.25, DRUM_KEYS[drum], max(0.05, min(1.0, velocity)), chance.spread(0.004)))
         for step, drum, strength in figure:
             if swung_eighths and step % 2:

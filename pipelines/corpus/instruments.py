@@ -61,9 +61,10 @@ def _struck(
         amplitude = np.abs(np.sin(np.pi * k * pluck_at)) * k**-slope
         amplitude /= np.sqrt(np.sum(amplitude**2))
         decay = 6.91 / (sustain_s * (220 / key.hz) ** 0.5) * (1 + damp * (k - 1))
+        spread = np.pi * k * (k - 1) / k.size  # Schroeder's phases (1970): partials that start apart, not as one click
         detune = 1 + 0.0004 * width * np.sin(k * 2.3)
-        left = partials(stretched * detune, amplitude, decay, 0.7 * k, n)
-        right = partials(stretched / detune, amplitude, decay, 0.7 * k + 0.9 * width * np.sin(1.7 * k), n)
+        left = partials(stretched * detune, amplitude, decay, spread, n)
+        right = partials(stretched / detune, amplitude, decay, spread + 0.9 * width * np.sin(1.7 * k), n)
         hit = _knock(key, n, name, *knock_hz, 0.012, knock)
         return _stereo(left + hit, right + hit, envelope(n, attack_s, release_s))
 

@@ -85,7 +85,10 @@ def line(syllables: int, chance: Chance) -> tuple[Word, ...]:
 
 def title(words: tuple[Word, ...]) -> str:
     """A song's title: the end of its hook, from the last short word that can open a title."""
+    cries = {word.text for word in WORDS["cry"]}
     texts = [word.text for word in words]
+    while len(texts) > 1 and texts[-1] in cries:
+        texts.pop()
     opening = [word.text for kind in ("the", "kind", "prep", "who") for word in WORDS[kind]]
     starts = [i for i, text in enumerate(texts[:-1]) if text in opening]
     begin = starts[-2] if len(starts) > 1 else (starts[0] if starts else 0)

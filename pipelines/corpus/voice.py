@@ -45,7 +45,7 @@ def sing(record: SongRecord, samples: int) -> tuple[Array, Array]:
     voiced = np.interp(track, np.arange(targets.voicing_T.size) / FRAME_RATE_HZ, targets.voicing_T) > 0.05
     tone, phase = _voiced(targets, f0_hz, record.voice, samples)
     air = _noise(targets, record, phase, samples)
-    start = max(0, int((record.vocal[0].onset_s - 0.6) * SAMPLE_RATE_HZ))
+    start = max(0, int((record.vocal[0].onset_s - 0.7) * SAMPLE_RATE_HZ))
     vocal = tone + air
     vocal[:start] = 0.0
     return vocal, np.where(voiced, f0_hz, 0.0)
@@ -196,7 +196,7 @@ def _voiced(targets: Targets, f0_hz: Array, voice: Voice, samples: int) -> tuple
     phase = np.cumsum(per_sample) * (2 * np.pi / SAMPLE_RATE_HZ)
     f, b, gain = _tract(targets.formants_FT[:, :total], voice)
     # Singers open the jaw so that the first formant stays above the note (Sundberg 1975), and it is as wide as a harmonic or so.
-    f[0] = np.maximum(f[0], 1.3 * at_frames)
+    f[0] = np.maximum(f[0], 1.5 * at_frames)
     b[0] = np.maximum(b[0], 0.3 * at_frames)
     out = np.zeros(samples)
     ramp = np.arange(HOP) / HOP
