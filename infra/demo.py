@@ -115,7 +115,9 @@ def prepare_latents(out: Path, notes: list[str]) -> None:
     summary = prepare(PrepareConfig(source=f"demo:{out / 'corpus'}", out=str(out / "latents")))
     if summary.rejects:
         raise RuntimeError(f"demo songs were rejected: {'; '.join(summary.rejects)}")
-    notes.append(f"{summary.prepared} songs encoded, {summary.already} already there; {summary.manifest.counts if summary.manifest else 'nothing'}")
+    notes.append(
+        f"{summary.prepared} songs encoded, {summary.already} already there; {summary.manifest.counts if summary.manifest else 'nothing'}"
+    )
 
 
 def train_network(config: DemoConfig, out: Path, notes: list[str]) -> "TrainResult":

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from infra.errors import UserError
 from infra.settings import Settings
-from infra.storage import Place, localise
+from infra.storage import Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def doctor(*, data: str | None = None, checkpoint: str | None = None) -> int:
         checks.append(
             Check(
                 name=f"checkpoint {checkpoint}",
-                run=lambda: network(checkpoint, settings),
+                run=lambda: network(checkpoint),
                 remedy="write it with `backline train --out URI`",
             )
         )
@@ -132,16 +132,14 @@ def tracking(settings: Settings) -> str:
 
 
 def dataset(uri: str) -> str:
-    from infra.records import Manifest
+    from infra.records import read_manifest
 
-    manifest = Manifest.read(Place(uri))
+    manifest = read_manifest(Place(uri))
     return f"{manifest.counts}, codec {manifest.codec_id}"
 
 
-def network(uri: str, settings: Settings) -> str:
-    from infra.generate import load_accompanist
-    from model.checkpoint import load_checkpoint
+def network(uri: str) -> str:
+    from infra.generate import open_accompanist
 
-    loaded = load_checkpoint(localise(uri, settings.cache))
-    load_accompanist(uri, None)
+    loaded = open_accompanist(uri, None).checkpoint
     return f"{loaded.name}, step {loaded.step}, codec {loaded.codec.id}"

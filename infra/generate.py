@@ -3,11 +3,16 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from infra import audio_files
 from infra.errors import UserError
+from infra.places import checkpoint_folder, codec_spec
 from infra.settings import Settings
-from infra.storage import Place, localise
+from infra.storage import Place
+
+if TYPE_CHECKING:
+    from model.accompany import Accompanist
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,34 +48,24 @@ def generate_file(request: GenerateRequest) -> int:
     if not vocal.exists():
         raise UserError(f"{request.vocal}: no such file; give an audio file of a vocal")
     vocal_CN = audio_files.to_stereo_44k(audio_files.decode(vocal.read_bytes()))
-    accompanist = load_accompanist(request.checkpoint, request.codec)
+    accompanist = open_accompanist(request.checkpoint, request.codec)
     result = accompanist.accompany(vocal_CN, config)
     written_CN = mix(vocal_CN, result.audio_CN)[2] if request.mix else result.audio_CN
     request.out.parent.mkdir(parents=True, exist_ok=True)
     request.out.write_bytes(audio_files.encode(written_CN, request.out.suffix.lstrip(".").lower()))
     stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.stage_s.items())
+    fit = result.fit
     sys.stdout.write(
-        f"{request.out}: {vocal_CN.shape[1] / 44_100:.1f} s, seed {result.seed}, "
-        f"fit {result.fit.overall:.2f} (harmony {result.fit.harmony:.2f}, rhythm {result.fit.rhythm:.2f}, leakage {result.fit.leakage:.2f}); {stages}\n"
+        f"{request.out}: {vocal_CN.shape[1] / 44_100:.1f} s, seed {result.seed}, fit {fit.overall:.2f} "
+        f"(harmony {fit.harmony:.2f}, rhythm {fit.rhythm:.2f}, leakage {fit.leakage:.2f}); {stages}\n"
     )
     return 0
 
 
-def load_accompanist(checkpoint: str | None, codec: str | None):  # type: ignore[no-untyped-def]  # model is imported only where it is used
-    """The accompanist of a checkpoint's place; without one, of the setting BACKLINE_CHECKPOINT, else of the weights that ship."""
-    from model.accompany import Accompanist
-    from model.checkpoint import SHIPPED_CHECKPOINT, load_checkpoint
-    from model.codec import load_codec
+def open_accompanist(checkpoint: str | None, codec: str | None) -> "Accompanist":
+    """The accompanist of a checkpoint's place; without one, of BACKLINE_CHECKPOINT, else of the weights that ship."""
+    from model.accompany import load_accompanist
+    from model.checkpoint import SHIPPED_CHECKPOINT
 
     settings = Settings.from_environment()
-    place = checkpoint or settings.checkpoint
-    folder = localise(place, settings.cache) if place else SHIPPED_CHECKPOINT
-    loaded = load_checkpoint(folder)
-    return Accompanist(loaded, load_codec(codec or settings.codec or loaded.codec.id, device=device()), device=device())
-
-
-def device() -> str:
-    """The accelerator of this machine, or its CPU."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return load_accompanist(checkpoint_folder(checkpoint, settings, SHIPPED_CHECKPOINT), codec=codec_spec(codec, settings))

@@ -8,13 +8,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.checkpoint import Checkpoint
+from model.checkpoint import Checkpoint, load_checkpoint
+from model.codec import load_codec
 from model.codec_base import Codec
 from model.diffusion import Denoiser, Schedule
 from model.errors import ModelError
@@ -181,6 +183,17 @@ class Accompanist:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         stage_s[stage] = stage_s.get(stage, 0.0) + time.perf_counter() - start_s
+
+
+def load_accompanist(folder: Path, *, codec: str | None = None, device: str = "auto") -> Accompanist:
+    """The accompanist of a checkpoint's folder (or a training run's), with its codec or the one that `codec` names.
+
+    device: auto is the accelerator where there is one. Raises ModelError when either cannot be loaded, or they do not belong together.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    checkpoint = load_checkpoint(folder)
+    return Accompanist(checkpoint, load_codec(codec or checkpoint.codec.id, device=device), device=device)
 
 
 def window_starts(frames: int, window: int, overlap: int) -> list[int]:
