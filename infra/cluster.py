@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 # here, so a small machine hands out more of them than it has. (Eight on two cores took a minute to start.)
 LEAST_ADVERTISED_CPUS = 4
 PROBE_TIMEOUT_S = 5.0
+START_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +49,7 @@ def connect(address: str | None = None, num_cpus: int | None = None, *, include_
     if wanted is None or wanted == "local":
         cpus = num_cpus or max(LEAST_ADVERTISED_CPUS, os.cpu_count() or 1)
         log.info("starting Ray on this machine with %d CPU tickets", cpus)
-        # Token authentication is Ray's default for a cluster that a driver starts (the token lies in ~/.ray/auth_token). Its mode is cached
-        # when ray is imported, so RAY_AUTH_MODE is left to Ray; at ERROR it does not announce it each time.
-        ray.init(address="local", num_cpus=cpus, include_dashboard=include_dashboard, logging_level=logging.ERROR)
+        _start(cpus, include_dashboard)
     else:
         # Inside a submitted job its own runtime environment is in force, and Ray refuses a second one.
         runtime_env = None if settings.in_ray_job else {"env_vars": ray_environment()}
@@ -70,6 +69,27 @@ def connect(address: str | None = None, num_cpus: int | None = None, *, include_
     finally:
         # For a joined cluster this only disconnects.
         ray.shutdown()
+
+
+def _start(cpus: int, include_dashboard: bool) -> None:
+    """A cluster on this machine. Ray gives its own processes 30 s to come up, which a busy machine can exceed: then once more.
+
+    Token authentication is Ray's default for a cluster that a driver starts (the token lies in ~/.ray/auth_token). Its mode is cached when
+    ray is imported, so RAY_AUTH_MODE is left to Ray; at ERROR it does not announce it each time.
+    """
+    import ray
+
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            ray.init(address="local", num_cpus=cpus, include_dashboard=include_dashboard, logging_level=logging.ERROR)
+            return
+        except Exception as error:  # Ray raises a bare Exception here
+            ray.shutdown()
+            if "timed out" not in str(error).lower():
+                raise
+            if attempt == START_ATTEMPTS:
+                raise UserError(f"Ray did not start on this machine in {attempt} attempts: wait until it is less busy ({error})") from error
+            log.warning("Ray did not start in time, attempt %d of %d: %s", attempt, START_ATTEMPTS, error)
 
 
 def _require_answer(address: str) -> None:

@@ -148,7 +148,8 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
     rejects = [row for row in after.rejects if row["segment"] is None and row["url"] in current]
     for stage in ("segment", "encode", "write"):
         clock.stage_s[stage] = sum(getattr(result, f"{stage}_s") for result in results)
-    prepared = sum(result.stored for result in results)
+    useless = {row["url"] for row in rejects}
+    prepared = sum(result.stored and result.url not in useless for result in results)
     return PrepareSummary(
         out=str(out),
         found=len(songs),
