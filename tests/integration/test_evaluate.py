@@ -92,6 +92,7 @@ def test_one_held_out_song_borrows_a_stranger_from_training(trained: TrainResult
             samples=2,
             audio_files=0,
             generation=GenerationConfig(steps=1),
+            codec=str(tiny_codec),
         )
     )
     assert "another song's, through the codec" in [row.name for row in report.rows]
@@ -101,7 +102,7 @@ def test_one_held_out_song_borrows_a_stranger_from_training(trained: TrainResult
 def test_another_codecs_dataset_and_an_empty_split_are_refused(trained: TrainResult, tiny_codec: Path, tmp_path: Path) -> None:
     foreign = write_latents(tmp_path / "foreign")
     with pytest.raises(UserError, match="dataset of its own codec"):
-        evaluate(EvaluateConfig(checkpoint=trained.run, data=foreign, out=str(tmp_path / "out")))
+        evaluate(EvaluateConfig(checkpoint=trained.run, data=foreign, out=str(tmp_path / "out"), codec=str(tiny_codec)))
     identity = load_codec(str(tiny_codec)).identity
     empty = write_latents(tmp_path / "empty", held_out=0, codec_id=identity.id, codec_sha256=identity.weights_sha256)
     with pytest.raises(UserError, match="one in ten"):

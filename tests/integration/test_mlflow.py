@@ -65,6 +65,21 @@ def test_a_run_that_the_store_does_not_know_is_begun_anew(run: Place, store: Sto
     tracker.end("FINISHED")
 
 
+def test_the_system_is_watched_until_the_run_is_closed(run: Place, store: Store) -> None:
+    tracker = open_run(store, experiment="e", name="n", run=run)
+    tracker.watch_system(every_s=0.2)
+    client = MlflowClient(store.tracking_uri)
+
+    def seen() -> set[str]:
+        return {name for name in client.get_run(tracker.handle.run_id).data.metrics if name.startswith("system/")}
+
+    waited_until = time.monotonic() + 60
+    while not seen() and time.monotonic() < waited_until:
+        time.sleep(0.1)
+    tracker.end("FINISHED")
+    assert "system/cpu_utilization_percentage" in seen()
+
+
 def test_a_server_that_is_gone_costs_warnings_only(run: Place, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "infra.tracking")
     absent = open_run(Store(tracking_uri="http://127.0.0.1:9"), experiment="e", name="n", run=run)
