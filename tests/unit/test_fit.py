@@ -13,8 +13,8 @@ from listen_songs import RATE_HZ, Song, compose
 from model.fit import NO_FIT, Fit, fit
 from model.leakage import leakage
 
-SEEDS = range(5)
-SONGS = [compose(seed) for seed in SEEDS]
+SEEDS = range(3)
+SONGS = [compose(seed, bars=6) for seed in SEEDS]
 TRUE = [fit(song.vocal_N, song.band_N) for song in SONGS]
 
 
@@ -22,7 +22,7 @@ def at_level_of(audio_N: np.ndarray, reference_N: np.ndarray, gain_db: float) ->
     return audio_N * (10 ** (gain_db / 20) * np.std(reference_N) / np.std(audio_N))
 
 
-def with_lost_phase(audio_N: np.ndarray, rounds: int = 8) -> np.ndarray:
+def with_lost_phase(audio_N: np.ndarray, rounds: int = 5) -> np.ndarray:
     """What a magnitude codec returns: the same spectrogram under another phase (Griffin and Lim 1984)."""
     spectrum_FT = scipy.signal.stft(audio_N, RATE_HZ, nperseg=4_096, noverlap=3_072)[2]
     phase_FT = np.exp(2j * np.pi * np.random.default_rng(0).random(spectrum_FT.shape))
@@ -61,10 +61,10 @@ def test_another_song_does_not_fit(seed: int) -> None:
     assert other.overall < TRUE[seed].overall - 0.2
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", [0, 3])
 def test_transposition_breaks_the_harmony_and_leaves_the_rhythm(seed: int) -> None:
-    tonic = SONGS[seed].chords[0][2] // 2
-    home, away = compose(seed, bpm=100, tonic=tonic), compose(seed, bpm=100, tonic=(tonic + 6) % 12)
+    tonic = 2 * seed
+    home, away = (compose(seed, bpm=110, tonic=to % 12, bars=4) for to in (tonic, tonic + 6))
     true, wrong = fit(home.vocal_N, home.band_N), fit(home.vocal_N, away.band_N)
     assert wrong.harmony < true.harmony - 0.3
     assert wrong.rhythm > true.rhythm - 0.15
@@ -80,7 +80,7 @@ def test_a_shift_by_a_quarter_beat_breaks_the_rhythm_and_leaves_the_harmony(seed
     assert wrong.overall < TRUE[seed].overall - 0.25
 
 
-@pytest.mark.parametrize("seed", [0, 3])
+@pytest.mark.parametrize("seed", [0, 2])
 def test_what_is_no_band_does_not_fit(seed: int) -> None:
     song, rng = SONGS[seed], np.random.default_rng(seed)
     assert fit(song.vocal_N, np.zeros_like(song.band_N)) == NO_FIT
@@ -106,15 +106,15 @@ def test_copies_are_leakage_and_do_not_fit(seed: int) -> None:
     assert redrawn.overall < TRUE[seed].overall - 0.3
 
 
-@pytest.mark.parametrize("seed", [0, 2])
+@pytest.mark.parametrize("seed", [2])
 def test_leakage_rises_with_the_level_of_the_leak(seed: int) -> None:
     song = SONGS[seed]
     for leak_N in (song.vocal_N, with_lost_phase(song.vocal_N)):
-        leaks = [leakage(song.vocal_N, song.band_N + at_level_of(leak_N, song.band_N, gain_db)) for gain_db in (-30, -18, -12, -6, 0)]
+        leaks = [leakage(song.vocal_N, song.band_N + at_level_of(leak_N, song.band_N, gain_db)) for gain_db in (-30, -12, -6, 0)]
         assert leaks == sorted(leaks)
         assert leaks[0] < 0.25
-        assert leaks[3] > 0.3
-        assert leaks[4] > 0.4
+        assert leaks[2] > 0.3
+        assert leaks[3] > 0.4
 
 
 def test_the_vocal_leaking_does_not_pay() -> None:
@@ -142,7 +142,7 @@ def test_a_silent_vocal_or_too_little_audio_is_zero() -> None:
     assert fit(np.zeros((2, 0), np.float32), np.zeros((2, 0), np.float32)) == NO_FIT
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     seconds=st.floats(3.9, 8.0),
     vocal=st.sampled_from(["sung", "noise", "tone", "impulse", "constant", "late"]),
