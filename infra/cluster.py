@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ log = logging.getLogger(__name__)
 # here, so a small machine hands out more of them than it has. (Eight on two cores took a minute to start.)
 LEAST_ADVERTISED_CPUS = 4
 PROBE_TIMEOUT_S = 5.0
-START_ATTEMPTS = 3
+START_ATTEMPTS = 4
+START_PAUSE_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ def connect(address: str | None = None, num_cpus: int | None = None, *, include_
 
 
 def _start(cpus: int, include_dashboard: bool) -> None:
-    """A cluster on this machine. Ray gives its own processes 30 s to come up, which a busy machine can exceed: then once more.
+    """A cluster on this machine. Ray gives its agent 15 s to come up and then ends, which happens on a busy machine: then again.
 
     Token authentication is Ray's default for a cluster that a driver starts (the token lies in ~/.ray/auth_token). Its mode is cached when
     ray is imported, so RAY_AUTH_MODE is left to Ray; at ERROR it does not announce it each time.
@@ -90,6 +92,7 @@ def _start(cpus: int, include_dashboard: bool) -> None:
             if attempt == START_ATTEMPTS:
                 raise UserError(f"Ray did not start on this machine in {attempt} attempts: wait until it is less busy ({error})") from error
             log.warning("Ray did not start in time, attempt %d of %d: %s", attempt, START_ATTEMPTS, error)
+            time.sleep(START_PAUSE_S * attempt)
 
 
 def _require_answer(address: str) -> None:
