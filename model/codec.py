@@ -34,8 +34,8 @@ CHUNK_FRAMES = 64
 class StableAudioCodec(Codec):
     """A stable-audio-tools autoencoder with a continuous bottleneck, used as `encode` = posterior mean (Evans et al. 2024)."""
 
-    def __init__(self, autoencoder: nn.Module, identity: CodecIdentity, *, scale: float = 1.0, device: str = "cpu") -> None:
-        """`autoencoder` holds its weights; `scale` divides its latents, as stable-audio-tools' pretransform does."""
+    def __init__(self, autoencoder: Any, identity: CodecIdentity, *, scale: float = 1.0, device: str = "cpu") -> None:
+        """`autoencoder` is stable-audio-tools' AudioAutoencoder with its weights; `scale` divides its latents."""
         self.identity = identity
         self.device = torch.device(device)
         self.chunk_frames = CHUNK_FRAMES
@@ -170,7 +170,7 @@ def _read_autoencoder(path: Path, prefixes: tuple[str, ...], codec_id: str) -> d
     )
 
 
-def _build(config: dict[str, Any], codec_id: str) -> nn.Module:
+def _build(config: dict[str, Any], codec_id: str) -> Any:
     """An empty autoencoder. The import takes 12 s, hence here."""
     try:
         from stable_audio_tools.models.autoencoders import create_autoencoder_from_config
@@ -206,7 +206,7 @@ def _fill(autoencoder: nn.Module, tensors: dict[str, Tensor], codec_id: str) -> 
             nn.utils.remove_weight_norm(module)
 
 
-def _halos(autoencoder: nn.Module) -> tuple[Halo | None, Halo | None]:
+def _halos(autoencoder: Any) -> tuple[Halo | None, Halo | None]:
     """The exact halos in latent frames, or None, None where a layer's receptive field is unknown: then one pass over everything."""
     patch = 1
     if autoencoder.pretransform is not None:

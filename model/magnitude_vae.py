@@ -136,8 +136,8 @@ def magnitudes_of(features_BTF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     batch, frames, _ = features_BTF.shape
     log_magnitude, pan, width = features_BTF.split([FRAMES_PER_LATENT * MAGNITUDE_BANDS, STEREO_BANDS, STEREO_BANDS], dim=-1)
     log_magnitude = log_magnitude.reshape(batch, frames * FRAMES_PER_LATENT, MAGNITUDE_BANDS).clamp(-14.0, 3.0)
-    # Two floors are taken off, so that silence is silence and not 2,048 bins of floor.
-    magnitude = (log_magnitude.exp() - 2 * MAGNITUDE_FLOOR).clamp_min(0)
+    # The floor is taken off, and half as much again for the network's error: silence is silence, not 2,048 bins of floor.
+    magnitude = ((2 * log_magnitude).exp() - 1.5 * MAGNITUDE_FLOOR**2).clamp_min(0).sqrt()
     return _spread(magnitude), _spread_stereo(pan.clamp(-MAX_PAN, MAX_PAN)), _spread_stereo(width.clamp(0, MAX_WIDTH))
 
 

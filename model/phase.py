@@ -3,6 +3,7 @@
 Shapes: B batch, N samples, J spectral frames, K frequency bins (window / 2 + 1).
 """
 
+import functools
 import math
 
 import scipy.fft
@@ -22,6 +23,8 @@ FREQUENCY_SLOPE = 1.0 / (TURN * 0.25645)
 DELAY_SLOPE = math.pi / (0.25645 * OVERLAP)
 # Growth of the log-magnitude in a hop from which a sound counts as begun (8.7 dB).
 ONSET_RISE = 1.0
+# Instantaneous frequencies, in bins from a bin's centre, that noise stays below when a network predicts it; a partial's lobe exceeds it.
+NOISE_OFFSET = 0.19
 # A sine of amplitude 1 has a spectral peak of 1.
 SPECTRUM_SCALE = 4.0 / WINDOW_SAMPLES
 
@@ -96,7 +99,8 @@ def first_guess(magnitude_BJK: Tensor, grid_frames: int) -> Tensor:
     """Unit spectra with a plausible phase, a function of each block of `grid_frames` frames (and its neighbours) alone.
 
     Phase gradients come from the log-magnitude as if the window were Gaussian (Prusa, Balazs & Søndergaard 2017, eq. 8): along
-    time by each bin's instantaneous frequency, and anew along frequency by the group delay where a block or a sound begins.
+    time by each bin's instantaneous frequency, and anew along frequency by the group delay where a block or a sound begins. Where the
+    spectrum is as flat as a prediction of noise is, phase is drawn from a fixed table: a regular phase would sound as a row of clicks.
     """
     log_magnitude = (magnitude_BJK + MAGNITUDE_FLOOR / 10).log()
     batch, frames, bins = magnitude_BJK.shape
@@ -119,7 +123,15 @@ def first_guess(magnitude_BJK: Tensor, grid_frames: int) -> Tensor:
     for frame in range(1, grid_frames):
         carried = phase[:, :, frame - 1] + (advance[:, :, frame] + advance[:, :, frame - 1]) / 2
         phase[:, :, frame] = torch.where(begins[:, :, frame], afresh[:, :, frame], carried)
+    noisy = in_blocks(torch.nn.functional.max_pool1d(offset.abs(), 7, 1, 3)) < NOISE_OFFSET
+    phase = torch.where(noisy & ~begins, noise_phase(grid_frames, bins).to(phase.device), phase)
     return torch.polar(torch.ones_like(phase), phase).view(batch, blocks * grid_frames, bins)[:, :frames]
+
+
+@functools.lru_cache(maxsize=4)
+def noise_phase(grid_frames: int, bins: int) -> Tensor:
+    """(grid_frames, K) phases, the same in every block, so that a chunk gets what the whole would get."""
+    return TURN * torch.rand(grid_frames, bins, generator=torch.Generator().manual_seed(0))
 
 
 def decorrelate(spectrum_BJK: Tensor) -> Tensor:

@@ -37,13 +37,13 @@ def read_by(layer: nn.Module, outputs: Interval) -> Interval:
     if isinstance(layer, nn.Conv1d):
         kernel, stride, dilation = layer.kernel_size[0], layer.stride[0], layer.dilation[0]
         reach = dilation * (kernel - 1)
-        padding = reach // 2 if isinstance(layer.padding, str) else layer.padding[0]
+        padding = reach // 2 if isinstance(layer.padding, str) else int(layer.padding[0])
         return first * stride - padding, last * stride - padding + reach
     if isinstance(layer, nn.ConvTranspose1d):
-        kernel, stride, padding = layer.kernel_size[0], layer.stride[0], layer.padding[0]
-        reach = layer.dilation[0] * (kernel - 1)
-        return -((reach - first - padding) // stride), (last + padding) // stride
-    if isinstance(layer, nn.Upsample) and layer.mode == "nearest" and layer.scale_factor is not None:
+        stride, cut = layer.stride[0], int(layer.padding[0])
+        reach = layer.dilation[0] * (layer.kernel_size[0] - 1)
+        return -((reach - first - cut) // stride), (last + cut) // stride
+    if isinstance(layer, nn.Upsample) and layer.mode == "nearest" and isinstance(layer.scale_factor, float):
         scale = int(layer.scale_factor)
         return first // scale, last // scale
     if type(layer).__name__ in POINTWISE:

@@ -40,25 +40,25 @@ class CodecTrainConfig:
     """codec/ (a codec folder, also to load by path), last/ (to resume), log.jsonl."""
     resume: bool = False
     seed: int = 0
-    steps: int = 3_000
+    steps: int = 4_500
     batch_size: int = 16
     crop_frames: int = 64
     """Latent frames of a crop; 64 are 3 s."""
     held_out: int = 3
     """Songs never trained on, on which the musical figures are measured."""
-    speeds: tuple[float, ...] = (1.0,)
+    speeds: tuple[float, ...] = (1.0, 0.95, 1.03)
     """Each stem is also read at these speeds: 1.06 is a semitone higher and 6% shorter."""
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     weight_decay: float = 0.01
     gradient_clip: float = 1.0
     ema_decay: float = 0.998
-    kl_weight: float = 2e-3
+    kl_weight: float = 5e-3
     """Of the posterior's divergence from the unit Gaussian, mean over channels; small, for latents that are smooth and yet exact."""
     pitch_weight: float = 3.0
     """Of the bins below 4.3 kHz, where chords and melodies are told apart."""
     stereo_weight: float = 0.5
-    evaluate_every: int = 1_000
+    evaluate_every: int = 1_500
     save_every: int = 500
     device: str = "auto"
     threads: int = 1

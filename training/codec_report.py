@@ -149,7 +149,7 @@ def f_measure(truth_s: np.ndarray, found_s: np.ndarray, tolerance_s: float) -> f
 
 
 def _mel_distance_db(original_CN: Tensor, decoded_CN: Tensor) -> float:
-    """128 mel bands of 2 ms to 93 ms windows would rank alike; one window of 2,048 with hop 1,024 is enough."""
+    """128 mel bands, windows of 2,048 samples every 1,024."""
     mels = []
     for audio_CN in (original_CN, decoded_CN):
         frames = audio_CN.unfold(-1, 2048, 1024) * torch.hann_window(2048)
@@ -189,9 +189,11 @@ def cost(codec: Codec, *, rounds: int = 3) -> Cost:
     for _ in range(rounds):
         walls, cores = [time.perf_counter()], [time.process_time()]
         latent_BCT = codec.encode(audio_BCN)
-        walls.append(time.perf_counter()), cores.append(time.process_time())
+        walls.append(time.perf_counter())
+        cores.append(time.process_time())
         codec.decode(latent_BCT)
-        walls.append(time.perf_counter()), cores.append(time.process_time())
+        walls.append(time.perf_counter())
+        cores.append(time.process_time())
         marks.append([walls[1] - walls[0], walls[2] - walls[1], cores[1] - cores[0], cores[2] - cores[1]])
     encode_s, decode_s, encode_cpu_s, decode_cpu_s = np.min(marks, axis=0).tolist()
     return Cost(encode_s=encode_s, decode_s=decode_s, encode_cpu_s=encode_cpu_s, decode_cpu_s=decode_cpu_s)
@@ -226,16 +228,3 @@ def report(config: CodecReportConfig) -> dict[str, dict[str, float]]:
     config.out.with_suffix(".json").write_text(json.dumps(means, indent=2) + "\n")
     log.info("codec report: %s", config.out)
     return means
-
-
-def main() -> None:
-    """`python -m training.codec_report --corpus DIR --out FILE`."""
-    from cyclopts import App  # only as a command
-
-    app = App(name="codec-report")
-    app.default(lambda config: report(config))
-    app()
-
-
-if __name__ == "__main__":
-    main()
