@@ -26,6 +26,8 @@ MAX_DECODED_BYTES = 2**30
 # Float files scaled as integers or holding garbage overflow later, where nobody knows which file it was.
 MAX_PEAK = 100.0
 BLOCK_SAMPLES = 65_536
+# Programs that write a WAV to a pipe put 2^32 − 1 or about 2^31 where the length belongs.
+UNKNOWN_WAV_BYTES = 2**31 - 2**12
 
 FileFormat = Literal["wav", "flac", "mp3", "ogg"]
 MIME_TYPES: Mapping[str, str] = MappingProxyType({"wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg", "ogg": "audio/ogg"})
@@ -77,13 +79,14 @@ class _Stream(soundfile.SoundFile):
 def decode(data: bytes, *, max_duration_s: float = MAX_DURATION_S, max_channels: int = MAX_CHANNELS) -> Audio:
     """Decode a whole file from memory.
 
-    What the header claims is checked before a sample is decoded; what is really there is checked again block by block, and a header that
-    claims more than the file holds gives what is there.
+    What the header claims is checked before a sample is decoded, and what is really there again block by block. A WAV that claims more than
+    it holds is refused, for the end of the recording is missing; one whose writer did not know its length (a pipe) gives what is there.
 
     Raises: NotAudio, UnreadableAudio, AudioTooLong; the message is one line with value, constraint and remedy.
     """
     if not data:
         raise NotAudio(f"the file is empty (0 bytes); {_REMEDY}")
+    _check_wav_claim(data)
     try:
         with _Stream(io.BytesIO(data)) as file:
             if file.format not in _CONTAINERS:
@@ -152,6 +155,23 @@ def encode(samples_CN: np.ndarray, format: FileFormat = "wav", *, sample_rate_hz
             file.write(frames_NC[start : start + BLOCK_SAMPLES])
     data = buffer.getvalue()
     return _with_serial(data) if format == "ogg" else data
+
+
+def _check_wav_claim(data: bytes) -> None:
+    """Raises when a RIFF file's data chunk claims more bytes than follow it; libsndfile would silently shorten it."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        return
+    at = 12
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at : at + 4] == b"data":
+            held = len(data) - at - 8
+            if held < size < UNKNOWN_WAV_BYTES:
+                raise UnreadableAudio(
+                    f"the header claims {size} bytes of audio and the file holds {held}: its end is missing; export it again"
+                )
+            return
+        at += 8 + size + size % 2  # chunks begin at even places
 
 
 def _check_header(file: Any, max_duration_s: float, max_channels: int) -> None:

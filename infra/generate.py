@@ -30,8 +30,8 @@ class GenerateRequest:
     mix: bool = False
 
     def __post_init__(self) -> None:
-        if self.out.suffix.lstrip(".").lower() not in audio_files.MEDIA_TYPES:
-            endings = ", ".join(f".{name}" for name in audio_files.MEDIA_TYPES)
+        if self.out.suffix.lstrip(".").lower() not in audio_files.MIME_TYPES:
+            endings = ", ".join(f".{name}" for name in audio_files.MIME_TYPES)
             raise UserError(f"--out {self.out}: its ending must be one of {endings}")
 
 

@@ -76,13 +76,13 @@ BAD_VOCALS = {
     "zero samples": (audio_file(np.zeros(0, np.float32)), 400),
     "NaN": (audio_file(NAN, subtype="FLOAT"), 400),
     "twenty channels": (audio_file(np.zeros((1_000, 20), np.float32)), 400),
+    "lying header": (lying_wav(), 400),
     "cut FLAC": (audio_file(sung(2), format="FLAC")[:3_000], 400),
     "too long": (audio_file(np.zeros(8_000 * 65, np.float32), rate_hz=8_000), 413),
 }
 ODD_VOCALS = {
     "8 kHz mono": audio_file(sung(1.0, 8_000), rate_hz=8_000),
     "six channels": audio_file(np.repeat(sung()[:, None], 6, axis=1)),
-    "lying header": lying_wav(),
     "FLAC": audio_file(sung(), format="FLAC"),
     "OGG": audio_file(sung(), format="OGG", subtype="VORBIS"),
     "MP3": audio_file(sung(), format="MP3", subtype="MPEG_LAYER_III"),

@@ -125,7 +125,7 @@ def test_a_bad_vocal_gets_one_clear_error(service: RunningService, name: str) ->
     check_problem(ask(service, data), status)
 
 
-@pytest.mark.parametrize("name", ["8 kHz mono", "six channels", "lying header"])
+@pytest.mark.parametrize("name", ["8 kHz mono", "six channels"])
 def test_an_odd_vocal_is_answered(service: RunningService, name: str) -> None:
     assert ask(service, parts.ODD_VOCALS[name]).status_code == 200
 

@@ -118,16 +118,22 @@ def test_other_layouts_are_refused(channels: int) -> None:
         to_stereo_44k(Audio(samples_CN=noise(channels, 10), sample_rate_hz=44_100))
 
 
-@pytest.mark.parametrize("claim", [200_004, 10**8, 2**31 - 1, 2**32 - 1])
-def test_a_wav_that_claims_more_than_it_holds_gives_what_is_there(claim: int) -> None:
+@pytest.mark.parametrize("claim", [2**31 - 1, 2**32 - 1])
+def test_a_wav_from_a_pipe_whose_length_is_unknown_gives_what_is_there(claim: int) -> None:
     samples_CN = noise(2, 50_000)
     decoded_CN = decode(with_claimed_bytes(file_of(samples_CN), claim), max_duration_s=2.0).samples_CN
     np.testing.assert_allclose(decoded_CN, samples_CN, atol=1e-4)
 
 
+@pytest.mark.parametrize("claim", [200_004, 10**8, 2**31 - 2**13])
+def test_a_wav_that_claims_more_than_it_holds_is_unreadable(claim: int) -> None:
+    with pytest.raises(UnreadableAudio, match=f"claims {claim} bytes.*holds 200000"):
+        decode(with_claimed_bytes(file_of(noise(2, 50_000)), claim))
+
+
 def test_a_wav_that_claims_and_holds_nothing_is_unreadable() -> None:
     wav = file_of(noise(1, 10))
-    with pytest.raises(UnreadableAudio, match="0 samples"):
+    with pytest.raises(UnreadableAudio, match="holds 0"):
         decode(with_claimed_bytes(wav, 10**8)[: wav.index(b"data") + 8])
 
 

@@ -120,7 +120,7 @@ def bad_vocals() -> dict[str, tuple[bytes, str, str]]:
         "no samples": (wav(vocal_CN[:, :0]), "decode", "0 samples"),
         "NaN": (wav(nan_CN, subtype="FLOAT"), "decode", "NaN"),
         "seven channels": (wav(np.repeat(vocal_CN[:1], 7, axis=0)), "decode", "channels"),
-        "a header that promises more": (bytes(lying), "segment", "lengths differ"),
+        "a header that promises more": (bytes(lying), "decode", "claims"),
         "another length": (wav(vocal_CN[:, : LEAST // 2]), "segment", "lengths differ by 2.50 s"),
     }
 
