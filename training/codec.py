@@ -57,6 +57,8 @@ class CodecTrainConfig:
     """Of the posterior's divergence from the unit Gaussian, mean over channels; small, for latents that are smooth and yet exact."""
     pitch_weight: float = 3.0
     """Of the bins below 4.3 kHz, where chords and melodies are told apart."""
+    level_weight: float = 0.3
+    """Of the error in a frame's level, in nepers."""
     stereo_weight: float = 0.5
     evaluate_every: int = 1_500
     save_every: int = 500
@@ -86,12 +88,13 @@ class Loss:
     """The terms of one batch."""
 
     magnitude: Tensor
+    level: Tensor
     stereo: Tensor
     kl: Tensor
 
 
 def codec_loss(network: MagnitudeVAE, features_BTF: Tensor, noise_BTC: Tensor, pitch_weight: float) -> Loss:
-    """L1 on log-magnitudes, heavier at low bins and where a frame is loud, L1 on the stereo image, and the KL divergence a channel."""
+    """L1 on log-magnitudes (heavier at low bins and where a frame is loud), on frames' levels and on the stereo image; KL a channel."""
     mean, log_variance = network.posterior(features_BTF)
     mean, log_variance = mean.float(), log_variance.float()
     predicted = network.reconstruct(mean + noise_BTC * (0.5 * log_variance).exp()).float()
@@ -101,11 +104,19 @@ def codec_loss(network: MagnitudeVAE, features_BTF: Tensor, noise_BTC: Tensor, p
     depth = (target.amax(-1, keepdim=True) - target) / NEPERS_60_DB
     weight = (1 - depth).clamp_min(0.2) * band_weights(pitch_weight, error.device)
     magnitude = (weight * error).sum() / weight.sum()
+    restored = predicted[..., :LOG_MAGNITUDES].unflatten(-1, (FRAMES_PER_LATENT, MAGNITUDE_BANDS))
+    level = (frame_level(restored) - frame_level(target)).abs().mean()
     audible = (target.amax(dim=(-1, -2)) > math.log(1e-3)).float().unsqueeze(-1)
     stereo_error = (predicted[..., LOG_MAGNITUDES:] - features_BTF[..., LOG_MAGNITUDES:]).abs()
     stereo = (stereo_error * audible).sum() / (audible.sum() * 2 * STEREO_BANDS + 1)
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-    return Loss(magnitude=magnitude, stereo=stereo, kl=kl)
+    return Loss(magnitude=magnitude, level=level, stereo=stereo, kl=kl)
+
+
+def frame_level(log_magnitude: Tensor) -> Tensor:
+    """(…, bands) → (…): log of a spectral frame's level. A median of log-magnitudes, which L1 seeks, would be too soft."""
+    widths = torch.cat([torch.full((bins // width,), float(width)) for bins, width in BAND_SEGMENTS]).to(log_magnitude.device)
+    return 0.5 * torch.logsumexp(2 * log_magnitude.float() + widths.log(), dim=-1)
 
 
 def band_weights(pitch_weight: float, device: torch.device) -> Tensor:
@@ -151,7 +162,7 @@ def train_codec(config: CodecTrainConfig) -> dict[str, float]:
         )
         with autocast:
             loss = codec_loss(network, batch, noise, config.pitch_weight)
-        total = loss.magnitude + config.stereo_weight * loss.stereo + config.kl_weight * loss.kl
+        total = loss.magnitude + config.level_weight * loss.level + config.stereo_weight * loss.stereo + config.kl_weight * loss.kl
         optimizer.zero_grad()
         total.backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
@@ -164,6 +175,7 @@ def train_codec(config: CodecTrainConfig) -> dict[str, float]:
                 config.out,
                 step=step,
                 magnitude=loss.magnitude.item(),
+                level=loss.level.item(),
                 stereo=loss.stereo.item(),
                 kl=loss.kl.item(),
                 gradient=float(norm),
