@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.settings import Settings
-from infra.storage import localise
+from infra.settings import S3Access
+from infra.storage import Place, localise
 from model.errors import ModelError
 from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines.segment import Reject, Segment, SegmentedSong, SongIdentity
@@ -47,15 +47,15 @@ class EncodedSong:
     rejects: tuple[Reject, ...]
 
 
-def open_codec(spec: str, device: str | None = None) -> "Codec":
-    """The codec that `spec` names, from S3 through this machine's cache; on the accelerator when this process has one."""
+def open_codec(spec: str, access: S3Access, device: str | None = None) -> "Codec":
+    """The codec that `spec` names, from S3 with `access` through this machine's cache; on the accelerator when this process has one."""
     import torch
 
     from model.codec import load_codec
 
     name, _, uri = spec.partition(":") if not spec.startswith("s3://") else ("", "", spec)
     if uri.startswith("s3://"):
-        folder = localise(uri, Settings.from_environment().cache)
+        folder = localise(Place(uri, access))
         spec = f"{name}:{folder}" if name else str(folder)
     return load_codec(spec, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -63,8 +63,8 @@ def open_codec(spec: str, device: str | None = None) -> "Codec":
 class Encoder:
     """The stage's actor: loads the weights once, encodes song after song."""
 
-    def __init__(self, codec: str, identity: "CodecIdentity") -> None:
-        self.codec = open_codec(codec)
+    def __init__(self, codec: str, identity: "CodecIdentity", access: S3Access) -> None:
+        self.codec = open_codec(codec, access)
         if self.codec.identity.weights_sha256 != identity.weights_sha256:
             here, there = self.codec.identity.weights_sha256[:12], identity.weights_sha256[:12]
             raise ModelError(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from infra.cluster import connect
 from infra.errors import UserError
 from infra.records import MANIFEST, Manifest
+from infra.settings import S3Access, Settings
 from infra.storage import Place
 from pipelines import dataset
 from pipelines.dataset import Stored
@@ -123,7 +124,7 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
     source, out = parse_source(config.source), Place(config.out)
     songs = list_songs(source)
     out.check()
-    codec = open_codec(config.codec, "cpu").identity
+    codec = open_codec(config.codec, Settings.from_environment().s3, "cpu").identity
     dataset.begin(out, codec, config.segment)
     before = dataset.read_stored(out)
     missing = [song for song in songs if before.done.get(song.url) != song.version]
@@ -183,7 +184,7 @@ def run_graph(
         rows = rows.map(partial(segment_row, place=place, config=config.segment, known=known), num_cpus=1)
         rows = rows.map(
             EncodeRow,  # type: ignore[arg-type]  # Ray takes a callable class too; its hint does not say so
-            fn_constructor_kwargs={"codec": config.codec, "identity": codec},
+            fn_constructor_kwargs={"codec": config.codec, "identity": codec, "access": Settings.from_environment().s3},
             compute=ActorPoolStrategy(size=encoders),
             num_cpus=1,
             num_gpus=1 if gpus else None,
@@ -207,8 +208,8 @@ def segment_row(row: dict[str, Any], *, place: Place, config: SegmentConfig, kno
 class EncodeRow:
     """Reads segmented; gives encoded and encode_s in its place."""
 
-    def __init__(self, codec: str, identity: "CodecIdentity") -> None:
-        self.encoder = Encoder(codec, identity)
+    def __init__(self, codec: str, identity: "CodecIdentity", access: S3Access) -> None:
+        self.encoder = Encoder(codec, identity, access)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         begun = time.perf_counter()
