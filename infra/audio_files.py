@@ -30,7 +30,7 @@ BLOCK_SAMPLES = 65_536
 UNKNOWN_WAV_BYTES = 2**31 - 2**12
 
 FileFormat = Literal["wav", "flac", "mp3", "ogg"]
-MIME_TYPES: Mapping[str, str] = MappingProxyType({"wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg", "ogg": "audio/ogg"})
+MIME_TYPES: Mapping[FileFormat, str] = MappingProxyType({"wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg", "ogg": "audio/ogg"})
 
 _SUBTYPES = {"wav": "PCM_16", "flac": "PCM_16", "mp3": "MPEG_LAYER_III", "ogg": "VORBIS"}
 # libsndfile also opens MATLAB files and samplers' banks, whose signatures are so weak that a random binary can pass for one.

@@ -16,17 +16,19 @@ log = logging.getLogger(__name__)
 def run(app: App, tokens: Sequence[str] | None = None, *, user_errors: tuple[type[Exception], ...] = ()) -> int:
     """Runs one command of `app` and returns its exit code.
 
-    Wrong options, values that a config refuses (ValueError while it is built, not later), `UserError` and `user_errors` become one line on standard
-    error and exit code 2; anything else is a fault of ours and keeps its traceback.
+    Wrong options, values that a config refuses (ValueError while it is built, not later), `UserError` and `user_errors` become one line on
+    standard error and exit code 2; anything else is a fault of ours and keeps its traceback.
     """
     tokens = sys.argv[1:] if tokens is None else list(tokens)
+    mendable: tuple[type[Exception], ...] = (UserError, *user_errors)
+    usage: tuple[type[Exception], ...] = (CycloptsError, ValueError, *mendable)
     try:
         command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
-    except (CycloptsError, ValueError, UserError, *user_errors) as error:
+    except usage as error:
         return refuse(app, error)
     try:
         code = command(*bound.args, **bound.kwargs)
-    except (UserError, *user_errors) as error:
+    except mendable as error:
         log.debug("refused", exc_info=True)
         return refuse(app, error)
     except KeyboardInterrupt:

@@ -30,19 +30,27 @@ class GenerateRequest:
     mix: bool = False
 
     def __post_init__(self) -> None:
-        if self.out.suffix.lstrip(".").lower() not in audio_files.MIME_TYPES:
-            endings = ", ".join(f".{name}" for name in audio_files.MIME_TYPES)
-            raise UserError(f"--out {self.out}: its ending must be one of {endings}")
+        self.format  # noqa: B018 (raises)
+
+    @property
+    def format(self) -> audio_files.FileFormat:
+        """The format that the ending of `out` names."""
+        for name in audio_files.MIME_TYPES:
+            if self.out.suffix.lower() == f".{name}":
+                return name
+        raise UserError(f"--out {self.out}: its ending must be one of {', '.join(f'.{name}' for name in audio_files.MIME_TYPES)}")
 
 
 def generate_file(request: GenerateRequest) -> int:
     """Writes the accompaniment (or the mix) of a vocal file and says how well it fits."""
     from model.accompany import GenerationConfig, mix
 
+    usual = GenerationConfig()
     config = GenerationConfig(
         seed=request.seed,
         candidates=request.candidates,
-        **{name: value for name, value in (("steps", request.steps), ("guidance", request.guidance)) if value is not None},
+        steps=usual.steps if request.steps is None else request.steps,
+        guidance=usual.guidance if request.guidance is None else request.guidance,
     )
     vocal = Place(request.vocal)
     if not vocal.exists():
@@ -52,7 +60,7 @@ def generate_file(request: GenerateRequest) -> int:
     result = accompanist.accompany(vocal_CN, config)
     written_CN = mix(vocal_CN, result.audio_CN)[2] if request.mix else result.audio_CN
     request.out.parent.mkdir(parents=True, exist_ok=True)
-    request.out.write_bytes(audio_files.encode(written_CN, request.out.suffix.lstrip(".").lower()))
+    request.out.write_bytes(audio_files.encode(written_CN, request.format))
     stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.stage_s.items())
     fit = result.fit
     sys.stdout.write(

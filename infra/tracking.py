@@ -5,6 +5,7 @@ The run is created where the command starts and handed on as a `RunHandle`, so t
 """
 
 import logging
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -235,6 +236,15 @@ def open_run(
         tracker.failures = 1
         return tracker
     return Tracker(RunHandle(tracking_uri=store.tracking_uri, run_id=run_id))
+
+
+def check_store(tracking_uri: str | None) -> str:
+    """Opens the tracking server, or a SQLite store made for it, and says what answered. Raises whatever MLflow does."""
+    with tempfile.TemporaryDirectory() as folder:
+        experiments = client_of(tracking_uri or f"sqlite:///{folder}/mlflow.db").search_experiments(max_results=10)
+    if tracking_uri:
+        return f"{tracking_uri} answers, with {len(experiments)} experiments or more"
+    return "a SQLite store opens; each run keeps its own, mlflow.db in its folder"
 
 
 def keep(store: Store) -> None:

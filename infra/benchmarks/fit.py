@@ -78,7 +78,10 @@ def controls(record: "SongRecord", vocal_N: np.ndarray, band_N: np.ndarray, rng:
         clicks_N[start : start + 400] = 0.3 * rng.normal(size=len(clicks_N[start : start + 400]))
     yield "drums only", band_of(record, only="drums")
     yield "clicks on the beats", clicks_N
-    yield "tonic drone", 0.1 * sum(np.sin(2 * np.pi * 440 * 2 ** ((octave + record.tonic - 69) / 12) * t) for octave in (36, 48, 60))
+    yield (
+        "tonic drone",
+        0.1 * np.sum([np.sin(2 * np.pi * 440 * 2 ** ((octave + record.tonic - 69) / 12) * t) for octave in (36, 48, 60)], axis=0),
+    )
     yield "silence", np.zeros(samples, np.float32)
     yield "noise", 0.1 * rng.normal(size=samples)
     for gain_db in (-12, -6):

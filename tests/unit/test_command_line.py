@@ -48,5 +48,11 @@ def test_wrong_usage_is_one_line_and_exit_code_2(tokens: tuple[str, ...], said: 
 
 
 def test_help_starts_without_torch_and_ray() -> None:
-    code = "import sys\nfrom infra import commands\nfrom infra.cli import app\ncommands.run(app, ['--help'])\nsys.exit('torch' in sys.modules or 'ray' in sys.modules)"
+    code = """
+import sys
+from infra import commands
+from infra.cli import app
+commands.run(app, ["--help"])
+sys.exit("torch" in sys.modules or "ray" in sys.modules)
+"""
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60).returncode == 0
