@@ -68,6 +68,12 @@ class CorpusSummary:
     styles: tuple[str, ...]
     song_ids: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return (
+            f"{self.out}: {self.songs} songs ({self.written} written, {self.reused} there already), {self.audio_s / 60:.1f} minutes; "
+            f"{', '.join(self.styles)}"
+        )
+
 
 @dataclass(frozen=True)
 class SongDone:
