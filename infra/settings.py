@@ -103,6 +103,15 @@ def ray_environment() -> dict[str, str]:
     }
 
 
+def client_environment() -> dict[str, str]:
+    """What a client of a cluster's dashboard needs before it imports Ray: the token of this machine, where there is one.
+
+    A cluster that asks for no token does not mind one; without this a client sends none unless it is told to.
+    """
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    return {"RAY_AUTH_MODE": "token"} if os.environ.get("RAY_AUTH_TOKEN") or path.exists() else {}
+
+
 def export(environment: Mapping[str, str]) -> None:
     """Set what is not set yet, for this process and those that it starts: the user's own choice stands."""
     for name, value in environment.items():

@@ -4,12 +4,15 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from infra.errors import UserError
-from infra.settings import ray_environment
+from infra.settings import client_environment, export, ray_environment
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOMS = {"prepare": "pipelines", "train": "training", "evaluate": "training"}
@@ -33,6 +36,7 @@ def submit(
     arguments: The command's own options, as on this command line.
     wait: Follow the job's log until it ends; its exit code becomes this command's.
     """
+    export(client_environment())
     import ray.job_submission as jobs
 
     try:
@@ -52,7 +56,7 @@ def submit(
     return follow(client, job)
 
 
-def follow(client, job: str) -> int:  # type: ignore[no-untyped-def]  # ray is imported only where it is used
+def follow(client: "JobSubmissionClient", job: str) -> int:
     """Prints the job's log as it grows; 0 if it succeeded, 1 if not."""
     shown = 0
     while True:

@@ -42,12 +42,13 @@ def environment() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def head(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The dashboard's address of a head node started as the README says, in a process group that ends with the tests."""
-    port, dashboard, client = free_ports(3)
+    port, dashboard, client, agent = free_ports(4)
     log = tmp_path_factory.mktemp("head") / "log"
     with log.open("w") as sink:
         process = subprocess.Popen(
             [BIN / "ray", "start", "--head", "--block", "--include-dashboard=true", "--dashboard-host=127.0.0.1", "--num-cpus=4",
-             f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"],
+             f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
+             f"--dashboard-agent-listen-port={agent}"],  # its default belongs to whichever cluster was here first
             env=environment, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
