@@ -26,8 +26,8 @@ MAX_DECODED_BYTES = 2**30
 # Float files scaled as integers or holding garbage overflow later, where nobody knows which file it was.
 MAX_PEAK = 100.0
 BLOCK_SAMPLES = 65_536
-# Programs that write a WAV to a pipe put 2^32 − 1 or about 2^31 where the length belongs.
-UNKNOWN_WAV_BYTES = 2**31 - 2**12
+# Programs that write a WAV to a pipe put the largest number of 32 or 31 bits, or a little less, where the length belongs.
+UNKNOWN_WAV_BYTES = frozenset((*range(2**31 - 2**12, 2**31 + 1), *range(2**32 - 2**12, 2**32)))
 
 FileFormat = Literal["wav", "flac", "mp3", "ogg"]
 MIME_TYPES: Mapping[FileFormat, str] = MappingProxyType({"wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg", "ogg": "audio/ogg"})
@@ -166,7 +166,7 @@ def _check_wav_claim(data: bytes) -> None:
         size = int.from_bytes(data[at + 4 : at + 8], "little")
         if data[at : at + 4] == b"data":
             held = len(data) - at - 8
-            if held < size < UNKNOWN_WAV_BYTES:
+            if held < size and size not in UNKNOWN_WAV_BYTES:
                 raise UnreadableAudio(
                     f"the header claims {size} bytes of audio and the file holds {held}: its end is missing; export it again"
                 )

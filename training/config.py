@@ -167,5 +167,13 @@ def paper(*, data: str, out: str, workers: int = 1) -> TrainConfig:
 def small_demo(*, data: str, out: str, max_minutes: float = 4.0, workers: int = 1, resume: bool = False) -> TrainConfig:
     """A few minutes on two CPU cores over the demo corpus, annealed to whatever the machine manages in that time."""
     return TrainConfig(
-        data=data, out=out, preset="small", workers=workers, max_minutes=max_minutes, anneal_by_time=True, resume=resume, log_every=20
+        data=data,
+        out=out,
+        preset="small",
+        workers=workers,
+        max_minutes=max_minutes,
+        anneal_by_time=True,
+        resume=resume,
+        log_every=20,
+        validate_every=100,
     )

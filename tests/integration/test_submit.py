@@ -1,10 +1,12 @@
 """`ray job submit` and `backline submit` against a head node of their own, as the README has it."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,11 +46,13 @@ def head(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
     """The dashboard's address of a head node started as the README says, in a process group that ends with the tests."""
     port, dashboard, client, agent = free_ports(4)
     log = tmp_path_factory.mktemp("head") / "log"
+    # A folder of its own, where it notes its address for later commands (short: sockets lie in it); the machine's is left alone.
+    own = tempfile.mkdtemp(prefix="ray-")
     with log.open("w") as sink:
         process = subprocess.Popen(
             [BIN / "ray", "start", "--head", "--block", "--include-dashboard=true", "--dashboard-host=127.0.0.1", "--num-cpus=4",
              f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
-             f"--dashboard-agent-listen-port={agent}"],  # its default belongs to whichever cluster was here first
+             f"--dashboard-agent-listen-port={agent}", f"--temp-dir={own}"],  # its default belongs to whichever cluster was here first
             env=environment, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
@@ -58,6 +62,7 @@ def head(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
         finally:
             os.killpg(process.pid, signal.SIGTERM)
             process.wait(60)
+            shutil.rmtree(own, ignore_errors=True)
 
 
 def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
