@@ -155,8 +155,12 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Identity of the content: equal for equal songs, settings and codec, wherever the dataset lies and whichever commit wrote it."""
-        return dataset_digest(self)
+        """Identity of the content: equal for equal songs, settings and codec, wherever the dataset lies and whichever commit wrote it.
+
+        Over the manifest apart from the code's version and the counts, among which are rejects: they change no latent.
+        """
+        identity = {name: value for name, value in asdict(self).items() if name not in ("commit", "counts")}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, sort_keys=False) + "\n"
@@ -174,27 +178,14 @@ class Manifest:
                 f"{where} is no manifest of a latent dataset ({error}): name the folder that `backline prepare --out` wrote"
             ) from error
 
-    @staticmethod
-    def read(place: Place) -> "Manifest":
-        """The manifest of the dataset at `place`; UserError when there is none."""
-        try:
-            text = (place / MANIFEST).read_bytes()
-        except MissingObjectError as error:
-            raise UserError(
-                f"{place} holds no finished dataset (no {MANIFEST}): run `backline prepare --source SPEC --out {place}`"
-            ) from error
-        return Manifest.from_json(text, str(place / MANIFEST))
-
 
 def read_manifest(place: Place) -> Manifest:
     """The manifest of the dataset at `place`; UserError when there is none."""
-    return Manifest.read(place)
-
-
-def dataset_digest(manifest: Manifest) -> str:
-    """SHA-256 of the manifest apart from the code's version and the counts, among which are rejects: they change no latent."""
-    identity = {name: value for name, value in asdict(manifest).items() if name not in ("commit", "counts")}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    try:
+        text = (place / MANIFEST).read_bytes()
+    except MissingObjectError as error:
+        raise UserError(f"{place} holds no finished dataset (no {MANIFEST}): run `backline prepare --source SPEC --out {place}`") from error
+    return Manifest.from_json(text, str(place / MANIFEST))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -215,11 +206,17 @@ def read_latents(place: Place, split: Split | str) -> LatentTable:
     """All segments of one split of the dataset at `place`; UserError when the dataset is unfinished or the split unknown."""
     if split not in SPLITS:
         raise UserError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-    manifest = Manifest.read(place)
+    manifest = read_manifest(place)
     schema = latents(manifest.latent_channels, manifest.segment_frames)
     columns = ["song_id", "segment", "valid_frames", "vocal_latent", "accompaniment_latent"]
     wanted = pa.schema([schema.field(name) for name in columns])
     table = read_table((place / f"latents/split={split}").list(suffix=".parquet"), wanted)
+    expected = getattr(manifest.counts, f"{split}_segments")
+    if len(table) != expected:
+        raise UserError(
+            f"{place} holds {len(table)} segments for {split}, its {MANIFEST} counts {expected}: a prepare was cut short or is running; "
+            "run it again"
+        )
     table = table.sort_by([("song_id", "ascending"), ("segment", "ascending")])
     return LatentTable(
         song_ids=tuple(table["song_id"].to_pylist()),

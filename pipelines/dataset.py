@@ -6,7 +6,8 @@ written once. Nothing here depends on the order in which songs arrive.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 # A channel that never varies would be divided by zero.
 LEAST_DEVIATION = 1e-4
+DUPLICATE = "duplicate"  # the stage of a reject that has the audio of another song
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +52,16 @@ class Stored:
     songs: dict[str, dict[str, Any]]
     rejects: list[dict[str, Any]]
 
-    @property
-    def done(self) -> dict[str, str]:
-        """Address → version of each song that needs no work."""
-        whole = {row["url"]: row["source_version"] for row in self.rejects if row["segment"] is None}
-        return whole | {row["url"]: row["source_version"] for row in self.songs.values()}
+    def done(self, present: Mapping[str, str]) -> dict[str, str]:
+        """Address → version of each song that needs no work; `present` are the source's songs, likewise.
+
+        Two rows of one address are what a kill leaves of a replaced song: it is done again. So is a duplicate whose owner went or changed.
+        """
+        rows = Counter(row["url"] for row in self.songs.values())
+        owners = {song_id for song_id, row in self.songs.items() if present.get(row["url"]) == row["source_version"]}
+        whole = [row for row in self.rejects if row["segment"] is None and (row["stage"] != DUPLICATE or row["song_id"] in owners)]
+        single = [row for row in self.songs.values() if rows[row["url"]] == 1]
+        return {row["url"]: row["source_version"] for row in (*whole, *single)}
 
 
 def read_stored(out: Place) -> Stored:
@@ -65,9 +72,10 @@ def read_stored(out: Place) -> Stored:
     return Stored(songs=songs, rejects=read_table((out / "rejects").list(suffix=".parquet"), REJECTS).to_pylist())
 
 
-def begin(out: Place, codec: "CodecIdentity", segment: SegmentConfig) -> None:
+def begin(out: Place, codec: "CodecIdentity", segment: SegmentConfig, validation_share: float) -> None:
     """Claim `out` for this codec and these settings; UserError when it was begun with others."""
-    settings = {**segment.__dict__, "codec_id": codec.id, "codec_weights_sha256": codec.weights_sha256}
+    chosen = {**segment.__dict__, "validation_share": validation_share}
+    settings = {**chosen, "codec_id": codec.id, "codec_weights_sha256": codec.weights_sha256}
     place = out / PREPARATION
     if place.put_if_absent((json.dumps(settings, indent=1) + "\n").encode()):
         return
@@ -77,9 +85,7 @@ def begin(out: Place, codec: "CodecIdentity", segment: SegmentConfig) -> None:
             f"{out} was prepared with codec {before.get('codec_id')!r} (weights {str(before.get('codec_weights_sha256'))[:12]}), now "
             f"{codec.id!r} ({codec.weights_sha256[:12]}) is asked for; latents of two codecs do not mix: choose another --out"
         )
-    changed = [
-        f"{name} {before.get(name)} → {value}" for name, value in settings.items() if before.get(name) != value and name != "codec_id"
-    ]
+    changed = [f"{name} {before[name]} → {value}" for name, value in chosen.items() if name in before and before[name] != value]
     if changed:
         raise UserError(f"{out} was prepared with other settings ({', '.join(changed)}): keep them, or choose another --out")
 
@@ -92,7 +98,9 @@ def split_of(song_id: str, validation_share: float) -> Split:
 def write_song(out: Place, found: FoundSong, song: EncodedSong, split: Split) -> None:
     """Commit one song: rejects, latents, and last its row."""
     song_id = song.identity.song_id
-    _write_rejects(out, found, song_id, song.rejects)
+    # A known song comes without either: its files were touched, its segments' rejects stand.
+    known = not song.segments and not song.rejects
+    _write_rejects(out, found, song_id, _segment_rejects(out, found.url, song_id) if known else song.rejects)
     if song.segments:
         _write_latents(out, song_id, _latent_rows(song, found.source), split)
         write_table(_song_place(out, song_id), pa.Table.from_pylist([_song_row(found, song, split)], schema=SONGS))
@@ -108,11 +116,14 @@ def remove_song(out: Place, song_id: str) -> None:
 def settle_duplicate(out: Place, found: FoundSong, song_id: str, owner: str) -> None:
     """Two folders with the same audio are one song; the other folder is a reject."""
     reason = f"the same audio as {owner}: remove one of them"
-    _write_rejects(out, found, song_id, [Reject(stage="source", reason=reason)])
+    _write_rejects(out, found, song_id, [Reject(stage=DUPLICATE, reason=reason)])
 
 
 def adopt(out: Place, row: dict[str, Any], found: FoundSong) -> None:
     """A stored song's files were moved or touched: note the new address and version."""
+    if row["url"] != found.url and (kept := _segment_rejects(out, row["url"], row["song_id"])):
+        _write_rejects(out, found, row["song_id"], kept)
+        _rejects_place(out, row["url"]).delete()
     moved = {**row, "url": found.url, "source_version": found.version, "source": found.source}
     write_table(_song_place(out, row["song_id"]), pa.Table.from_pylist([moved], schema=SONGS))
 
@@ -211,8 +222,23 @@ def _write_latents(out: Place, song_id: str, table: pa.Table, split: Split) -> N
     write_table(_latents_place(out, song_id, split), table)
 
 
+def _rejects_place(out: Place, url: str) -> Place:
+    return out / f"rejects/{hashlib.sha256(url.encode()).hexdigest()[:24]}.parquet"
+
+
+def _segment_rejects(out: Place, url: str, song_id: str) -> list[Reject]:
+    """The rejected segments of this song that are stored under this address."""
+    place = _rejects_place(out, url)
+    rows = read_table([place], REJECTS).to_pylist() if place.exists() else []
+    return [
+        Reject(stage=row["stage"], reason=row["reason"], segment=row["segment"])
+        for row in rows
+        if row["song_id"] == song_id and row["segment"] is not None
+    ]
+
+
 def _write_rejects(out: Place, found: FoundSong, song_id: str, rejects: Sequence[Reject]) -> None:
-    place = out / f"rejects/{hashlib.sha256(found.url.encode()).hexdigest()[:24]}.parquet"
+    place = _rejects_place(out, found.url)
     if not rejects:
         place.delete()
         return

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 # half an hour.
 NO_PROGRESS_S = 600.0
 SHOWN_REJECTS = 10
+LEAST_CPUS = 3  # to read, to encode and to write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +126,10 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
     songs = list_songs(source)
     out.check()
     codec = open_codec(config.codec, Settings.from_environment().s3, "cpu").identity
-    dataset.begin(out, codec, config.segment)
+    dataset.begin(out, codec, config.segment, config.validation_share)
     before = dataset.read_stored(out)
-    missing = [song for song in songs if before.done.get(song.url) != song.version]
+    done = before.done({song.url: song.version for song in songs})
+    missing = [song for song in songs if done.get(song.url) != song.version]
     log.info("%s: %d songs, %d of them to do", source, len(songs), len(missing))
     clock.lap("list")
     results: list[SongResult] = []
@@ -173,6 +175,8 @@ def run_graph(
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
     encoders = min(config.encoders or gpus or max(1, cpus // 2), len(songs))
+    if cpus < LEAST_CPUS:
+        raise UserError(f"the cluster has {cpus} CPUs, prepare needs {LEAST_CPUS}: start it with --num-cpus=4 (they are tickets)")
     if not gpus and encoders > cpus - 2:
         raise UserError(f"{encoders} encoders leave less than 2 of {cpus} CPUs to read and write: choose at most {max(1, cpus - 2)}")
     context = DataContext.get_current().copy()
@@ -249,7 +253,8 @@ def settle(out: Place, songs: Sequence[FoundSong], results: Sequence[SongResult]
     now = dataset.read_stored(out)
     for song_id, urls in addresses.items():
         earlier = before.songs[song_id]["url"] if song_id in before.songs else None
-        owner = earlier if earlier in found and earlier not in {result.url for result in results} else min(urls)
+        stands = earlier in urls or (earlier in found and earlier not in {result.url for result in results})
+        owner = earlier if earlier is not None and stands else min(urls)
         row = now.songs[song_id]
         if owner in urls and (row["url"], row["source_version"]) != (owner, found[owner].version):
             dataset.adopt(out, row, found[owner])
@@ -265,6 +270,7 @@ def finish(out: Place, codec: "CodecIdentity", config: PrepareConfig, prepared: 
     """Balance the splits, remove what no row vouches for, and write the manifest if it changed."""
     stored = dataset.read_stored(out)
     if not stored.songs:
+        (out / MANIFEST).delete()  # an earlier one would vouch for songs that are gone
         return None
     # Before the first manifest nobody has trained on a split, so any song may move.
     movable = prepared if (out / MANIFEST).exists() else list(stored.songs)

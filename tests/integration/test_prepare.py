@@ -16,7 +16,7 @@ import soundfile
 
 from infra.cluster import Cluster
 from infra.errors import UserError
-from infra.records import Manifest, read_latents
+from infra.records import read_latents, read_manifest
 from infra.storage import Place
 from model.codec import load_codec
 from model.geometry import SAMPLE_RATE_HZ, SEGMENT_SAMPLES
@@ -96,11 +96,11 @@ def test_good_songs_are_prepared_and_bad_ones_are_rows(tmp_path: Path, ray_clust
     assert "(segment): 2.00 s" in rejected["short"]
     assert "(source): no accompaniment" in rejected["alone"]
     assert f"the same audio as {songs / 'copy'}" in rejected["good3"]
-    assert set(pq.read_table(out / "rejects")["stage"].to_pylist()) == {"decode", "segment", "source"}
+    assert set(pq.read_table(out / "rejects")["stage"].to_pylist()) == {"decode", "duplicate", "segment", "source"}
     assert rows_of(out).total() == 6
     assert max(rows_of(out).values()) == 1
 
-    manifest = Manifest.read(Place(str(out)))
+    manifest = read_manifest(Place(str(out)))
     assert manifest == summary.manifest
     assert (manifest.counts.songs, manifest.counts.segments, manifest.counts.rejected_songs) == (5, 6, 4)
     assert manifest.counts.validation_songs >= 1
@@ -183,4 +183,4 @@ def test_s3_in_and_out_equals_the_local_dataset(tmp_path: Path, bucket: str, ray
     filesystem, path = place.filesystem()
     assert pq.read_table(f"{path}/latents", filesystem=filesystem).num_rows == 2
     place.download(tmp_path / "local")
-    assert Manifest.read(Place(str(tmp_path / "local"))).digest == Manifest.read(place).digest
+    assert read_manifest(Place(str(tmp_path / "local"))).digest == read_manifest(place).digest

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.errors import UserError
-from infra.records import Counts, Manifest, code_version, latents, read_latents, tensors, write_table
+from infra.records import Counts, Manifest, code_version, latents, read_latents, read_manifest, tensors, write_table
 from infra.storage import Place
 
 CHANNELS, FRAMES = 4, 6
@@ -102,7 +102,7 @@ def test_pyarrow_alone_sees_the_tensor_and_pandas_the_flat_list(dataset: Place) 
 
 
 def test_the_manifest_survives_json_and_unknown_fields(dataset: Place) -> None:
-    assert Manifest.read(dataset) == manifest()
+    assert read_manifest(dataset) == manifest()
     newer = {**json.loads(manifest().to_json()), "added_later": 1}
     assert Manifest.from_json(json.dumps(newer)) == manifest()
 
@@ -131,6 +131,12 @@ def test_an_unfinished_dataset_another_schema_and_a_damaged_file_are_named(datas
         read_latents(dataset, "train")
     with pytest.raises(UserError, match="not one of train, validation"):
         read_latents(dataset, "test")
+
+
+def test_a_half_updated_dataset_is_not_read_as_finished(dataset: Place) -> None:
+    (dataset / "latents/split=train/bb.parquet").delete()
+    with pytest.raises(UserError, match="cut short or is running"):
+        read_latents(dataset, "train")
 
 
 def test_the_code_version_follows_a_checkout(tmp_path: Path) -> None:
