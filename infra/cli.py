@@ -1,7 +1,5 @@
 """The command line `backline`: every command of every room under one name, generated from their configs."""
 
-import sys
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
@@ -40,7 +38,7 @@ def generate(
     Parameters
     ----------
     vocal: Audio file of the vocal (WAV, FLAC, MP3 or OGG), a path or an S3 URI.
-    out: Where the accompaniment goes; the ending (.wav, .flac, .mp3, .ogg) chooses the format.
+    out: Where the accompaniment goes, a path or an S3 URI; the ending (.wav, .flac, .mp3, .ogg) chooses the format.
     checkpoint: A checkpoint's or a training run's place; by default the one that ships with backline.
     codec: The codec, when it is not the embedded one and is kept somewhere else than where it was trained.
     seed: The same seed, vocal and checkpoint give the same audio.
@@ -54,7 +52,7 @@ def generate(
     return generate_file(
         GenerateRequest(
             vocal=vocal,
-            out=Path(out),
+            out=out,
             checkpoint=checkpoint,
             codec=codec,
             seed=seed,
@@ -68,9 +66,6 @@ def generate(
 
 def main() -> None:
     """Entry point of the `backline` script."""
-    from infra.logs import configure
-    from infra.settings import Settings
     from model.errors import ModelError
 
-    configure(Settings.from_environment().log_level)
-    sys.exit(commands.run(app, user_errors=(ModelError,)))
+    commands.main(app, user_errors=(ModelError,))

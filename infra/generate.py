@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra import audio_files
@@ -14,13 +13,15 @@ from infra.storage import Place
 if TYPE_CHECKING:
     from model.accompany import Accompanist
 
+MAX_VOCAL_S = 600.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateRequest:
     """What `backline generate` was asked; see the command's help."""
 
     vocal: str
-    out: Path
+    out: str
     checkpoint: str | None = None
     codec: str | None = None
     seed: int = 0
@@ -36,14 +37,14 @@ class GenerateRequest:
     def format(self) -> audio_files.FileFormat:
         """The format that the ending of `out` names."""
         for name in audio_files.MIME_TYPES:
-            if self.out.suffix.lower() == f".{name}":
+            if self.out.lower().endswith(f".{name}"):
                 return name
         raise UserError(f"--out {self.out}: its ending must be one of {', '.join(f'.{name}' for name in audio_files.MIME_TYPES)}")
 
 
 def generate_file(request: GenerateRequest) -> int:
     """Writes the accompaniment (or the mix) of a vocal file and says how well it fits."""
-    from model.accompany import GenerationConfig, mix
+    from model.accompany import GenerationConfig, mix, within_full_scale
 
     usual = GenerationConfig()
     config = GenerationConfig(
@@ -55,12 +56,11 @@ def generate_file(request: GenerateRequest) -> int:
     vocal = Place(request.vocal)
     if not vocal.exists():
         raise UserError(f"{request.vocal}: no such file; give an audio file of a vocal")
-    vocal_CN = audio_files.to_stereo_44k(audio_files.decode(vocal.read_bytes()))
+    vocal_CN = audio_files.to_stereo_44k(audio_files.decode(vocal.read_bytes(), max_duration_s=MAX_VOCAL_S))
     accompanist = open_accompanist(request.checkpoint, request.codec)
     result = accompanist.accompany(vocal_CN, config)
-    written_CN = mix(vocal_CN, result.audio_CN)[2] if request.mix else result.audio_CN
-    request.out.parent.mkdir(parents=True, exist_ok=True)
-    request.out.write_bytes(audio_files.encode(written_CN, request.format))
+    written_CN = mix(vocal_CN, result.audio_CN)[2] if request.mix else within_full_scale(result.audio_CN)
+    Place(request.out).write_bytes(audio_files.encode(written_CN, request.format))
     stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.stage_s.items())
     fit = result.fit
     sys.stdout.write(
