@@ -63,10 +63,10 @@ def connect(address: str | None = None, num_cpus: int | None = None, *, include_
             raise UserError(
                 f"no Ray cluster at {wanted}: start one with `ray start --head`, or unset RAY_ADDRESS ({first_line})"
             ) from error
-    cluster = _describe(started_here=wanted is None or wanted == "local")
-    if cluster.dashboard_url:
-        log.info("Ray dashboard: %s", cluster.dashboard_url)
     try:
+        cluster = _describe(started_here=wanted is None or wanted == "local")
+        if cluster.dashboard_url:
+            log.info("Ray dashboard: %s", cluster.dashboard_url)
         yield cluster
     finally:
         # For a joined cluster this only disconnects.

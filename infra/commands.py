@@ -3,10 +3,13 @@
 import logging
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 
 from infra.errors import UserError
+from infra.logs import configure
+from infra.settings import Settings
 
 DONE, SOME_WORK_FAILED, WRONG_USAGE = 0, 1, 2
 
@@ -35,6 +38,15 @@ def run(app: App, tokens: Sequence[str] | None = None, *, user_errors: tuple[typ
         sys.stderr.write("interrupted\n")
         return 130
     return code if isinstance(code, int) else DONE
+
+
+def main(app: App, *, user_errors: tuple[type[Exception], ...] = ()) -> NoReturn:
+    """Ends the process with `run`'s exit code; a variable that cannot be is refused as a wrong option is."""
+    try:
+        configure(Settings.from_environment().log_level)
+    except UserError as error:
+        sys.exit(refuse(app, error))
+    sys.exit(run(app, user_errors=user_errors))
 
 
 def refuse(app: App, error: Exception) -> int:

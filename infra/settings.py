@@ -56,10 +56,8 @@ class Settings:
     log_level: str = "INFO"
     checkpoint: str | None = None
     """BACKLINE_CHECKPOINT: the place of the checkpoint that generate and serve load when none is named."""
-    codec: str = "embedded"
     cache: Path = Path("~/.cache/backline")
     """BACKLINE_CACHE: where objects from S3 and downloaded weights are kept."""
-    hf_token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.log_level not in LOG_LEVELS:
@@ -85,9 +83,7 @@ class Settings:
             api_keys=tuple(key.strip() for key in given.get("BACKLINE_API_KEYS", "").split(",") if key.strip()),
             log_level=given.get("BACKLINE_LOG_LEVEL", "INFO").upper(),
             checkpoint=given.get("BACKLINE_CHECKPOINT"),
-            codec=given.get("BACKLINE_CODEC", "embedded"),
             cache=Path(given.get("BACKLINE_CACHE", "~/.cache/backline")).expanduser(),
-            hf_token=given.get("HF_TOKEN"),
         )
 
 
@@ -101,6 +97,12 @@ def ray_environment() -> dict[str, str]:
         # A driver that hides the GPU from actors with num_gpus=0 is announced at each start; we want the coming default.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
+
+
+def job_environment() -> dict[str, str]:
+    """What a submitted job needs besides: where things are, as this process knows it. Keys stay: a job's variables can be read by all."""
+    names = ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "BACKLINE_LOG_LEVEL")
+    return {**ray_environment(), **{name: os.environ[name] for name in names if os.environ.get(name)}}
 
 
 def client_environment() -> dict[str, str]:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from infra.errors import UserError
-from infra.settings import client_environment, export, ray_environment
+from infra.settings import client_environment, export, job_environment
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOMS = {"prepare": "pipelines", "train": "training", "evaluate": "training"}
+AGENT_TIMEOUT_S = 60.0
 # Never shipped: environments, results, history. (.gitignore is honoured besides.)
 EXCLUDES = [".git", ".venv", "runs", ".cache", "tests", "infra/benchmarks"]
 
@@ -36,6 +37,8 @@ def submit(
     arguments: The command's own options, as on this command line.
     wait: Follow the job's log until it ends; its exit code becomes this command's.
     """
+    if not address.startswith(("http://", "https://")):
+        raise UserError(f"{address!r} is no dashboard's address: give scheme, host and port, for example http://127.0.0.1:8265")
     export(client_environment())
     import ray.job_submission as jobs
 
@@ -46,18 +49,29 @@ def submit(
             f"no Ray dashboard answers at {address}: start one with `ray start --head`, or give its address ({error})"
         ) from error
     entrypoint = shlex.join(["python", "-m", ROOMS[command], command, *arguments])
-    job = client.submit_job(
-        entrypoint=entrypoint,
-        runtime_env={"working_dir": str(REPOSITORY), "excludes": EXCLUDES, "env_vars": ray_environment()},
-    )
+    job = _submitted(client, entrypoint, address)
     sys.stdout.write(f"submitted {job}: {entrypoint}\n")
     if not wait:
         return 0
     return follow(client, job)
 
 
+def _submitted(client: "JobSubmissionClient", entrypoint: str, address: str) -> str:
+    """The job's id. A head node answers some seconds before its agent takes jobs."""
+    give_up_s = time.monotonic() + AGENT_TIMEOUT_S
+    environment = {"working_dir": str(REPOSITORY), "excludes": EXCLUDES, "env_vars": job_environment()}
+    while True:
+        try:
+            return client.submit_job(entrypoint=entrypoint, runtime_env=environment)
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > give_up_s:
+                first_line = str(error).strip().partition("\n")[0]
+                raise UserError(f"the cluster at {address} did not take the job: {first_line}") from error
+            time.sleep(1.0)
+
+
 def follow(client: "JobSubmissionClient", job: str) -> int:
-    """Prints the job's log as it grows; 0 if it succeeded, 1 if not."""
+    """Prints the job's log as it grows; the exit code of its command, or 1 where the job failed without one."""
     shown = 0
     while True:
         status = client.get_job_status(job)
@@ -69,4 +83,6 @@ def follow(client: "JobSubmissionClient", job: str) -> int:
             break
         time.sleep(1.0)
     sys.stdout.write(f"{job}: {status.value}\n")
-    return 0 if status.value == "SUCCEEDED" else 1
+    if status.value == "SUCCEEDED":
+        return 0
+    return client.get_job_info(job).driver_exit_code or 1

@@ -4,6 +4,7 @@ Tracking watches, it never decides: a server that fails costs a warning and a co
 The run is created where the command starts and handed on as a `RunHandle`, so that a restarted worker goes on with the same run.
 """
 
+import hashlib
 import logging
 import tempfile
 import threading
@@ -60,7 +61,9 @@ def store_of(run: Place, tracking_uri: str | None) -> Store:
     """The tracking server, or a SQLite store in the run's folder; for a run on S3 one in runs/, copied to the run at the end."""
     if tracking_uri:
         return Store(tracking_uri=tracking_uri)
-    folder = Path("runs").absolute() / run.name if run.is_s3 else run.path
+    # Two buckets may hold runs of one name.
+    local = f"{run.name}-{hashlib.sha256(run.uri.encode()).hexdigest()[:8]}"
+    folder = Path("runs").absolute() / local if run.is_s3 else run.path
     folder.mkdir(parents=True, exist_ok=True)
     database = folder / "mlflow.db"
     kept = run / "mlflow.db"
@@ -110,11 +113,16 @@ class Tracker:
             self._thread.start()
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Flat parameters; nested ones come as `loss.gamma`."""
+        """Flat parameters; nested ones come as `loss.gamma`. MLflow refuses to change one: those that the run has stay."""
         from mlflow.entities import Param
 
-        rows = [Param(name, str(value)[:6000]) for name, value in flat(values).items()]
-        self._try("parameters", lambda client, run: [client.log_batch(run, params=rows[i : i + 100]) for i in range(0, len(rows), 100)])
+        def send(client: Any, run: str) -> None:
+            known = client.get_run(run).data.params
+            rows = [Param(name, str(value)[:6000]) for name, value in flat(values).items() if name not in known]
+            for start in range(0, len(rows), 100):
+                client.log_batch(run, params=rows[start : start + 100])
+
+        self._try("parameters", send)
 
     def tags(self, values: Mapping[str, str]) -> None:
         self._try("tags", lambda client, run: [client.set_tag(run, name, value) for name, value in values.items()])
@@ -162,6 +170,7 @@ class Tracker:
             self._closing = True
             self._wake.set()
             self._thread.join()
+            self._wake.clear()
             self._thread, self._closing = None, False
         if self._waiting:
             log.warning("MLflow: %d metric points could not be sent", len(self._waiting))
@@ -185,6 +194,7 @@ class Tracker:
         while not self._closing:
             self._wake.wait(FLUSH_EVERY_S)
             self._flush()
+        self._flush()  # what came after the loop's last look
 
     def _flush(self) -> None:
         with self._lock:
@@ -219,7 +229,8 @@ def open_run(
     try:
         client = client_of(store.tracking_uri)
         experiment_id = experiment_of(client, experiment, store.artifacts)
-        found = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{run.uri}' and attributes.status = 'RUNNING'")
+        quote = '"' if "'" in run.uri else "'"
+        found = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = {quote}{run.uri}{quote} and attributes.status = 'RUNNING'")
         for orphan in found:
             if orphan.info.run_id != run_id:
                 client.set_terminated(orphan.info.run_id, "KILLED")
@@ -250,8 +261,9 @@ def check_store(tracking_uri: str | None) -> str:
 
 def keep(store: Store) -> None:
     """Copies a local database to the run's place, where that is elsewhere."""
-    if store.keep_at is not None:
-        store.keep_at.write_bytes(Path(store.tracking_uri.removeprefix("sqlite:///")).read_bytes())
+    database = Path(store.tracking_uri.removeprefix("sqlite:///"))
+    if store.keep_at is not None and database.exists():  # a store that never opened has none
+        store.keep_at.write_bytes(database.read_bytes())
 
 
 def client_of(tracking_uri: str) -> Any:

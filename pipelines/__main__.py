@@ -6,8 +6,6 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from infra import commands
-from infra.logs import configure
-from infra.settings import Settings
 from model.errors import ModelError
 from pipelines.corpus import CorpusConfig, write_corpus
 from pipelines.prepare import PrepareConfig
@@ -32,8 +30,7 @@ def prepare(config: Annotated[PrepareConfig, Parameter(name="*")]) -> int:
 
 
 def main() -> None:
-    configure(Settings.from_environment().log_level)
-    sys.exit(commands.run(app, user_errors=(ModelError,)))
+    commands.main(app, user_errors=(ModelError,))
 
 
 if __name__ == "__main__":

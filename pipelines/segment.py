@@ -220,7 +220,8 @@ def _identify(files: Sequence[bytes], record: bytes, title: str) -> SongIdentity
     """Hash of the stems' bytes, and what song.json says; SongError when that is no JSON object."""
     try:
         given = json.loads(record)
-    except ValueError as error:
+        named = {name: _text(given.get(name)) for name in ("title", "artist", "license")} if isinstance(given, dict) else {}
+    except (ValueError, RecursionError) as error:
         raise SongError(f"{SONG_RECORD} is not JSON ({error}): mend or remove it") from error
     if not isinstance(given, dict):
         raise SongError(f"{SONG_RECORD} is not a JSON object: mend or remove it")
@@ -228,7 +229,12 @@ def _identify(files: Sequence[bytes], record: bytes, title: str) -> SongIdentity
     return SongIdentity(
         song_id=audio_sha256[:16],
         audio_sha256=audio_sha256,
-        title=str(given.get("title") or title),
-        artist=str(given.get("artist") or ""),
-        license=str(given.get("license") or ""),
+        title=named["title"] or title,
+        artist=named["artist"],
+        license=named["license"],
     )
+
+
+def _text(value: object) -> str:
+    """JSON may hold half a surrogate pair, which no file can."""
+    return str(value or "").encode("utf-8", "replace").decode()

@@ -86,15 +86,19 @@ def list_songs(source: Source) -> list[FoundSong]:
 
 def _song(source: Source, folder: str, files: dict[str, str]) -> FoundSong:
     place = source.place / folder if folder else source.place
+    # A name that is not UTF-8 can be neither stored nor shown as it is.
+    url = str(place).encode("utf-8", "backslashreplace").decode()
     found = {stem: _stem_files(files, stem) for stem in STEMS}
     used = sorted({name for names in found.values() for name in names} | ({SONG_RECORD} & files.keys()))
     version = hashlib.sha256(repr([(name, files[name]) for name in used]).encode()).hexdigest()[:32]
     faults = [f"no {stem}.* ({', '.join(AUDIO_SUFFIXES)})" for stem, names in found.items() if not names]
     faults += [f"{len(names)} files for {stem}: {', '.join(names)}; keep one" for stem, names in found.items() if len(names) > 1]
+    if url != str(place):
+        faults = ["its folder's name is not UTF-8: rename it"]
     if faults:
-        return FoundSong(url=str(place), source=source.kind, version=version, fault="; ".join(faults))
+        return FoundSong(url=url, source=source.kind, version=version, fault="; ".join(faults))
     return FoundSong(
-        url=str(place),
+        url=url,
         source=source.kind,
         version=version,
         vocals=str(place / found["vocals"][0]),

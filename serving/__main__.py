@@ -1,13 +1,10 @@
 """`python -m serving`: the same as `backline serve`."""
 
-import sys
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
 from infra import commands
-from infra.logs import configure
-from infra.settings import Settings
 from model.errors import ModelError
 from serving import deployments
 from serving.deployments import ServeConfig
@@ -20,7 +17,6 @@ def serve(config: Annotated[ServeConfig, Parameter(name="*")] | None = None) -> 
 
 
 if __name__ == "__main__":
-    configure(Settings.from_environment().log_level)
     app = App(name="serving", help="Answer vocals over HTTP, with a page for musicians.")
     app.default(serve)
-    sys.exit(commands.run(app, user_errors=(ModelError,)))
+    commands.main(app, user_errors=(ModelError,))

@@ -141,6 +141,8 @@ def write_song(seed: int, config: CorpusConfig) -> SongDone:
         "mixture.wav": wav_bytes(song.mixture_CN),
         F0_FILE: _npy_bytes(song.f0_hz),
     }
+    # An earlier record would vouch for files of two renderings if this one is cut short.
+    (folder / RECORD_FILE).delete()
     for name, data in files.items():
         (folder / name).write_bytes(data)
     (folder / RECORD_FILE).write_bytes(song_json(record, describe(song, config.band, files)))

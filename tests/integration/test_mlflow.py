@@ -46,6 +46,24 @@ def test_a_run_keeps_its_id_and_repeats_no_step(run: Place, store: Store) -> Non
     assert (run.path / "mlartifacts" / first.handle.run_id / "artifacts" / "samples" / "one.wav").read_bytes() == b"RIFF"
 
 
+def test_a_resumed_run_keeps_its_parameters_and_loses_no_metric(run: Place, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    place = run / "it's"
+    first = open_run(store, experiment="e", name="n", run=place)
+    first.params({"rate": 0.1})
+    second = open_run(store, experiment="e", name="n", run=place, run_id=first.handle.run_id)
+    second.params({"rate": 0.2, "steps": 5})
+    for step in range(3):
+        second.metrics({"loss": 1.0}, step)
+        assert second.close() == 0
+    data = MlflowClient(store.tracking_uri).get_run(first.handle.run_id).data
+    assert data.params == {"rate": "0.1", "steps": "5"}
+    assert data.metrics == {"loss": 1.0}
+    assert not caplog.records
+    third = open_run(store, experiment="e", name="n", run=place)
+    assert MlflowClient(store.tracking_uri).get_run(first.handle.run_id).info.status == "KILLED"
+    third.end("FINISHED")
+
+
 def test_a_run_that_was_killed_is_ended_by_the_next(run: Place, store: Store) -> None:
     killed = open_run(store, experiment="e", name="n", run=run)
     elsewhere = open_run(store, experiment="e", name="n", run=run / "another")

@@ -117,7 +117,7 @@ def test_a_job_that_fails_gives_its_exit_code_and_log(head: str, environment: di
         [BIN / "backline", "submit", head, "prepare", "--source", "pairs:/nowhere/at/all", "--out", tmp_path / "latents"],
         env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
-    assert answered.returncode == 1
+    assert answered.returncode == 2
     assert "/nowhere/at/all" in answered.stdout
 
 

@@ -1,5 +1,6 @@
 """Exit codes and one-line errors, as a user meets them: the installed script in a process of its own."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,7 @@ def test_help_names_every_command() -> None:
         (("generate", "vocal.wav", "--out", "band.aiff"), ".aiff"),
         (("serve", "--port", "99999"), "99999"),
         (("demo", "--songs", "1"), "songs"),
+        (("submit", "127.0.0.1:8265", "train", "--data", "x", "--out", "y"), "http://"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(tokens: tuple[str, ...], said: str, tmp_path: Path) -> None:
@@ -45,6 +47,15 @@ def test_wrong_usage_is_one_line_and_exit_code_2(tokens: tuple[str, ...], said: 
     assert len(lines) == 1
     assert said in lines[0]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [(str(SCRIPT),), (sys.executable, "-m", "pipelines"), (sys.executable, "-m", "training")])
+@pytest.mark.parametrize("variable", ["BACKLINE_LOG_LEVEL", "AWS_ACCESS_KEY_ID"])
+def test_a_wrong_variable_is_one_line_and_exit_code_2(command: tuple[str, ...], variable: str) -> None:
+    environment = {**os.environ, variable: "chatty"}
+    answered = subprocess.run([*command, "--help"], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (answered.returncode, answered.stderr.count("\n")) == (2, 1)
+    assert variable in answered.stderr
 
 
 def test_help_starts_without_torch_and_ray() -> None:

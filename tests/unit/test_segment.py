@@ -155,6 +155,23 @@ def test_the_id_is_the_audio_and_a_known_song_is_not_decoded(tmp_path: Path) -> 
     assert (known.segments, known.rejects) == ((), ())
 
 
+@pytest.mark.parametrize("record", [b"[" * 100_000, b'{"title": ' + b"[" * 100_000, b"\xff", b"[]"])
+def test_a_record_that_cannot_be_read_is_a_reject(record: bytes, tmp_path: Path) -> None:
+    song = found(tmp_path, b"x", b"x")
+    (tmp_path / "song/song.json").write_bytes(record)
+    (song,) = list_songs(parse_source(f"pairs:{tmp_path}"))
+    (reject,) = segment_song(song, Place(str(tmp_path)), SegmentConfig()).rejects
+    assert (reject.stage, "song.json is not" in reject.reason) == ("read", True)
+
+
+def test_half_a_surrogate_pair_is_replaced(tmp_path: Path) -> None:
+    song = found(tmp_path, *(wav(stem_CN) for stem_CN in stems(LEAST)))
+    (tmp_path / "song/song.json").write_bytes(b'{"title": "a\\ud800b", "artist": 7}')
+    (song,) = list_songs(parse_source(f"pairs:{tmp_path}"))
+    identity = segment_song(song, Place(str(tmp_path)), SegmentConfig()).identity
+    assert (identity.title, identity.artist) == ("a?b", "7")
+
+
 def test_a_storage_that_fails_is_no_fault_of_the_song(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     song = FoundSong(url="s3://b/x", source="pairs", version="", vocals="s3://b/x/vocals.wav", accompaniment="s3://b/x/accompaniment.wav")

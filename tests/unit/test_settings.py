@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from infra.errors import UserError
-from infra.settings import Settings, export, ray_environment
+from infra.settings import Settings, export, job_environment, ray_environment
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -15,7 +15,6 @@ def test_an_empty_environment_gives_the_defaults() -> None:
     assert settings.s3.endpoint_url is None
     assert settings.s3.region == "us-east-1"
     assert settings.api_keys == ()
-    assert settings.codec == "embedded"
     assert settings.cache.is_absolute()
 
 
@@ -31,15 +30,13 @@ def test_every_variable_is_read() -> None:
             "BACKLINE_API_KEYS": "one, two,,",
             "BACKLINE_LOG_LEVEL": "debug",
             "BACKLINE_CHECKPOINT": "s3://models/best",
-            "BACKLINE_CODEC": "stable-audio-open",
             "BACKLINE_CACHE": "/somewhere",
-            "HF_TOKEN": "hidden-token",
         }
     )
     assert (settings.s3.endpoint_url, settings.s3.region) == ("http://127.0.0.1:9000", "eu-north-1")
     assert settings.api_keys == ("one", "two")
     assert (settings.log_level, settings.ray_address, settings.checkpoint) == ("DEBUG", "head:6379", "s3://models/best")
-    assert (settings.mlflow_tracking_uri, settings.codec, str(settings.cache)) == ("http://mlflow", "stable-audio-open", "/somewhere")
+    assert (settings.mlflow_tracking_uri, str(settings.cache)) == ("http://mlflow", "/somewhere")
     assert "hidden" not in repr(settings)
 
 
@@ -62,6 +59,14 @@ def test_export_leaves_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) ->
     export(ray_environment())
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
     assert os.environ["AWS_REQUEST_CHECKSUM_CALCULATION"] == "when_required"
+
+
+def test_a_job_is_told_where_things_are_and_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "http://there")
+    monkeypatch.delenv("BACKLINE_LOG_LEVEL", raising=False)
+    assert job_environment().items() >= {"MLFLOW_TRACKING_URI": "http://there", "AWS_ENDPOINT_URL": "http://there"}.items()
+    assert not {"AWS_SECRET_ACCESS_KEY", "BACKLINE_LOG_LEVEL"} & job_environment().keys()
 
 
 def test_the_log_goes_to_standard_error_once() -> None:

@@ -1,5 +1,6 @@
 """Sources: SPEC parsing and what counts as a song folder."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,18 @@ def test_folders_are_songs_or_say_why_not(tmp_path: Path) -> None:
     assert good.record.endswith("song.json")
     assert "no accompaniment" in one.fault
     assert "2 files for vocals" in two.fault
+
+
+def test_a_name_that_is_not_utf8_is_a_fault_of_its_song(tmp_path: Path) -> None:
+    for folder in (b"caf\xe9", b"good"):
+        song = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + folder))
+        song.mkdir()
+        for stem in ("vocals", "accompaniment"):
+            (song / f"{stem}.wav").write_bytes(b"x")
+    faults = {song.url.encode().decode().rsplit("/", 1)[-1]: song.fault for song in list_songs(parse_source(f"pairs:{tmp_path}"))}
+    assert faults.keys() == {"caf\\udce9", "good"}
+    assert "not UTF-8" in faults["caf\\udce9"]
+    assert not faults["good"]
 
 
 def test_the_version_changes_with_the_files_that_are_used(tmp_path: Path) -> None:
