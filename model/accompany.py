@@ -101,7 +101,11 @@ class Accompanist:
 
     @torch.inference_mode()
     def accompany(self, vocal_CN: np.ndarray, config: GenerationConfig | None = None, *, progress: Progress | None = None) -> Accompaniment:
-        """(2, N) float at 44.1 kHz, 0.1 s to 10 minutes → its accompaniment. ModelError: another shape, no samples, or not finite."""
+        """(2, N) float at 44.1 kHz, one sample or more (memory grows with length) → its accompaniment.
+
+        progress: called after each step, and after each candidate's fit with (steps, steps); what it raises ends the work.
+        ModelError: another shape, no samples, or not finite.
+        """
         config = config or GenerationConfig()
         vocal_CN = _checked(vocal_CN)
         stage_s: dict[str, float] = {}
@@ -121,6 +125,8 @@ class Accompanist:
                 fits.append(fit(vocal_CN, audio_CN))
             if best is None or fits[-1].overall > best[0].overall:
                 best = fits[-1], audio_CN
+            if progress is not None:
+                progress(config.steps, config.steps)
         assert best is not None  # candidates ≥ 1
         return Accompaniment(audio_CN=best[1], seed=config.seed, fit=best[0], candidate_fits=tuple(fits), stage_s=stage_s)
 
@@ -259,6 +265,11 @@ def mix(vocal_CN: np.ndarray, accompaniment_CN: np.ndarray) -> tuple[np.ndarray,
     gain = np.float32(min(1.0, 10 ** (PEAK_DBFS / 20) / peak) if peak else 1.0)
     vocal, accompaniment = vocal_CN * gain, accompaniment_CN * gain
     return vocal, accompaniment, vocal + accompaniment
+
+
+def within_full_scale(audio_CN: np.ndarray) -> np.ndarray:
+    """Audio that stands alone: turned down to a peak of −1 dBFS where it exceeds that, else as it is."""
+    return mix(np.zeros_like(audio_CN), audio_CN)[1]
 
 
 def _checked(vocal_CN: np.ndarray) -> np.ndarray:

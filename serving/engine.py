@@ -17,7 +17,7 @@ import numpy as np
 
 from infra import audio_files
 from infra.errors import UserError
-from model.accompany import Accompaniment, Accompanist, GenerationConfig, mix
+from model.accompany import Accompaniment, Accompanist, GenerationConfig, mix, within_full_scale
 from model.fit import Fit as ModelFit
 from model.geometry import SAMPLE_RATE_HZ
 from serving.schema import AccompanimentRequest, AccompanimentResult, Fit, ModelInfo, StageSeconds
@@ -67,7 +67,8 @@ class Engine:
     ) -> AccompanimentResult:
         """The band for `vocal`: an audio file's bytes, or samples_CN at 44.1 kHz.
 
-        Raises AudioError (the vocal), ModelError (the request), CancelledRequestError (within a denoising step of `cancelled` being set).
+        Raises AudioError (the vocal), ModelError (the model, say one that diverged), CancelledRequestError (within a denoising step of
+        `cancelled` being set).
         """
         cancelled = cancelled or threading.Event()
         start_s = time.perf_counter()
@@ -158,8 +159,7 @@ def render(vocal_CN: np.ndarray, accompaniment_CN: np.ndarray, request: Accompan
     media_type = audio_files.MIME_TYPES[request.format]
     if request.output == "accompaniment":
         # It has the vocal's own level, which a mix can keep; alone it is turned down where it would clip.
-        quiet_CN = mix(np.zeros_like(accompaniment_CN), accompaniment_CN)[1]
-        return audio_files.encode(quiet_CN, request.format), media_type, f"accompaniment.{request.format}"
+        return audio_files.encode(within_full_scale(accompaniment_CN), request.format), media_type, f"accompaniment.{request.format}"
     mixed_vocal_CN, mixed_accompaniment_CN, mixture_CN = mix(vocal_CN, accompaniment_CN)
     if request.output == "mix":
         return audio_files.encode(mixture_CN, request.format), media_type, f"mix.{request.format}"

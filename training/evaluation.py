@@ -20,7 +20,7 @@ from infra.records import LatentTable, read_latents, read_manifest
 from infra.settings import Settings
 from infra.storage import MissingObjectError, Place, localise
 from infra.tracking import RUN_FILE, RunHandle, Tracker, open_run, store_of
-from model.accompany import Accompanist, GenerationConfig, mix
+from model.accompany import Accompanist, GenerationConfig, mix, within_full_scale
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.codec import load_codec
 from model.codec_base import Codec
@@ -128,7 +128,8 @@ def rows_of(pairs: list[HeldOut], generated: list[np.ndarray], index: int, other
     yield "generated", generated[index]
     yield REAL, real_CN
     yield OTHER, other_CN
-    stranger = next((i for i in range(len(pairs)) if pairs[i].song_id != pairs[index].song_id), None)
+    turned = [(index + shift) % len(pairs) for shift in range(1, len(pairs))]  # each vocal another stranger, not all the same
+    stranger = next((other for other in turned if pairs[other].song_id != pairs[index].song_id), None)
     if stranger is not None:
         yield "generated for another song", generated[stranger]
     yield "copy of the vocal", pairs[index].vocal_CN
@@ -176,11 +177,17 @@ def decode_pair(store: LatentTable, row: int, codec: Codec, seconds: float) -> H
     return HeldOut(song_id=store.song_ids[row], segment=store.segments[row], vocal_CN=audio_BCN[0], real_CN=audio_BCN[1])
 
 
+def sounds_of(pair: HeldOut, generated_CN: np.ndarray) -> dict[str, np.ndarray]:
+    """What is written of a pair, none of it above full scale."""
+    alone = {"vocal": pair.vocal_CN, "real": pair.real_CN, "generated": generated_CN}
+    return {name: within_full_scale(audio_CN) for name, audio_CN in alone.items()} | {"mix": mix(pair.vocal_CN, generated_CN)[2]}
+
+
 def write(report: EvaluationReport, out: Place, pairs: list[HeldOut], generated: list[np.ndarray]) -> None:
     (out / "evaluation.json").write_bytes(report.to_json().encode())
     (out / "evaluation.md").write_bytes(report.to_markdown().encode())
     for pair, generated_CN in zip(pairs, generated, strict=False):
-        sounds = {"vocal": pair.vocal_CN, "real": pair.real_CN, "generated": generated_CN, "mix": mix(pair.vocal_CN, generated_CN)[2]}
+        sounds = sounds_of(pair, generated_CN)
         for name, audio_CN in sounds.items():
             (out / "audio" / f"{pair.name}-{name}.wav").write_bytes(audio_files.encode(audio_CN, "wav"))
         (out / f"{pair.name}.png").write_bytes(figures.spectrograms(sounds))
@@ -221,7 +228,7 @@ def log_samples(config: TrainConfig, tracker: Tracker, data: Place, best: Place,
     for row in spread(store, config.samples):
         pair = decode_pair(store, row, codec, SAMPLE_S)
         generated_CN = accompanist.accompany(pair.vocal_CN, GenerationConfig()).audio_CN
-        sounds = {"vocal": pair.vocal_CN, "real": pair.real_CN, "generated": generated_CN, "mix": mix(pair.vocal_CN, generated_CN)[2]}
+        sounds = sounds_of(pair, generated_CN)
         for name, audio_CN in sounds.items():
             tracker.content(audio_files.encode(audio_CN, "wav"), f"samples/{pair.name}-{name}.wav")
         tracker.content(figures.spectrograms(sounds), f"samples/{pair.name}.png")

@@ -67,7 +67,7 @@ def test_the_table_has_every_baseline_and_reaches_mlflow(data: str, trained: Tra
     rows = {row.name: row.mean for row in report.rows}
     assert rows["silence"].overall == 0.0
     assert rows["real, through the codec"].spectrum_db == 0.0
-    assert rows["copy of the vocal"].leakage >= rows["silence"].leakage
+    assert rows["copy of the vocal"].leakage > 0.5
     assert json.loads((tmp_path / "evaluation.json").read_text())["step"] == 2
     assert (tmp_path / "evaluation.md").read_text().count("\n| ") == len(names) + 1
     samples, rate_hz = soundfile.read(tmp_path / "audio" / "song-000-0-generated.wav")

@@ -56,22 +56,34 @@ def test_the_best_of_several_candidates(engine: Engine) -> None:
     assert result.fit.overall == max(fit.overall for fit in result.candidate_fits)
 
 
-def test_cancelled_between_two_steps(engine: Engine) -> None:
+class CancelledAt(threading.Event):
+    """An event that is set by being asked for the n-th time, so that a test knows exactly when."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at, self.asked = at, 0
+
+    def is_set(self) -> bool:
+        self.asked += 1
+        if self.asked >= self.at:
+            self.set()
+        return super().is_set()
+
+
+def test_cancelled_between_two_candidates(engine: Engine) -> None:
+    """Two steps, then the caller goes while the first of four candidates is rendered: the others are not."""
+    cancelled = CancelledAt(3)
+    with pytest.raises(CancelledRequestError):
+        engine.generate(parts.vocal(), AccompanimentRequest(seed=1, steps=2, candidates=4), cancelled=cancelled)
+    assert cancelled.asked == 3
+
+
+def test_cancelled_between_two_steps_steps(engine: Engine) -> None:
     """Cancelled when the third step has begun: of 200 steps only those are made."""
-    cancelled, steps = threading.Event(), []
-    progress = engine._progress(cancelled)
-
-    def counting(done: int, total: int) -> None:
-        steps.append(done)
-        if len(steps) == 3:
-            cancelled.set()
-        progress(done, total)
-
-    vocal_CN = np.repeat(parts.sung()[None], 2, axis=0)
-    config = engine._generation_config(AccompanimentRequest(seed=1, steps=200))
-    with engine._model(cancelled), pytest.raises(CancelledRequestError):
-        engine.accompanist.accompany(vocal_CN, config, progress=counting)
-    assert len(steps) == 3
+    cancelled = CancelledAt(3)
+    with pytest.raises(CancelledRequestError):
+        engine.generate(parts.vocal(), AccompanimentRequest(seed=1, steps=200), cancelled=cancelled)
+    assert cancelled.asked == 3
     assert engine.generate(parts.vocal(), QUICK).audio  # the model is free again
 
 
