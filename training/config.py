@@ -146,7 +146,7 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
     def hash(self) -> str:
-        """Eight hex digits that change with anything that changes the result (not with where it is written, or how it is watched)."""
+        """Eight hex digits of the recipe. Not in them: the dataset, how long it runs, where it is written, how it is watched."""
         values = {name: value for name, value in self.to_dict().items() if name not in WATCHING}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 

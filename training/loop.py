@@ -178,7 +178,7 @@ def validate(
     for index, group in enumerate(held_out):
         for batch in group:
             loss = batch_loss(config, network, schedule, batch.to(workers.device))
-            sums[index] += torch.stack([loss.per_sample_B.sum(), loss.mse_B.sum(), torch.tensor(float(len(loss.mse_B)))]).to(sums)
+            sums[index] += torch.stack([loss.per_sample_B.sum(), loss.mse_B.sum(), torch.ones_like(loss.mse_B).sum()]).to(sums)
     sums = workers.total(sums)
     if sums[:, 2].sum() == 0:
         return rows
@@ -199,13 +199,15 @@ def learning_rate(config: TrainConfig, progress: Progress) -> float:
 
 
 def checkpoint_of(config: TrainConfig, network: AccompanimentUNet, manifest: Manifest, step: int, metrics: dict[str, float]) -> Checkpoint:
+    """Its name tells apart any two models: config, dataset and step."""
+    dataset = dataset_identity(config.data, manifest)
     return Checkpoint(
-        name=f"{config.preset}-{config.hash()}",
+        name=f"{config.preset}-{config.hash()}-{dataset.digest[:8]}-{step}",
         network=network.config,
         state=network.state_dict(),
         statistics=statistics_of(manifest),
         codec=codec_identity(manifest),
-        dataset=dataset_identity(config.data, manifest),
+        dataset=dataset,
         step=step,
         metrics=metrics,
     )

@@ -73,9 +73,10 @@ def test_a_killed_worker_is_replaced_and_goes_on(data: str, tmp_path: Path) -> N
     whole = run(config(data, tmp_path / "whole", workers=0, steps=60, validate_every=2, log_every=2))
     out = tmp_path / "killed"
     killed: list[int] = []
+    done = threading.Event()
 
     def kill_one() -> None:
-        while not killed:
+        while not killed and not done.is_set():
             if read_metrics(Place(str(out))):
                 for process in psutil.process_iter(["cmdline"]):
                     if "RayTrainWorker" in " ".join(process.info["cmdline"] or []) and is_ours(process):
@@ -86,8 +87,12 @@ def test_a_killed_worker_is_replaced_and_goes_on(data: str, tmp_path: Path) -> N
 
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
-    result = train(config(data, out, workers=1, steps=60, validate_every=2, log_every=2))
-    killer.join()
+    try:
+        result = train(config(data, out, workers=1, steps=60, validate_every=2, log_every=2))
+    finally:
+        done.set()
+        killer.join()
+    assert killed
     assert result.step == whole.step
     assert losses_of(out) == pytest.approx(losses_of(tmp_path / "whole"), rel=1e-3)
 
