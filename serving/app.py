@@ -19,7 +19,7 @@ from serving import problems
 from serving.admission import Gate, Keys
 from serving.problems import Problem, ProblemError
 from serving.schema import AccompanimentRequest, AccompanimentResult, Health, ModelInfo, ModelList, ProblemDetails
-from serving.uploads import read_upload
+from serving.uploads import drop_upload, read_upload
 
 PAGE = Path(__file__).parent / "page"
 STREAM_CHUNK_BYTES = 64 * 1024
@@ -97,10 +97,15 @@ def create_app(backend: Backend, config: AppConfig) -> FastAPI:
         (`streams_windows` in `GET /v1/models`).
         """
         start_s = time.monotonic()
-        with gate.admit(keys.caller(request.headers)):
-            upload = await read_upload(request, max_bytes=config.max_upload_bytes, timeout_s=config.upload_timeout_s)
-            sent_s = time.monotonic()
-            result = await backend.generate(upload.vocal, upload.request)
+        try:
+            with gate.admit(keys.caller(request.headers)):
+                upload = await read_upload(request, max_bytes=config.max_upload_bytes, timeout_s=config.upload_timeout_s)
+                sent_s = time.monotonic()
+                result = await backend.generate(upload.vocal, upload.request)
+        except ProblemError as refusal:
+            if refusal.problem.status != 408:
+                await drop_upload(request, max_bytes=config.max_upload_bytes, timeout_s=config.upload_timeout_s)
+            raise
         if isinstance(result, Problem):
             raise ProblemError(result)
         # Whatever the replica does not account for was waiting: for a free replica, or on the way there and back.

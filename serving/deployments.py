@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,19 +15,20 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ray import serve as ray_serve
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions, ProxyLocation
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import LoggingConfig, ReplicaState
+from ray.serve.schema import DeploymentStatus, LoggingConfig, ReplicaState
 
+from infra.audio_files import AudioError
 from infra.cluster import connect
 from infra.errors import UserError
 from infra.settings import Settings
 from serving.admission import digest
 from serving.app import AppConfig, create_app
-from serving.problems import Problem, ProblemError, request_problem
+from serving.problems import Problem, ProblemError, audio_problem
 from serving.schema import AccompanimentRequest, AccompanimentResult, ModelInfo
 
 log = logging.getLogger(__name__)
@@ -90,8 +92,8 @@ class ServeConfig:
         for name in ("replica_cpus", "ingress_replicas", "concurrent", "max_pending", "max_upload_mb", "upload_timeout_s", "drain_s"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}, which is not positive: give a number above 0")
-        if not 0 <= self.port <= 65_535:
-            raise UserError(f"port is {self.port}, which is not within 0 to 65535: choose a free port, for example 8000")
+        if not 1 <= self.port <= 65_535:
+            raise UserError(f"port is {self.port}, which is not within 1 to 65535: choose a free port, for example 8000")
         if self.replicas < 0 or self.most_replicas < max(1, self.replicas):
             raise UserError(
                 f"replicas {self.replicas} and max_replicas {self.max_replicas} do not fit: give 0 or more, and 1 or more and not less"
@@ -125,15 +127,13 @@ class ModelServer:
 
     async def generate(self, vocal: bytes, request: AccompanimentRequest) -> AccompanimentResult | Problem:
         """One request; a fault of the user's is returned as a problem."""
-        from model.errors import ModelError
-
         cancelled = threading.Event()
 
         def work() -> AccompanimentResult | Problem:
             try:
                 return self._engine.generate(vocal, request, cancelled=cancelled)
-            except (UserError, ModelError) as error:
-                return request_problem(error)
+            except AudioError as error:
+                return audio_problem(error)
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -154,9 +154,11 @@ class ModelServer:
 class ReplicaBackend:
     """The backend of an ingress replica: model replicas behind a Serve handle."""
 
-    def __init__(self, model: DeploymentHandle, application: str, retry_after_s: float = 5.0) -> None:
+    def __init__(self, model: DeploymentHandle, application: str, *, may_sleep: bool, retry_after_s: float = 5.0) -> None:
+        """may_sleep: no replica at all is a healthy state; a request wakes one."""
         self._model = model
         self._application = application
+        self._may_sleep = may_sleep
         self._retry_after_s = retry_after_s
         self._info: ModelInfo | None = None
         self._ready: tuple[float, str | None] = (-READY_CACHE_S, None)
@@ -200,8 +202,11 @@ class ReplicaBackend:
             application = status.applications.get(self._application)
             model = application.deployments.get(MODEL_DEPLOYMENT) if application else None
             running = model.replica_states.get(ReplicaState.RUNNING, 0) if model else 0
+            asleep = self._may_sleep and model is not None and model.status == DeploymentStatus.HEALTHY
             reason = (
-                None if running else f"no model replica is running ({model.message or model.status.value if model else 'not deployed'})"
+                None
+                if running or asleep
+                else f"no model replica is running ({model.message or model.status.value if model else 'not deployed'})"
             )
             self._ready = (time.monotonic(), reason)
         return reason
@@ -213,8 +218,8 @@ class ReplicaBackend:
 class Ingress:
     """HTTP in front of the model replicas."""
 
-    def __init__(self, model: DeploymentHandle, config: AppConfig) -> None:
-        self._backend = ReplicaBackend(model, ray_serve.get_replica_context().app_name)
+    def __init__(self, model: DeploymentHandle, config: AppConfig, may_sleep: bool) -> None:
+        self._backend = ReplicaBackend(model, ray_serve.get_replica_context().app_name, may_sleep=may_sleep)
         self._config = config
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -269,7 +274,7 @@ def application(config: ServeConfig) -> Application:
         backpressure_config=full,
         graceful_shutdown_timeout_s=config.drain_s,
         ray_actor_options={"num_cpus": LIGHT_CPUS},
-    ).bind(model, limits)
+    ).bind(model, limits, config.replicas == 0)
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -309,17 +314,32 @@ def start(config: ServeConfig, *, wait_until_ready: bool = True) -> RunningServi
     with ExitStack() as stack:
         cluster = stack.enter_context(connect(config.address, config.num_cpus))
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-        ray_serve.start(
-            proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=config.host, port=config.port), logging_config=quiet
-        )
-        stack.callback(ray_serve.shutdown)
+        # On a cluster that serves something already, only what is ours is taken down again.
+        shared = bool(ray_serve.status().proxies)
+        if not shared and (config.address or Settings.from_environment().ray_address) in (None, "local"):
+            require_free(config.host, config.port)
         target = ray_serve.RunTarget(target=application(config), name=APPLICATION, route_prefix="/", logging_config=quiet)
+        if shared:
+            stack.callback(ray_serve.delete, APPLICATION)
+        else:
+            stack.callback(ray_serve.shutdown)
         try:
+            ray_serve.start(
+                proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=config.host, port=config.port), logging_config=quiet
+            )
             ray_serve.run_many([target], wait_for_applications_running=wait_until_ready)
-        except RuntimeError as error:
+        except (RuntimeError, TimeoutError, RayError) as error:
             raise UserError(f"the service did not start: {_reason(str(error))}") from error
         host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
         return RunningService(url=f"http://{host}:{config.port}", dashboard_url=cluster.dashboard_url, _stack=stack.pop_all())
+
+
+def require_free(host: str, port: int) -> None:
+    """UserError unless this machine lets one listen there; Ray Serve itself tells it only after trying for long."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise UserError(f"nothing can listen at {host}, port {port} ({error.strerror}): give --port another one") from error
 
 
 def serve(config: ServeConfig) -> None:

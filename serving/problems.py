@@ -12,8 +12,6 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from infra.audio_files import AudioError, AudioTooLong, NotAudio
-from infra.errors import UserError
-from model.errors import ModelError
 from serving.schema import FieldFault, ProblemDetails
 
 log = logging.getLogger(__name__)
@@ -62,13 +60,6 @@ def audio_problem(error: AudioError) -> Problem:
     return Problem(status=400, title="Unreadable audio", detail=str(error))
 
 
-def request_problem(error: UserError | ModelError) -> Problem:
-    """The problem for a fault in what the user sent."""
-    if isinstance(error, AudioError):
-        return audio_problem(error)
-    return Problem(status=400, title="The request cannot be answered", detail=str(error))
-
-
 def fields_problem(faults: list[FieldFault]) -> Problem:
     """422 with every field that is wrong."""
     detail = "; ".join(f"{fault.field}: {fault.message}" for fault in faults)
@@ -95,14 +86,14 @@ def install(app: FastAPI) -> None:
                 return error.problem.response()
             case RequestValidationError() | ValidationError():
                 return validation_problem(error).response()
-            case UserError() | ModelError():
-                return request_problem(error).response()
+            case AudioError():
+                return audio_problem(error).response()
             case HTTPException():
                 return framework_problem(error)
         log.error("unexpected fault", exc_info=error)
         return Problem(status=500, detail="The service failed on this request; its log has the reason").response()
 
-    for kind in (ProblemError, RequestValidationError, ValidationError, UserError, ModelError, HTTPException, Exception):
+    for kind in (ProblemError, RequestValidationError, ValidationError, AudioError, HTTPException, Exception):
         app.add_exception_handler(kind, answer)
 
 

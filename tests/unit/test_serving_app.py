@@ -16,12 +16,14 @@ import soundfile
 from fastapi.testclient import TestClient
 from httpx import Response
 
+from infra.audio_files import AudioError
 from infra.errors import UserError
+from model.errors import ModelError
 from serving.admission import digest
 from serving.app import AppConfig, create_app
 from serving.engine import Engine
 from serving.loading import load_engine
-from serving.problems import Problem, request_problem
+from serving.problems import Problem, audio_problem
 from serving.schema import AccompanimentRequest, AccompanimentResult, ModelInfo
 
 PROBLEM = "application/problem+json"
@@ -43,8 +45,8 @@ class EngineBackend:
         await asyncio.to_thread(self.hold.wait)
         try:
             return await asyncio.to_thread(self.engine.generate, vocal, request)
-        except UserError as error:
-            return request_problem(error)
+        except AudioError as error:
+            return audio_problem(error)
 
     async def models(self) -> list[ModelInfo]:
         assert self.engine is not None
@@ -232,6 +234,48 @@ def test_a_fault_of_ours_tells_no_secrets(engine: Engine) -> None:
 
     with TestClient(create_app(Broken(engine), AppConfig()), raise_server_exceptions=False) as client:
         assert "1234" not in problem(client.get("/v1/models"), 500)
+
+
+def test_a_model_that_diverged_is_our_fault(engine: Engine) -> None:
+    class Diverged(EngineBackend):
+        async def generate(self, *_: object) -> AccompanimentResult | Problem:
+            raise ModelError("latents with NaN")
+
+    with TestClient(create_app(Diverged(engine), AppConfig()), raise_server_exceptions=False) as client:
+        problem(post(client), 500)
+
+
+def received_before_the_answer(config: AppConfig, headers: dict[str, str], sizes: list[int]) -> tuple[int, int]:
+    """(status, chunks read before it) of a POST whose body comes in chunks of `sizes`: what a client that reads only after it has sent
+    everything depends on."""
+    chunks = [{"type": "http.request", "body": bytes(size), "more_body": index < len(sizes) - 1} for index, size in enumerate(sizes)]
+    answers: list[tuple[int, int]] = []
+    unread = list(chunks)
+
+    async def receive() -> dict:
+        return unread.pop(0) if unread else {"type": "http.disconnect"}
+
+    async def send(message: dict) -> None:
+        if message["type"] == "http.response.start":
+            answers.append((message["status"], len(chunks) - len(unread)))
+
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "POST", "path": HTTP_PATH, "raw_path": HTTP_PATH.encode(), "query_string": b"",
+        "root_path": "", "scheme": "http", "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    }  # fmt: skip
+    asyncio.run(create_app(EngineBackend(None), config)(scope, receive, send))
+    return answers[0]
+
+
+def test_a_refusal_reads_the_upload_off_first() -> None:
+    form, keyed = {"content-type": "multipart/form-data; boundary=x"}, AppConfig(api_key_digests=(digest("key"),))
+    assert received_before_the_answer(keyed, form, [65_536] * 20) == (401, 20)
+    assert received_before_the_answer(AppConfig(), {"content-type": "audio/wav"}, [65_536] * 20) == (415, 20)
+    assert received_before_the_answer(AppConfig(), {}, [65_536] * 20) == (422, 20)
+    # Not without end: four times what is allowed.
+    status, chunks = received_before_the_answer(AppConfig(max_upload_bytes=2**16), form, [2**16] * 100)
+    assert status == 400
+    assert chunks < 20
 
 
 def test_readiness_is_not_liveness() -> None:

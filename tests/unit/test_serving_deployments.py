@@ -1,12 +1,13 @@
 """How a service is configured, and what its ingress does without."""
 
+import socket
 import subprocess
 import sys
 
 import pytest
 
 from infra.errors import UserError
-from serving.deployments import ServeConfig, application, build
+from serving.deployments import ServeConfig, application, build, require_free
 
 
 def test_the_ingress_needs_no_torch() -> None:
@@ -19,6 +20,7 @@ def test_the_ingress_needs_no_torch() -> None:
     ("fields", "named"),
     [
         ({"port": 70_000}, "port is 70000"),
+        ({"port": 0}, "port is 0"),
         ({"replicas": 0}, "replicas 0"),
         ({"replicas": 3, "max_replicas": 2}, "max_replicas 2"),
         ({"replica_gpus": 1.5}, "replica_gpus is 1.5"),
@@ -29,6 +31,14 @@ def test_the_ingress_needs_no_torch() -> None:
 def test_a_config_says_what_is_wrong_with_it(fields: dict, named: str) -> None:
     with pytest.raises(UserError, match=named):
         ServeConfig(**fields)
+
+
+def test_a_taken_port_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port}"):
+            require_free("127.0.0.1", port)
+    require_free("127.0.0.1", port)
 
 
 def test_loopback_is_the_default() -> None:
