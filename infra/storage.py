@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infra.atomic import PARTIAL_SUFFIX, sync_folder, write_partial
 from infra.errors import UserError
 from infra.settings import S3_ENVIRONMENT, S3Access, Settings, export
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 4
 READ_TIMEOUT_S = 60
 ATTEMPTS = 3
-PARTIAL_SUFFIX = ".part"
 WRONG_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "ExpiredToken", "InvalidToken", "403", "Forbidden")
 
 
@@ -102,9 +102,9 @@ class Place:
             if self.is_s3:
                 _client(self.access).put_object(Bucket=self.bucket, Key=self.key, Body=data)
             else:
-                partial = _write_partial(self.path, data)
+                partial = write_partial(self.path, data)
                 partial.replace(self.path)
-                _sync_folder(self.path.parent)
+                sync_folder(self.path.parent)
 
     def put_if_absent(self, data: bytes) -> bool:
         """Write the object unless one is there already; whether this call wrote it. Of many at once exactly one writes."""
@@ -119,14 +119,14 @@ class Place:
                         return False
                     raise
                 return True
-            partial = _write_partial(self.path, data)
+            partial = write_partial(self.path, data)
             try:
                 os.link(partial, self.path)
             except FileExistsError:
                 return False
             finally:
                 partial.unlink()
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
             return True
 
     def exists(self) -> bool:
@@ -192,7 +192,7 @@ class Place:
         """(pyarrow filesystem, path in it), for Ray Data and Ray Train."""
         import pyarrow.fs
 
-        if self.access is None:
+        if not self.is_s3 or self.access is None:
             return pyarrow.fs.LocalFileSystem(), self.uri
         export(S3_ENVIRONMENT)
         scheme, _, server = (self.access.endpoint_url or "").partition("://")
@@ -270,25 +270,6 @@ def localise(uri: str | Place, cache: Path | None = None) -> Path:
     return kept / place.name
 
 
-def _write_partial(path: Path, data: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX)
-    with os.fdopen(handle, "wb") as file:
-        os.fchmod(file.fileno(), 0o644)  # mkstemp gives 0600, which hides a dataset from other accounts
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return Path(name)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 @lru_cache(maxsize=16)
 def _client(access: S3Access) -> Any:
     import boto3
@@ -301,6 +282,7 @@ def _client(access: S3Access) -> Any:
         aws_access_key_id=access.access_key_id,
         aws_secret_access_key=access.secret_access_key,
         aws_session_token=access.session_token,
+        verify=access.ca_bundle,  # None: boto's own bundle
         config=Config(
             connect_timeout=CONNECT_TIMEOUT_S,
             read_timeout=READ_TIMEOUT_S,
@@ -324,14 +306,17 @@ def _explained(place: Place) -> Iterator[None]:
         except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
             raise StorageError(f"{place} cannot be used ({error.strerror}): check the path and its permissions") from error
         return
+    from boto3.exceptions import S3UploadFailedError
     from botocore import exceptions as boto
 
     access = place.access or S3Access()
     server = access.endpoint_url or f"Amazon S3 in {access.region}"
     try:
         yield
-    except boto.ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", "unknown"))
+    except (boto.ClientError, S3UploadFailedError) as error:
+        # An upload's own error hides the server's answer behind it.
+        answer = (getattr(error, "response", None) or getattr(error.__context__, "response", {})).get("Error", {})
+        code = str(answer.get("Code", "unknown"))
         if code in ("NoSuchKey", "404", "NotFound"):
             raise MissingObjectError(f"{place} does not exist at {server}: check the bucket and the name") from error
         if code == "NoSuchBucket":
@@ -340,9 +325,9 @@ def _explained(place: Place) -> Iterator[None]:
             raise StorageError(
                 f"{place}: {server} refused the keys ({code}): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights"
             ) from error
-        raise StorageError(
-            f"{place}: {server} answered {code}: {error.response.get('Error', {}).get('Message') or 'no message'}"
-        ) from error
+        raise StorageError(f"{place}: {server} answered {code}: {answer.get('Message') or 'no message'}") from error
+    except boto.ParamValidationError as error:
+        raise StorageError(f"{place} is not a valid bucket or name: use letters, digits, dots and hyphens in the bucket") from error
     except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
         raise StorageError(f"{place}: no keys for {server}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
     except (boto.ConnectionError, boto.HTTPClientError, boto.ConnectTimeoutError, boto.EndpointConnectionError) as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from infra.errors import UserError
+from infra.settings import S3Access
 from infra.storage import MissingObjectError, Place, StorageError, localise
 
 
@@ -98,6 +99,28 @@ def test_keys_travel_in_a_pickle_and_never_in_print(monkeypatch: pytest.MonkeyPa
     again = pickle.loads(pickle.dumps(place / "y"))
     assert again.access.secret_access_key == "hidden-key"
     assert "hidden" not in f"{again!r} {again} {again.access!r}"
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        (Place(str(tmp_path)) / "file").write_bytes(b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_no_bucket_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ENDPOINT_URL", "http://127.0.0.1:9"), ("ACCESS_KEY_ID", "id"), ("SECRET_ACCESS_KEY", "key")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    with pytest.raises(StorageError, match="not a valid bucket or name"):
+        Place("s3://my bucket/x").read_bytes()
+
+
+def test_a_local_place_under_an_access_stays_local(tmp_path: Path) -> None:
+    _, path = Place(str(tmp_path), S3Access()).filesystem()
+    assert path == str(tmp_path)
 
 
 def test_a_new_file_is_readable_by_others(tmp_path: Path) -> None:
