@@ -6,12 +6,13 @@ model.safetensors    the averaged (EMA) weights
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import uuid4
 
 import torch
@@ -48,6 +49,8 @@ class LatentStatistics:
         for field in fields(self):
             values = getattr(self, field.name)
             if field.name == "vocal_level_db":
+                if not isinstance(values, int | float) or not math.isfinite(values):
+                    raise ModelError(f"vocal_level_db is {values!r}: must be a level in dBFS; recompute the dataset's statistics")
                 continue
             if len(values) != LATENT_CHANNELS:
                 raise ModelError(f"{field.name} has {len(values)} values: needs one for each of {LATENT_CHANNELS} latent channels")
@@ -160,6 +163,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     expected = {"schema_version", "name", "network", "statistics", "codec", "dataset", "step", "metrics", "weights_sha256"}
     if set(record) != expected:
         raise ModelError(f"{place / CONFIG_FILE} lacks {sorted(expected - set(record))} and has unknown {sorted(set(record) - expected)}")
+    step, metrics = record["step"], record["metrics"]
+    if not isinstance(step, int) or not isinstance(metrics, dict):
+        raise ModelError(f"{place / CONFIG_FILE}: step is {step!r}, metrics are {metrics!r}; need a number, a table: copy the file again")
     network = _record(UNetConfig, record["network"], place)
     if _sha256(weights) != record["weights_sha256"]:
         raise ModelError(f"{weights} is not the file that {CONFIG_FILE} was written with (SHA-256 differs): copy the checkpoint again")
@@ -175,8 +181,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         statistics=_record(LatentStatistics, record["statistics"], place),
         codec=_record(CodecIdentity, record["codec"], place),
         dataset=_record(DatasetIdentity, record["dataset"], place),
-        step=int(record["step"]),
-        metrics=dict(record["metrics"]),
+        step=step,
+        metrics=metrics,
     )
 
 
@@ -191,11 +197,13 @@ def _place(folder: Path) -> Path:
     raise ModelError(f"{folder} holds no checkpoint ({CONFIG_FILE}), neither itself nor in best/: give the folder that training wrote")
 
 
-def _record(kind: type[Record], values: Mapping[str, Any], place: Path) -> Record:
-    """A dataclass from its JSON: lists become tuples, unknown or missing fields are refused."""
+def _record(kind: type[Record], values: object, place: Path) -> Record:
+    """A dataclass from its JSON: lists become tuples; unknown or missing fields, and values of another kind, are refused."""
+    if not isinstance(values, dict):
+        raise ModelError(f"{place / CONFIG_FILE}: {kind.__name__} is {values!r}, not a table: copy the file again")
     try:
         return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-    except TypeError as error:
+    except (TypeError, ValueError, ZeroDivisionError) as error:
         raise ModelError(f"{place / CONFIG_FILE}: {kind.__name__} does not fit ({error}); use the version that wrote it") from error
 
 

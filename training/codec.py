@@ -14,7 +14,8 @@ from typing import Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -138,6 +139,8 @@ def train_codec(config: CodecTrainConfig) -> dict[str, float]:
     torch.set_num_threads(config.threads)
     device = _device(config.device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=_wants_bf16(config.precision, device))
+    if not config.resume and _state_file(config).exists():
+        raise UserError(f"{config.out} holds a run already: add --resume to go on with it, or choose another --out")
     songs = find_songs(config.corpus, config.held_out)
     features = corpus_features(songs.training, config.crop_frames, config.speeds)
     hours = sum(len(part) for part in features) * 2048 / 44_100 / 3600
@@ -238,33 +241,39 @@ def _update(average: dict[str, Tensor], network: nn.Module, decay: float) -> Non
 
 
 def _save(config: CodecTrainConfig, step: int, network: MagnitudeVAE, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]) -> None:
-    """Weights, average and AdamW's moments as safetensors; the step beside them, written last."""
-    folder = config.out / "last"
-    folder.mkdir(parents=True, exist_ok=True)
+    """Weights, average, AdamW's moments and, in the header, the step: one file, replaced at once. The config lies beside it, to read."""
+    path = _state_file(config)
+    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in average.items()}
     for name, parameter in network.named_parameters():
         tensors |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state[parameter].items()}
-    temporary = folder / "training.safetensors.part"
+    temporary = path.with_name(f"{path.name}.part")
     save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, temporary, metadata={"step": str(step)})
-    temporary.replace(folder / "training.safetensors")
+    temporary.replace(path)
     document = {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()}
-    (folder / "training.json").write_text(json.dumps({"step": step, "config": document}, indent=2) + "\n")
+    path.with_name("training.json").write_text(json.dumps({"step": step, "config": document}, indent=2) + "\n")
 
 
 def _restore(config: CodecTrainConfig, network: MagnitudeVAE, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]) -> int:
     """The step at which the stored run stopped, its state loaded; 0 where there is none."""
-    path = config.out / "last" / "training.safetensors"
+    path = _state_file(config)
     if not path.is_file():
         return 0
-    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        step = int(file.metadata()["step"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
     network.load_state_dict({name.removeprefix("network."): value for name, value in tensors.items() if name.startswith("network.")})
     for name in average:
         average[name].copy_(tensors[f"average.{name}"])
     for name, parameter in network.named_parameters():
         own = {key: tensors[f"optimizer.{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
         optimizer.state[parameter] = {key: value if key == "step" else value.to(parameter.device) for key, value in own.items()}
-    return int(json.loads((config.out / "last" / "training.json").read_text())["step"])
+    return step
+
+
+def _state_file(config: CodecTrainConfig) -> Path:
+    return config.out / "last" / "training.safetensors"
 
 
 def _write_log(out: Path, **values: float) -> None:

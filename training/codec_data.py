@@ -35,9 +35,14 @@ class Songs:
     held_out: tuple[Path, ...]
 
 
+def song_folders(corpus: Path) -> list[Path]:
+    """The folders under `corpus` that hold all three stems, by name."""
+    return sorted({path.parent for path in corpus.rglob("vocals.wav") if all((path.parent / f"{stem}.wav").is_file() for stem in STEMS)})
+
+
 def find_songs(corpus: Path, held_out: int) -> Songs:
-    """The folders under `corpus` that hold all three stems; the first ones by name (the lowest seeds) are held out."""
-    folders = sorted({path.parent for path in corpus.rglob("vocals.wav") if all((path.parent / f"{stem}.wav").is_file() for stem in STEMS)})
+    """A corpus's songs; the first ones by name (the lowest seeds) are held out."""
+    folders = song_folders(corpus)
     if len(folders) <= held_out:
         raise UserError(
             f"corpus {corpus}: {len(folders)} song folders with {', '.join(f'{stem}.wav' for stem in STEMS)}, {held_out} of them held out; "

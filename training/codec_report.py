@@ -21,7 +21,7 @@ from model.codec import Codec, load_codec
 from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ, SEGMENT_SAMPLES
 from model.magnitude_vae import FRAMES_PER_LATENT
 from model.phase import find_phase, spectrum, waveform
-from training.codec_data import find_songs, read_stem
+from training.codec_data import read_stem, song_folders
 
 log = logging.getLogger(__name__)
 
@@ -202,8 +202,10 @@ def cost(codec: Codec, *, rounds: int = 3) -> Cost:
 def report(config: CodecReportConfig) -> dict[str, dict[str, float]]:
     """Measures original, codec and baseline, writes the table, returns the means by system."""
     torch.set_num_threads(config.threads)
+    folders = song_folders(config.corpus)[: config.songs]
+    if len(folders) < config.songs:
+        raise UserError(f"corpus {config.corpus}: {len(folders)} song folders, fewer than songs={config.songs}; ask for fewer")
     codec = load_codec(config.codec)
-    folders = find_songs(config.corpus, config.songs).held_out
     systems: dict[str, Through] = {
         "original": lambda audio_CN: audio_CN,
         codec.identity.id: through_codec(codec),

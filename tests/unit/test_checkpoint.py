@@ -141,6 +141,21 @@ def test_refuses_unknown_and_missing_entries(folder: Path) -> None:
         load_checkpoint(folder)
 
 
+@pytest.mark.parametrize(
+    ("entry", "field", "value"),
+    [
+        ("network", None, None), ("statistics", None, "x"), ("codec", None, []), ("step", None, "x"), ("step", None, None),
+        ("metrics", None, None), ("network", "groups", 0), ("network", "channels", None), ("statistics", "vocal_level_db", None),
+        ("statistics", "vocal_mean", None), ("statistics", "vocal_std", ["x"] * 64),
+    ],
+)  # fmt: skip
+def test_refuses_damaged_values(folder: Path, entry: str, field: str | None, value: object) -> None:
+    record = json.loads((folder / "checkpoint.json").read_text())
+    edit(folder, **{entry: value if field is None else {**record[entry], field: value}})
+    with pytest.raises(ModelError):
+        load_checkpoint(folder)
+
+
 def test_refuses_tensors_of_another_network(folder: Path) -> None:
     wrong = checkpoint()
     wrong.state["output.bias"] = torch.zeros(3)

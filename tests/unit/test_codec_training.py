@@ -17,7 +17,7 @@ from model.codec import load_codec
 from model.magnitude_vae import MAGNITUDE_BANDS, MagnitudeVAEConfig
 from training.codec import CodecTrainConfig, learning_rate_at, train_codec
 from training.codec_data import audio_features, crop, find_songs
-from training.codec_report import f_measure, mel_griffin_lim, survival
+from training.codec_report import CodecReportConfig, f_measure, mel_griffin_lim, report, survival
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(corpus: Path, tmp_path: Path,
         with pytest.raises(KeyboardInterrupt):
             train_codec(config(corpus, tmp_path / "parts"))
     assert json.loads((tmp_path / "parts" / "last" / "training.json").read_text())["step"] == 2
+    with pytest.raises(UserError, match="add --resume"):
+        train_codec(config(corpus, tmp_path / "parts"))
+    # A kill between the two files leaves an old config beside new weights: what counts is in the weights' file.
+    (tmp_path / "parts" / "last" / "training.json").unlink()
     train_codec(config(corpus, tmp_path / "parts", resume=True))
     whole, parts = (load_file(tmp_path / name / "last" / "training.safetensors") for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
@@ -84,6 +88,15 @@ def test_the_original_survives_better_than_the_mel_baseline(corpus: Path) -> Non
     assert original.mel_distance_db == 0
     assert mel.mel_distance_db > 1
     assert mel.notes_kept < 1
+
+
+def test_a_report_measures_all_the_songs_there_are(corpus: Path, tmp_path: Path) -> None:
+    """None is kept back for training."""
+    with pytest.raises(UserError, match="2 song folders"):
+        report(CodecReportConfig(corpus=corpus, out=tmp_path / "report.md", songs=3))
+    means = report(CodecReportConfig(corpus=corpus, out=tmp_path / "report.md", songs=2, threads=torch.get_num_threads()))
+    assert means["original"]["onsets"] == 1
+    assert (tmp_path / "report.md").read_text().count("| song-000001 |") == len(means) == 3
 
 
 def test_gain_and_swap_act_on_features_as_on_audio() -> None:
