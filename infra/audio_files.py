@@ -7,7 +7,6 @@ import io
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -98,19 +97,6 @@ def decode(data: bytes, *, max_duration_s: float = MAX_DURATION_S, max_channels:
         raise _fault(data, fault) from fault
     _check_samples(samples_NC)
     return Audio(samples_CN=np.ascontiguousarray(samples_NC.T), sample_rate_hz=rate_hz)
-
-
-def read(path: Path | str, *, max_duration_s: float = MAX_DURATION_S, max_channels: int = MAX_CHANNELS) -> Audio:
-    """Decode a local file; the faults of `decode`, with the file's name in front."""
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as fault:
-        raise UnreadableAudio(f"{path}: {fault.strerror or fault}; give the path of a readable audio file") from fault
-    try:
-        return decode(data, max_duration_s=max_duration_s, max_channels=max_channels)
-    except AudioError as fault:
-        raise type(fault)(f"{path}: {fault}") from fault
 
 
 def to_stereo_44k(audio: Audio) -> np.ndarray:

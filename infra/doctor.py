@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from infra.errors import UserError
 from infra.settings import Settings
-from infra.storage import Place
+from infra.storage import Place, StorageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,14 @@ def doctor(*, data: str | None = None, checkpoint: str | None = None) -> int:
             required=True,
         ),
     ]
+    checks.append(
+        Check(
+            name="object storage",
+            run=lambda: object_storage(settings),
+            remedy="set AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or unset them: only s3:// places need it",
+            required=settings.s3.endpoint_url is not None or settings.s3.access_key_id is not None,
+        )
+    )
     if data:
         checks.append(Check(name=f"data {data}", run=lambda: dataset(data), remedy="write it with `backline prepare --out URI`"))
     if checkpoint:
@@ -131,11 +139,26 @@ def tracking(settings: Settings) -> str:
     return check_store(settings.mlflow_tracking_uri)
 
 
+def object_storage(settings: Settings) -> str:
+    """A list that the server answers: that it has no such bucket, or does not let us see it, is an answer to valid keys too."""
+    server = settings.s3.endpoint_url or f"Amazon S3 in {settings.s3.region}"
+    if settings.s3.endpoint_url is None and settings.s3.access_key_id is None:
+        raise UserError("no AWS_ENDPOINT_URL and no AWS_ACCESS_KEY_ID are set")
+    try:
+        Place("s3://backline-doctor", settings.s3).check()
+    except StorageError as error:
+        answer = getattr(error.__cause__, "response", {}).get("Error", {})
+        if answer.get("Code") not in ("NoSuchBucket", "AccessDenied"):
+            raise
+    return f"{server} answers"
+
+
 def dataset(uri: str) -> str:
-    from infra.records import read_manifest
+    from infra.records import SPLITS, read_latents, read_manifest
 
     manifest = read_manifest(Place(uri))
-    return f"{manifest.counts}, codec {manifest.codec_id}"
+    read = {split: len(read_latents(Place(uri), split)) for split in SPLITS}
+    return f"{manifest.counts}, codec {manifest.codec_id}; read {' and '.join(f'{rows} {split}' for split, rows in read.items())} segments"
 
 
 def network(uri: str) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from infra.settings import Settings
-from infra.storage import localise
+from infra.storage import Place, localise
 
 
 def checkpoint_folder(named: str | None, settings: Settings, shipped: Path) -> Path:
@@ -17,4 +17,4 @@ def codec_spec(spec: str | None, settings: Settings) -> str | None:
     if spec is None:
         return None
     scheme, found, address = spec.partition("s3://")
-    return f"{scheme}{localise(f's3://{address}', settings.cache)}" if found else spec
+    return f"{scheme}{localise(Place(f's3://{address}', settings.s3), settings.cache)}" if found else spec

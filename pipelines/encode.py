@@ -5,14 +5,14 @@ Reads: song (a `SegmentedSong`). Gives: song (an `EncodedSong`), without audio.
 Shapes: B = 2 stems, C channels, N samples, T frames.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.settings import S3Access
-from infra.storage import Place, localise
+from infra.places import codec_spec
+from infra.settings import S3Access, Settings
 from model.errors import ModelError
 from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines.segment import Reject, Segment, SegmentedSong, SongIdentity
@@ -53,11 +53,8 @@ def open_codec(spec: str, access: S3Access, device: str | None = None) -> "Codec
 
     from model.codec import load_codec
 
-    name, _, uri = spec.partition(":") if not spec.startswith("s3://") else ("", "", spec)
-    if uri.startswith("s3://"):
-        folder = localise(Place(uri, access))
-        spec = f"{name}:{folder}" if name else str(folder)
-    return load_codec(spec, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    local = codec_spec(spec, replace(Settings.from_environment(), s3=access)) or spec
+    return load_codec(local, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 class Encoder:

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 from pipelines.corpus.chance import Chance
 
-VOWELS = ("AA", "AE", "AH", "AO", "EH", "ER", "IH", "IY", "UH", "UW", "AY", "EY", "OW", "AW", "OY")
-
 # part of speech: words, each `text phones`; '.' parts phones, '-' parts syllables.
 _LEXICON = {
     "start": "and AE.N.D|oh OW|when W.EH.N|so S.OW|but B.AH.T|if IH.F|hey HH.EY",

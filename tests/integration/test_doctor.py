@@ -3,7 +3,8 @@
 import pytest
 
 from infra.cluster import Cluster
-from infra.doctor import doctor
+from infra.doctor import doctor, object_storage
+from infra.settings import Settings
 
 pytestmark = pytest.mark.ray
 
@@ -12,8 +13,15 @@ def test_what_works_is_a_line_each(ray_cluster: Cluster, capsys: pytest.CaptureF
     assert ray_cluster.address
     assert doctor() == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines if "stable-audio-open" not in line and "htdemucs" not in line] == ["ok"] * 5
+    optional = ("stable-audio-open", "htdemucs", "object storage")
+    assert [line.split()[0] for line in lines if not any(name in line for name in optional)] == ["ok"] * 5
+    assert sum("object storage" in line for line in lines) == 1
     assert all(line.startswith(("ok ", "missing ")) for line in lines)
+
+
+def test_a_server_that_answers_is_enough_without_a_bucket(bucket: str) -> None:
+    assert bucket
+    assert object_storage(Settings.from_environment()).endswith("answers")
 
 
 def test_what_was_asked_for_and_is_broken_is_exit_code_1(
@@ -25,9 +33,10 @@ def test_what_was_asked_for_and_is_broken_is_exit_code_1(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     assert doctor(data="s3://bucket/latents", checkpoint="/nowhere/at/all") == 1
     broken = [line for line in capsys.readouterr().out.splitlines() if line.startswith("broken")]
-    assert len(broken) == 2
-    assert "s3://bucket/latents" in broken[0]
-    assert "127.0.0.1:9" in broken[0]
-    assert "/nowhere/at/all" in broken[1]
+    assert len(broken) == 3
+    assert "object storage" in broken[0]
+    assert "s3://bucket/latents" in broken[1]
+    assert all("127.0.0.1:9" in line for line in broken[:2])
+    assert "/nowhere/at/all" in broken[2]
     assert all("remedy:" in line for line in broken)
     assert not any("secret" in line for line in broken)

@@ -74,9 +74,10 @@ def test_pyarrow_writes_and_reads_through_the_filesystem_and_it_pickles(bucket: 
     assert pq.read_table(io.BytesIO(stored)).equals(table)
 
 
-def test_a_missing_bucket_is_named(bucket: str) -> None:
+def test_a_missing_bucket_is_named(bucket: str, tmp_path: Path) -> None:
     nowhere = Place(f"{bucket}-nowhere")
-    for act in (nowhere.check, nowhere.list, lambda: (nowhere / "x").write_bytes(b"")):
+    (tmp_path / "file").write_bytes(b"x")
+    for act in (nowhere.check, nowhere.list, lambda: (nowhere / "x").write_bytes(b""), lambda: nowhere.upload(tmp_path)):
         with pytest.raises(StorageError, match="has no bucket"):
             act()
 

@@ -2,7 +2,6 @@
 
 import io
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra import audio_files
-from infra.audio_files import Audio, AudioError, AudioTooLong, NotAudio, UnreadableAudio, decode, encode, read, to_stereo_44k
+from infra.audio_files import Audio, AudioError, AudioTooLong, NotAudio, UnreadableAudio, decode, encode, to_stereo_44k
 from infra.errors import UserError
 
 
@@ -226,17 +225,6 @@ def test_damage_gives_audio_or_one_clear_line_and_nothing_else(data: st.DataObje
         return
     assert "\n" not in message
     assert ";" in message
-
-
-def test_a_file_is_read_with_its_name_in_the_message(tmp_path: Path) -> None:
-    path = tmp_path / "voice.flac"
-    path.write_bytes(encode(noise(1, 500), "flac"))
-    assert read(path).samples_CN.shape == (1, 500)
-    path.write_bytes(b"no audio at all")
-    with pytest.raises(NotAudio, match=r"voice\.flac"):
-        read(path)
-    with pytest.raises(UnreadableAudio, match="No such file"):
-        read(tmp_path / "absent.wav")
 
 
 @pytest.mark.parametrize("bad", [np.zeros((2, 0)), np.zeros((3, 9)), np.zeros(9), np.full((1, 9), np.nan)])
