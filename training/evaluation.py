@@ -16,6 +16,7 @@ import torch
 
 from infra import audio_files
 from infra.errors import UserError
+from infra.places import codec_spec
 from infra.records import LatentTable, read_latents, read_manifest
 from infra.settings import Settings
 from infra.storage import MissingObjectError, Place, localise
@@ -88,7 +89,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     place, data, out = Place(config.checkpoint), Place(config.data), Place(config.out)
     checkpoint = load_checkpoint(localise(best_of(place), settings.cache))
     check_codec(checkpoint, data)
-    codec = load_codec(config.codec or checkpoint.codec.id, device=device())
+    codec = load_codec(codec_spec(config.codec, settings) or checkpoint.codec.id, device=device())
     accompanist = Accompanist(checkpoint, codec, device=device())
     store = read_latents(data, "validation")
     chosen = spread(store, config.samples)
@@ -220,9 +221,9 @@ def log_samples(config: TrainConfig, tracker: Tracker, data: Place, best: Place,
         return
     try:
         checkpoint = load_checkpoint(localise(best, settings.cache))
-        codec = load_codec(config.codec or checkpoint.codec.id, device=device())
+        codec = load_codec(codec_spec(config.codec, settings) or checkpoint.codec.id, device=device())
         accompanist = Accompanist(checkpoint, codec, device=device())
-    except ModelError as error:
+    except (ModelError, UserError) as error:
         log.warning("no sample audio: %s", error)
         return
     for row in spread(store, config.samples):
