@@ -101,12 +101,11 @@ class DiffusionLossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionLoss:
-    """loss: the scalar to minimise. per_sample_B: weighted, mse_B: unweighted, both detached. timesteps_B: the steps drawn."""
+    """loss: the scalar to minimise. per_sample_B: weighted, mse_B: unweighted, both detached."""
 
     loss: Tensor
     per_sample_B: Tensor
     mse_B: Tensor
-    timesteps_B: Tensor
 
 
 def velocity_loss(
@@ -118,7 +117,7 @@ def velocity_loss(
     valid_BT: Tensor | None = None,
     config: DiffusionLossConfig | None = None,
 ) -> DiffusionLoss:
-    """mean over samples of w(t)·mean over valid frames of (v − v̂)², at given noise and steps (validation fixes both).
+    """mean over samples of w(t)·mean over valid frames of (v − v̂)², at given noise and steps (`training.batches` draws them).
 
     The mean is taken sample by sample, so that the average over workers is the loss of the whole batch.
     """
@@ -133,28 +132,4 @@ def velocity_loss(
         # where, not a product: a padded frame's prediction may be anything, and 0 × inf is NaN
         mse_B = torch.where(kept_B1T > 0, error_BCT, 0.0).sum(dim=(1, 2)) / (frames_B * error_BCT.shape[1])
     per_sample_B = config.weights(schedule, t_B).to(mse_B) * mse_B
-    return DiffusionLoss(loss=per_sample_B.mean(), per_sample_B=per_sample_B.detach(), mse_B=mse_B.detach(), timesteps_B=t_B)
-
-
-def diffusion_loss(
-    denoiser: Denoiser,
-    schedule: Schedule,
-    clean_BCT: Tensor,
-    valid_BT: Tensor | None = None,
-    config: DiffusionLossConfig | None = None,
-    *,
-    timesteps: torch.Generator,
-    noise: torch.Generator,
-) -> DiffusionLoss:
-    """One training draw. `timesteps` and `noise` are the named streams of randomness; values are drawn on the generators'
-    device and moved, so that a CPU generator gives the same run on any accelerator."""
-    t_B = torch.randint(schedule.steps, (clean_BCT.shape[0],), generator=timesteps, device=timesteps.device).to(clean_BCT.device)
-    noise_BCT = torch.randn(clean_BCT.shape, generator=noise, device=noise.device).to(clean_BCT)
-    return velocity_loss(denoiser, schedule, clean_BCT, noise_BCT, t_B, valid_BT, config)
-
-
-def draw_drop(batch: int, probability: float, *, dropout: torch.Generator) -> Tensor:
-    """drop_B for `encode_vocal`: which samples (never whole batches) lose their condition (Ho & Salimans 2022, algorithm 1)."""
-    if not 0 <= probability <= 1:
-        raise ModelError(f"probability={probability}: the share of dropped conditions lies in 0..1; the method uses 0.1")
-    return torch.rand(batch, generator=dropout, device=dropout.device) < probability
+    return DiffusionLoss(loss=per_sample_B.mean(), per_sample_B=per_sample_B.detach(), mse_B=mse_B.detach())

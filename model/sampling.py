@@ -41,26 +41,19 @@ def timesteps(schedule: Schedule, steps: int) -> list[int]:
     return [round(schedule.steps - index * schedule.steps / steps) - 1 for index in range(steps)]
 
 
-def guided(both: Denoiser, *, guidance: float, rescale: float = 0.0, valid_BT: Tensor | None = None) -> Denoiser:
+def guided(both: Denoiser, *, guidance: float, rescale: float = 0.0) -> Denoiser:
     """v_null + g·(v_cond − v_null) (Ho & Salimans 2022, eq. 6) with the rescale of Lin et al. 2023 (eq. 15, 16).
 
-    `both` sees a batch of 2B: the conditional rows first, then the null ones. valid_BT: frames that count for the deviation.
+    `both` sees a batch of 2B: the conditional rows first, then the null ones.
     """
-
-    def deviation(v_BCT: Tensor) -> Tensor:
-        if valid_BT is None:
-            return v_BCT.std(dim=(1, 2), correction=0, keepdim=True)
-        kept_B1T = valid_BT.to(v_BCT).unsqueeze(1)
-        count_B11 = kept_B1T.sum(dim=(1, 2), keepdim=True) * v_BCT.shape[1]
-        mean_B11 = (v_BCT * kept_B1T).sum(dim=(1, 2), keepdim=True) / count_B11
-        return (((v_BCT - mean_B11) * kept_B1T).square().sum(dim=(1, 2), keepdim=True) / count_B11).sqrt()
 
     def denoise(x_BCT: Tensor, t_B: Tensor) -> Tensor:
         condition_BCT, null_BCT = both(torch.cat((x_BCT, x_BCT)), torch.cat((t_B, t_B))).chunk(2)
         v_BCT = torch.lerp(null_BCT, condition_BCT, guidance)
         if not rescale:
             return v_BCT
-        gain_B11 = deviation(condition_BCT) / deviation(v_BCT).clamp(min=torch.finfo(v_BCT.dtype).tiny)
+        wanted_B11, found_B11 = (part_BCT.std(dim=(1, 2), correction=0, keepdim=True) for part_BCT in (condition_BCT, v_BCT))
+        gain_B11 = wanted_B11 / found_B11.clamp(min=torch.finfo(v_BCT.dtype).tiny)
         return v_BCT * (1 + rescale * (gain_B11 - 1))
 
     return denoise

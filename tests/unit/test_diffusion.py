@@ -8,9 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.diffusion import DiffusionLossConfig, Schedule, diffusion_loss, draw_drop, velocity_loss
+from infra.records import read_latents, read_manifest
+from infra.storage import Place
+from model.diffusion import DiffusionLossConfig, Schedule, velocity_loss
 from model.errors import ModelError
 from model.unet import AccompanimentUNet, UNetConfig
+from tests.tiny_latents import write_latents
+from training.batches import Batches, statistics_of
+from training.config import TrainConfig
+from training.loop import batch_loss
 
 SCHEDULE = Schedule()
 EVERY_STEP = torch.arange(800)
@@ -74,35 +80,6 @@ def test_loss_counts_valid_frames_only() -> None:
     assert math.isfinite(float(loss.loss))
 
 
-def streams(timesteps: int, noise: int) -> dict[str, torch.Generator]:
-    return {"timesteps": torch.Generator().manual_seed(timesteps), "noise": torch.Generator().manual_seed(noise)}
-
-
-def test_streams_are_named_and_apart() -> None:
-    clean = torch.randn(64, 2, 4, generator=torch.Generator().manual_seed(4))
-    seen: list[Tensor] = []
-
-    def denoiser(x: Tensor, _: Tensor) -> Tensor:
-        seen.append(x)
-        return torch.zeros_like(x)
-
-    first, again, other = (diffusion_loss(denoiser, SCHEDULE, clean, **streams(1, noise)) for noise in (2, 2, 3))
-    assert torch.equal(first.timesteps_B, again.timesteps_B)
-    assert torch.equal(first.timesteps_B, other.timesteps_B)  # another noise stream leaves the steps alone
-    assert torch.equal(seen[0], seen[1])
-    assert not torch.equal(seen[0], seen[2])
-    assert 0 <= int(first.timesteps_B.min()) < 100
-    assert 700 < int(first.timesteps_B.max()) < 800
-
-
-def test_drop_is_per_sample() -> None:
-    drop_B = draw_drop(10_000, 0.1, dropout=torch.Generator().manual_seed(0))
-    assert 0.09 < float(drop_B.float().mean()) < 0.11
-    assert not draw_drop(100, 0.0, dropout=torch.Generator()).any()
-    with pytest.raises(ModelError, match="probability=2"):
-        draw_drop(1, 2, dropout=torch.Generator())
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -116,21 +93,22 @@ def test_configs_refuse_what_cannot_be(make: type, message: str) -> None:
         make()
 
 
-def golden_losses() -> list[float]:
-    """Ten steps of AdamW on a tiny network, every draw seeded."""
+def golden_losses(folder: Path) -> list[float]:
+    """Ten steps of AdamW on a tiny network, as training draws its batches and takes their loss."""
+    place = Place(write_latents(folder))
+    config = TrainConfig(data=place.uri, out="unused", preset="small", workers=0, batch_size=4, crop_frames=56, precision="float32")
+    batches = Batches(
+        read_latents(place, "train"), statistics_of(read_manifest(place)), seed=0, batch_size=4, micro_batch=4, crop_frames=56,
+        timesteps=SCHEDULE.steps, condition_dropout=0.1,
+    )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet = AccompanimentUNet(UNetConfig(channels=(16, 32, 48), vocal_blocks=(1, 1, 1), heads=2, head_channels=16, time_channels=32))
-    data = torch.Generator().manual_seed(1)
-    vocal, clean = (torch.randn(4, 64, 50, generator=data) for _ in range(2))
-    valid_BT = torch.arange(50)[None] < torch.tensor([[50], [50], [31], [8]])
-    drop = torch.Generator().manual_seed(4)
-    draws = streams(2, 3)
     optimiser = torch.optim.AdamW(unet.parameters(), lr=3e-3)
     losses = []
-    for _ in range(10):
-        features = unet.encode_vocal(vocal, valid_BT, draw_drop(4, 0.1, dropout=drop))
-        loss = diffusion_loss(lambda x, t, features=features: unet(x, t, features), SCHEDULE, clean, valid_BT, **draws).loss
+    for step in range(10):
+        (batch,) = batches.at(step)
+        loss = batch_loss(config, unet, SCHEDULE, batch).loss
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -138,6 +116,6 @@ def golden_losses() -> list[float]:
     return losses
 
 
-def test_ten_golden_steps() -> None:
+def test_ten_golden_steps(tmp_path: Path) -> None:
     """Float32 sums differ in order between CPUs, and ten steps amplify that: 1e-3 relative holds across them, 1e-6 on one."""
-    assert golden_losses() == pytest.approx(json.loads(GOLDEN.read_text())["losses"], rel=1e-3)
+    assert golden_losses(tmp_path) == pytest.approx(json.loads(GOLDEN.read_text())["losses"], rel=1e-3)

@@ -94,20 +94,6 @@ def test_rescale_returns_the_conditional_deviation() -> None:
     torch.testing.assert_close(guided(two_branches, guidance=2.0, rescale=0.5)(x, t_B), 4 * x)  # half of the way from 5 to 3
 
 
-def test_rescale_ignores_padding() -> None:
-    valid_BT = torch.arange(9)[None] < torch.tensor([[5], [9]])
-
-    def uneven(x_BCT: Tensor, t_B: Tensor) -> Tensor:
-        v_BCT = two_branches(x_BCT, t_B) + x_BCT.roll(1, dims=1)
-        return v_BCT * torch.cat([valid_BT, valid_BT])[:, None]
-
-    x, t_B = noise(1, 2, 4, 9), torch.tensor([5, 5])
-    together = guided(uneven, guidance=3.0, rescale=0.7, valid_BT=valid_BT)(x, t_B)
-    valid_BT = valid_BT[:1, :5]
-    alone = guided(uneven, guidance=3.0, rescale=0.7)(x[:1, :, :5], t_B[:1])
-    torch.testing.assert_close(together[:1, :, :5], alone)
-
-
 def test_progress_is_told_of_every_step() -> None:
     told: list[tuple[int, int]] = []
     sample(gaussian(1.0), noise(1, 1, 2, 3), SCHEDULE, SamplerConfig(steps=4), progress=lambda *now: told.append(now))
