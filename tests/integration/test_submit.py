@@ -38,7 +38,8 @@ def free_ports(count: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
-    return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    """As in a shell whose virtual environment is active: a job's `python` is the head node's."""
+    return {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +113,7 @@ def test_prepare_by_ray_job_submit_and_train_by_backline_submit(
     assert load_checkpoint(run).step == 2
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_gives_its_exit_code_and_log(head: str, environment: dict[str, str], tmp_path: Path) -> None:
     answered = subprocess.run(
         [BIN / "backline", "submit", head, "prepare", "--source", "pairs:/nowhere/at/all", "--out", tmp_path / "latents"],
