@@ -4,8 +4,9 @@ Shapes: B batch, C channels, N samples, T latent frames of 2,048 samples.
 """
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from model.errors import ModelError
 from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS
+
+# Samples that are looked at together for NaN: the answer about ten minutes of audio needs no array of that length.
+CHECKED_SAMPLES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +45,56 @@ class Span:
     read_stop: int
 
 
-def spans(frames: int, chunk_frames: int, halo: Halo | None, grid: int = 1) -> Iterator[Span]:
-    """Cuts `frames` into chunks that each read their halo; reading starts on a multiple of `grid`.
+def span_at(start: int, frames: int, chunk_frames: int, halo: Halo, grid: int = 1) -> Span:
+    """The chunk that begins at frame `start` of `frames`; reading starts on a multiple of `grid`."""
+    stop = min(start + chunk_frames, frames)
+    read_start = max(0, start - halo.left) // grid * grid
+    return Span(start=start, stop=stop, read_start=read_start, read_stop=min(frames, stop + halo.right))
 
-    halo None means that the computation reads everything: one span.
-    """
+
+def spans(frames: int, chunk_frames: int, halo: Halo | None, grid: int = 1) -> Iterator[Span]:
+    """Cuts `frames` into chunks that each read their halo. halo None means that the computation reads everything: one span."""
     if halo is None:
         yield Span(start=0, stop=frames, read_start=0, read_stop=frames)
         return
     for start in range(0, frames, chunk_frames):
-        stop = min(start + chunk_frames, frames)
-        read_start = max(0, start - halo.left) // grid * grid
-        yield Span(start=start, stop=stop, read_start=read_start, read_stop=min(frames, stop + halo.right))
+        yield span_at(start, frames, chunk_frames, halo, grid)
+
+
+class LatentStream:
+    """The frames of a latent that arrives piece by piece, as far as a span that is still to come reads them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.frames = 0
+        """How many frames have arrived."""
+        self._first = 0  # the frame that the kept ones begin with
+        self._kept_BCT: Tensor | None = None
+
+    def append(self, piece_BCT: Tensor) -> None:
+        """Adds the next frames (B, 64, t). Raises ModelError where they are no latent, or another batch size than before."""
+        if piece_BCT.ndim != 3 or piece_BCT.shape[1] != LATENT_CHANNELS:
+            raise ModelError(f"decode: latent of shape {tuple(piece_BCT.shape)}, want (batch, {LATENT_CHANNELS}, frames)")
+        if not bool(torch.isfinite(piece_BCT).all()):
+            raise ModelError("decode: the latent holds NaN or infinite values; the model that made it has diverged")
+        if self._kept_BCT is not None and len(self._kept_BCT) != len(piece_BCT):
+            raise ModelError(
+                f"decode: a piece holds {len(piece_BCT)} latents after pieces of {len(self._kept_BCT)}; cut every piece from one batch"
+            )
+        piece_BCT = piece_BCT.detach().to(self.device, torch.float32, copy=True)  # whoever made it may write the next one into it
+        self.frames += piece_BCT.shape[2]
+        self._kept_BCT = piece_BCT if self._kept_BCT is None else torch.cat([self._kept_BCT, piece_BCT], dim=2)
+
+    def read(self, span: Span) -> Tensor:
+        """(B, 64, read_stop − read_start) in memory of its own: a result depends on the values alone, not on how they arrived."""
+        assert self._kept_BCT is not None, "nothing has arrived"
+        return self._kept_BCT[..., span.read_start - self._first : span.read_stop - self._first].contiguous()
+
+    def forget(self, frame: int) -> None:
+        """Lets go of the frames before `frame`, and of the memory that they share with others."""
+        if self._kept_BCT is not None and frame > self._first:
+            self._kept_BCT = self._kept_BCT[..., frame - self._first :].clone()
+            self._first = frame
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -87,19 +129,26 @@ class Codec(ABC):
         """(B, 64, T) on the device → (B, 2, T * 2048)."""
 
     @torch.inference_mode()
-    def encode(self, audio_BCN: Tensor) -> Tensor:
-        """(B, 2, N) float32 in [-1, 1] → (B, 64, ceil(N / 2048)) on the CPU: the posterior's mean. The tail is padded with zeros."""
+    def encode(self, audio_BCN: Tensor, *, gain: float = 1.0) -> Tensor:
+        """(B, 2, N) float32 in [-1, 1] → (B, 64, ceil(N / 2048)) on the CPU: the posterior's mean. The tail is padded with zeros.
+
+        Each chunk is multiplied by `gain`: the same as audio * gain, without a copy of that length. Raises ModelError on audio of
+        another shape, on NaN or infinite samples, and on such a gain.
+        """
         if audio_BCN.ndim != 3 or audio_BCN.shape[1] != AUDIO_CHANNELS or audio_BCN.shape[2] == 0:
             raise ModelError(
                 f"encode: audio of shape {tuple(audio_BCN.shape)}, want (batch, {AUDIO_CHANNELS}, samples) with one sample or more"
             )
-        if not bool(torch.isfinite(audio_BCN).all()):
+        if not all(bool(torch.isfinite(part).all()) for part in audio_BCN.split(CHECKED_SAMPLES, dim=2)):
             raise ModelError("encode: the audio holds NaN or infinite samples; replace or remove them")
+        if not math.isfinite(gain):
+            raise ModelError(f"encode: gain={gain}; it must be finite, 1.0 leaves the audio as it is")
         samples = audio_BCN.shape[2]
         frames = -(-samples // HOP_SAMPLES)
         latent_BCT = torch.empty(audio_BCN.shape[0], LATENT_CHANNELS, frames)
         for span in spans(frames, self.chunk_frames, self.encode_halo, self.grid_frames):
-            chunk = audio_BCN[..., span.read_start * HOP_SAMPLES : span.read_stop * HOP_SAMPLES].to(self.device, torch.float32)
+            chunk = audio_BCN[..., span.read_start * HOP_SAMPLES : span.read_stop * HOP_SAMPLES]
+            chunk = (chunk if gain == 1.0 else chunk * gain).to(self.device, torch.float32)
             missing = (span.read_stop - span.read_start) * HOP_SAMPLES - chunk.shape[-1]
             encoded = self._encode_span(torch.nn.functional.pad(chunk, (0, missing)))
             wanted = slice(span.start - span.read_start, span.stop - span.read_start)
@@ -108,17 +157,44 @@ class Codec(ABC):
 
     @torch.inference_mode()
     def decode(self, latent_BCT: Tensor) -> Tensor:
-        """(B, 64, T) → (B, 2, T * 2048) float32 on the CPU."""
-        if latent_BCT.ndim != 3 or latent_BCT.shape[1] != LATENT_CHANNELS or latent_BCT.shape[2] == 0:
-            raise ModelError(
-                f"decode: latent of shape {tuple(latent_BCT.shape)}, want (batch, {LATENT_CHANNELS}, frames) with one frame or more"
-            )
-        if not bool(torch.isfinite(latent_BCT).all()):
-            raise ModelError("decode: the latent holds NaN or infinite values; the model that made it has diverged")
-        frames = latent_BCT.shape[2]
-        audio_BCN = torch.empty(latent_BCT.shape[0], AUDIO_CHANNELS, frames * HOP_SAMPLES)
-        for span in spans(frames, self.chunk_frames, self.decode_halo, self.grid_frames):
-            decoded = self._decode_span(latent_BCT[..., span.read_start : span.read_stop].to(self.device, torch.float32))
-            wanted = slice((span.start - span.read_start) * HOP_SAMPLES, (span.stop - span.read_start) * HOP_SAMPLES)
-            audio_BCN[..., span.start * HOP_SAMPLES : span.stop * HOP_SAMPLES] = decoded[..., wanted].cpu()
+        """(B, 64, T) → (B, 2, T * 2048) float32 on the CPU. Raises ModelError on another shape, and on NaN or infinite values."""
+        audio_BCN: Tensor | None = None
+        at = 0
+        for piece_BCN in self.decode_pieces([latent_BCT]):
+            if audio_BCN is None:
+                audio_BCN = torch.empty(latent_BCT.shape[0], AUDIO_CHANNELS, latent_BCT.shape[2] * HOP_SAMPLES)
+            audio_BCN[..., at : at + piece_BCN.shape[2]] = piece_BCN
+            at += piece_BCN.shape[2]
+        assert audio_BCN is not None, "a stream of frames gives audio or raises"
         return audio_BCN
+
+    def decode_pieces(self, latents: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Successive pieces (B, 64, t) of a latent, of any lengths → its audio in pieces (B, 2, n) float32 on the CPU.
+
+        The same samples, bit for bit, as `decode` gives for the whole. A chunk of `chunk_frames` comes as soon as the frames to its right
+        that it reads have arrived; only what a later chunk reads is kept (all of it where the receptive field is unknown). Raises
+        ModelError, when it is iterated, where `decode` does: on a piece of another shape or with NaN or infinite values, where
+        the pieces hold no frame, and on a piece of another batch size.
+        """
+        stream = LatentStream(self.device)
+        chunk_frames, halo, grid = self.chunk_frames, self.decode_halo, self.grid_frames
+        start = 0
+        for piece_BCT in latents:
+            stream.append(piece_BCT)
+            del piece_BCT
+            while halo is not None and start + chunk_frames + halo.right <= stream.frames:
+                yield self._decode_wanted(stream, span_at(start, stream.frames, chunk_frames, halo, grid))
+                start += chunk_frames
+                stream.forget(span_at(start, stream.frames, chunk_frames, halo, grid).read_start)
+        if stream.frames == 0:
+            raise ModelError(f"decode: a latent without a frame, want (batch, {LATENT_CHANNELS}, frames) with one frame or more")
+        for span in spans(stream.frames, chunk_frames, halo, grid):
+            if span.start >= start:
+                yield self._decode_wanted(stream, span)
+
+    @torch.inference_mode()
+    def _decode_wanted(self, stream: LatentStream, span: Span) -> Tensor:
+        """The audio of the frames that a span wants, in memory of its own: what else it read is freed."""
+        decoded_BCN = self._decode_span(stream.read(span))
+        wanted = slice((span.start - span.read_start) * HOP_SAMPLES, (span.stop - span.read_start) * HOP_SAMPLES)
+        return decoded_BCN[..., wanted].to("cpu", torch.float32, copy=True)

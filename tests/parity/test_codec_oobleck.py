@@ -8,38 +8,11 @@ import torch
 from safetensors.torch import save_file
 
 from model.codec import load_codec
+from tests.codec_parts import stable_audio_names
 
 diffusers = pytest.importorskip("diffusers")
 
 CHANNELS, STRIDES = 16, [2, 4, 4, 8, 8]
-
-
-def stable_audio_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """diffusers' names → stable-audio-tools': numbered layers, snake parameters as vectors."""
-    depth = len(STRIDES)
-    found = {}
-    for name, tensor in tensors.items():
-        side, rest = name.split(".", 1)
-        parts = rest.split(".")
-        if parts[0] == "block":
-            block, inner = int(parts[1]), parts[2]
-            prefix = f"{side}.layers.{block + 1}.layers"
-            units = {"res_unit1": 0, "res_unit2": 1, "res_unit3": 2, "snake1": 3, "conv1": 4}
-            if side == "decoder":
-                units = {"snake1": 0, "conv_t1": 1, "res_unit1": 2, "res_unit2": 3, "res_unit3": 4}
-            if inner.startswith("res_unit"):
-                layer = {"snake1": 0, "conv1": 1, "snake2": 2, "conv2": 3}[parts[3]]
-                target = f"{prefix}.{units[inner]}.layers.{layer}.{'.'.join(parts[4:])}"
-            else:
-                target = f"{prefix}.{units[inner]}.{'.'.join(parts[3:])}"
-        else:
-            layer = {"conv1": 0, "snake1": depth + 1, "conv2": depth + 2}[parts[0]]
-            target = f"{side}.layers.{layer}.{'.'.join(parts[1:])}"
-        if target.endswith((".alpha", ".beta")):
-            tensor = tensor.reshape(-1)
-        target = target.replace("parametrizations.weight.original0", "weight_g").replace("parametrizations.weight.original1", "weight_v")
-        found[target] = tensor.detach().clone().contiguous()
-    return found
 
 
 def test_encode_and_decode_equal_diffusers(tmp_path: Path) -> None:

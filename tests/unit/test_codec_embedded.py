@@ -9,20 +9,13 @@ from safetensors.torch import load_file, save_file
 
 from model import listen
 from model.codec import load_codec
-from model.codec_base import CodecIdentity, Halo, spans, tensors_sha256
-from model.embedded_codec import EMBEDDED_FOLDER, EmbeddedCodec, PhaseConfig, load_embedded, save_embedded
+from model.codec_base import Halo, spans, tensors_sha256
+from model.embedded_codec import EMBEDDED_FOLDER, PhaseConfig, load_embedded, save_embedded
 from model.errors import CodecUnavailable, ModelError
 from model.geometry import HOP_SAMPLES, SAMPLE_RATE_HZ
-from model.magnitude_vae import STEREO_BANDS, MagnitudeVAE, MagnitudeVAEConfig, features_of, magnitudes_of
+from model.magnitude_vae import features_of, magnitudes_of
 from model.phase import decorrelate, find_phase, impose, spectrum, waveform
-
-
-def tiny(*, rounds: int = 2, blocks: int = 1) -> EmbeddedCodec:
-    torch.manual_seed(0)
-    network = MagnitudeVAE(MagnitudeVAEConfig(width=16, encoder_blocks=blocks, decoder_blocks=blocks))
-    network.feature_mean[: -2 * STEREO_BANDS] = -6
-    network.feature_std[:] = 0.5
-    return EmbeddedCodec(network, PhaseConfig(rounds=rounds, grid_frames=16), CodecIdentity(id="tiny", weights_sha256="0"))
+from tests.codec_parts import tiny_embedded
 
 
 def noise(samples: int, *, batch: int = 1, seed: int = 0) -> torch.Tensor:
@@ -38,7 +31,7 @@ def tone(hz: float, seconds: float, *, left: float = 0.4, right: float = 0.4) ->
 
 @pytest.mark.parametrize("samples", [1, HOP_SAMPLES, HOP_SAMPLES + 1, 5 * HOP_SAMPLES - 7])
 def test_lengths_follow_the_contract(samples: int) -> None:
-    codec = tiny()
+    codec = tiny_embedded()
     latent_BCT = codec.encode(noise(samples, batch=2))
     frames = -(-samples // HOP_SAMPLES)
     assert latent_BCT.shape == (2, 64, frames)
@@ -50,7 +43,7 @@ def test_lengths_follow_the_contract(samples: int) -> None:
 
 @pytest.mark.parametrize("chunk_frames", [24, 33, 64])
 def test_chunks_equal_the_whole(chunk_frames: int) -> None:
-    codec = tiny()
+    codec = tiny_embedded()
     audio_BCN = noise(150 * HOP_SAMPLES - 100)
     codec.chunk_frames = 1_000
     latent_BCT = codec.encode(audio_BCN)
@@ -61,7 +54,7 @@ def test_chunks_equal_the_whole(chunk_frames: int) -> None:
 
 
 def test_what_lies_beyond_the_halo_is_not_read() -> None:
-    codec = tiny()
+    codec = tiny_embedded()
     audio_BCN = noise(120 * HOP_SAMPLES)
     latent_BCT = codec.encode(audio_BCN)
     changed = audio_BCN.clone()
@@ -84,7 +77,7 @@ def test_a_chunk_is_never_longer_than_its_frames_and_halo() -> None:
 
 
 def test_a_batch_equals_its_members() -> None:
-    codec = tiny()
+    codec = tiny_embedded()
     audio_BCN = noise(20 * HOP_SAMPLES, batch=2)
     together = codec.decode(codec.encode(audio_BCN))
     apart = torch.cat([codec.decode(codec.encode(audio_BCN[index : index + 1])) for index in range(2)])
@@ -97,13 +90,13 @@ def test_a_batch_equals_its_members() -> None:
 )
 def test_wrong_audio_is_refused(audio_BCN: torch.Tensor) -> None:
     with pytest.raises(ModelError, match="encode"):
-        tiny().encode(audio_BCN)
+        tiny_embedded().encode(audio_BCN)
 
 
 @pytest.mark.parametrize("latent_BCT", [torch.zeros(1, 63, 5), torch.zeros(1, 64, 0), torch.full((1, 64, 2), float("inf"))])
 def test_wrong_latents_are_refused(latent_BCT: torch.Tensor) -> None:
     with pytest.raises(ModelError, match="decode"):
-        tiny().decode(latent_BCT)
+        tiny_embedded().decode(latent_BCT)
 
 
 def test_spectra_invert_exactly_and_have_the_stated_scale() -> None:
@@ -188,7 +181,7 @@ def test_the_hash_is_of_the_tensors_and_not_of_the_file() -> None:
 
 
 def test_a_trained_folder_loads_by_path_and_a_broken_one_says_why(tmp_path: Path) -> None:
-    codec = tiny()
+    codec = tiny_embedded()
     save_embedded(tmp_path / "mine", codec.network, codec.phase)
     again = load_codec(str(tmp_path / "mine"))
     assert again.identity.id == "mine"

@@ -15,52 +15,12 @@ from model.codec_base import Halo
 from model.errors import CodecUnavailable
 from model.geometry import HOP_SAMPLES
 from model.receptive_field import UnknownFieldError, decoder_halo, encoder_halo, walk_back
-
-OOBLECK = {"channels": 4, "c_mults": [1, 1, 2, 2, 2], "strides": [2, 4, 4, 8, 8], "use_snake": True}
-AUTOENCODER: dict[str, Any] = {
-    "encoder": {"type": "oobleck", "config": {"in_channels": 2, "latent_dim": 128, **OOBLECK}},
-    "decoder": {"type": "oobleck", "config": {"out_channels": 2, "latent_dim": 64, "final_tanh": False, **OOBLECK}},
-    "bottleneck": {"type": "vae"},
-    "latent_dim": 64,
-    "downsampling_ratio": 2048,
-    "io_channels": 2,
-}
-
-
-def autoencoder_document(**changes: Any) -> dict[str, Any]:
-    return {"model_type": "autoencoder", "sample_rate": 44100, "model": {**deepcopy(AUTOENCODER), **changes}}
-
-
-def checkpoint_document(**changes: Any) -> dict[str, Any]:
-    """A diffusion checkpoint's configuration, as the hub holds it."""
-    pretransform = {"type": "autoencoder", "iterate_batch": True, "config": deepcopy(AUTOENCODER), **changes}
-    model = {"pretransform": pretransform, "conditioning": {"configs": []}, "diffusion": {"type": "dit", "config": {"depth": 24}}}
-    return {"model_type": "diffusion_cond", "sample_size": 2097152, "sample_rate": 44100, "audio_channels": 2, "model": model}
+from tests.codec_parts import autoencoder_document, checkpoint_document, full_checkpoint, small_weights, write_folder
 
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, torch.Tensor]:
-    """Random weights of the small autoencoder, as stable-audio-tools names them; its import takes 12 s, once."""
-    from stable_audio_tools.models.autoencoders import create_autoencoder_from_config
-
-    torch.manual_seed(0)
-    return {
-        name: tensor + 0.02 * torch.randn_like(tensor)
-        for name, tensor in create_autoencoder_from_config(autoencoder_document()).state_dict().items()
-    }
-
-
-def write_folder(folder: Path, document: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Path:
-    folder.mkdir()
-    (folder / "model_config.json").write_text(json.dumps(document))
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
-    return folder
-
-
-def full_checkpoint(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The autoencoder among another model's tensors."""
-    others = {"model.model.transformer.layers.0.weight": torch.ones(8, 8), "conditioner.conditioners.prompt.proj.weight": torch.ones(4)}
-    return others | {f"pretransform.model.{name}": tensor for name, tensor in weights.items()}
+    return small_weights()
 
 
 @pytest.fixture(scope="module")
