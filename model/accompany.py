@@ -1,34 +1,39 @@
-"""A vocal in, its band out: the one path of inference, for the command line, evaluation and the service.
+"""A vocal in, its accompaniment out: the one path of inference, for the command line, evaluation and the service.
 
-Shapes: B batch, K candidates, W windows, C channels, T latent frames, N samples.
+Shapes: B batch, K candidates, C channels, T latent frames, N samples.
 """
 
-import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.codec import load_codec
 from model.codec_base import Codec
-from model.diffusion import Denoiser, Schedule
+from model.diffusion import Schedule
 from model.errors import ModelError
+from model.evaluator import Evaluator, evaluator_for
 from model.fit import Fit, fit
 from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SEGMENT_FRAMES
-from model.sampling import Progress, SamplerConfig, Solver, guided, sample
+from model.sampling import Progress, SamplerConfig, Solver
 from model.unet import VocalFeatures
+from model.windows import Lane, Window, denoise, noise, windows
 
-NOISE_WINDOW_FRAMES = SEGMENT_FRAMES
 PEAK_DBFS = -1.0
 # Below this much under its loudest frame, and below this level at all, a vocal counts as resting.
 ACTIVE_RANGE_DB, ACTIVE_FLOOR_DB = 35.0, -60.0
+# Null features kept, one for each length of window: guided requests of the same length share them.
+NULL_LENGTHS = 4
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +48,7 @@ class GenerationConfig:
     """φ of Lin et al. 2023, 0 to 1: how much of guidance's gain in level is taken back."""
     solver: Solver = "dpmpp-2m"
     candidates: int = 1
-    """How many are made; the best fitting is returned."""
+    """How many are made, as one batch; the best fitting is returned."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
@@ -68,7 +73,50 @@ class Accompaniment:
     fit: Fit
     candidate_fits: tuple[Fit, ...]
     stage_s: dict[str, float]
-    """Seconds of encode, diffuse, render (the codec's decoding) and fit."""
+    """Seconds of encode, diffuse, render (the codec's decoding) and fit, for all that were made in the same call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """vocal_CN (2, N) float at 44.1 kHz, one sample or more, and what is wanted of its accompaniment."""
+
+    vocal_CN: np.ndarray
+    config: GenerationConfig
+
+
+class StageClock:
+    """Seconds by stage. A stage that begins inside another stops the outer one's count until it ends."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stage_s = dict.fromkeys(("encode", "diffuse", "render", "fit"), 0.0)
+        self._device, self._open, self._since_s = device, list[str](), 0.0
+
+    def _count(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now_s = time.perf_counter()
+        if self._open:
+            self.stage_s[self._open[-1]] += now_s - self._since_s
+        self._since_s = now_s
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self._count()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._count()
+            self._open.pop()
+
+    def each(self, name: str, items: Iterator[Item]) -> Iterator[Item]:
+        """The items, with the time that making each takes; not the time until the next is asked for."""
+        while True:
+            with self.stage(name):
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
 
 
 class Accompanist:
@@ -82,113 +130,174 @@ class Accompanist:
         device: str = "cpu",
         window_frames: int = SEGMENT_FRAMES,
         overlap_frames: int = SEGMENT_FRAMES // 4,
-        rows_per_call: int = 4,
+        slope_frames: int = SEGMENT_FRAMES // 16,
+        evaluator: Evaluator | None = None,
     ) -> None:
-        """rows_per_call: candidates × windows denoised in one call of the network, which bounds its memory."""
+        """overlap_frames: what a window sees of the one before. slope_frames: over how many of these it takes over. evaluator: of
+        `checkpoint.build(device)`; by default the device's own."""
         if codec.identity.weights_sha256 != checkpoint.codec.weights_sha256:
             raise ModelError(
                 f"checkpoint {checkpoint.name} was trained on latents of codec {checkpoint.codec.id} "
                 f"({checkpoint.codec.weights_sha256[:12]}), not {codec.identity.id} ({codec.identity.weights_sha256[:12]}): give that codec"
             )
-        if not 0 < overlap_frames < window_frames or rows_per_call < 1:
-            raise ModelError(
-                f"overlap_frames={overlap_frames}: must lie in 1..{window_frames - 1}, and rows_per_call={rows_per_call} above 0"
-            )
+        if not 0 < overlap_frames < window_frames:
+            raise ModelError(f"overlap_frames={overlap_frames}: must lie in 1..{window_frames - 1}")
+        if not 0 < slope_frames <= overlap_frames:
+            raise ModelError(f"slope_frames={slope_frames}: must lie in 1..{overlap_frames}, the overlap")
         self.checkpoint, self.codec, self.device = checkpoint, codec, torch.device(device)
-        self.window_frames, self.overlap_frames, self.rows_per_call = window_frames, overlap_frames, rows_per_call
-        self._unet = checkpoint.build(self.device)
-        self._schedule = Schedule(steps=checkpoint.network.diffusion_steps)
+        self.window_frames, self.overlap_frames, self.slope_frames = window_frames, overlap_frames, slope_frames
+        self._evaluator = evaluator or evaluator_for(checkpoint.build(self.device))
+        self.schedule = Schedule(steps=checkpoint.network.diffusion_steps)
+        self._nulls: OrderedDict[int, VocalFeatures] = OrderedDict()
+
+    def accompany(self, vocal_CN: np.ndarray, config: GenerationConfig | None = None, *, progress: Progress | None = None) -> Accompaniment:
+        """(2, N) float at 44.1 kHz, one sample or more → its accompaniment.
+
+        Memory beyond the vocal's, and the band's once or (candidates) twice, does not grow with length. progress: called after each step,
+        and after each candidate's fit with (steps, steps); what it raises ends the work. ModelError: another shape, none or not finite.
+        """
+        return self.accompany_batch([Request(vocal_CN=vocal_CN, config=config or GenerationConfig())], progress=progress)[0]
 
     @torch.inference_mode()
-    def accompany(self, vocal_CN: np.ndarray, config: GenerationConfig | None = None, *, progress: Progress | None = None) -> Accompaniment:
-        """(2, N) float at 44.1 kHz, one sample or more (memory grows with length) → its accompaniment.
+    def accompany_batch(self, requests: Sequence[Request], *, progress: Progress | None = None) -> list[Accompaniment]:
+        """Each request's accompaniment, all candidates denoised together, and each bit for bit what `accompany` gives it alone."""
+        clock = StageClock(self.device)
+        songs = [_Song(self, request, clock) for request in requests]
+        latents: dict[Lane, list[Tensor]] = {lane: [] for song in songs for lane in song.lanes}
+        told = _Told(progress, sum(song.steps for song in songs))
+        for lane, settled_BCT in clock.each("diffuse", denoise(list(latents), self._evaluator, told.advance)):
+            latents[lane].append(settled_BCT)
+        made = [self._best(song, [latents.pop(lane) for lane in song.lanes], clock, told) for song in songs]
+        return [replace(accompaniment, stage_s=dict(clock.stage_s)) for accompaniment in made]
 
-        progress: called after each step, and after each candidate's fit with (steps, steps); what it raises ends the work.
-        ModelError: another shape, no samples, or not finite.
-        """
-        config = config or GenerationConfig()
-        vocal_CN = _checked(vocal_CN)
-        stage_s: dict[str, float] = {}
-        with self._timed(stage_s, "encode"):
-            gain = level_gain(vocal_CN, self.checkpoint.statistics.vocal_level_db)
-            latent_BCT = self.codec.encode(torch.from_numpy(vocal_CN * np.float32(gain))[None]).to(self.device)
-            vocal_BCT = self.checkpoint.statistics.normalise_vocal(latent_BCT)
-        with self._timed(stage_s, "diffuse"):
-            normal_KCT = self.diffuse(vocal_BCT, config, progress)
+    def _best(self, song: "_Song", latents_KBCT: list[list[Tensor]], clock: StageClock, told: "_Told") -> Accompaniment:
         best: tuple[Fit, np.ndarray] | None = None
         fits = []
-        for normal_CT in normal_KCT:  # one after the other: a long song's audio is large
-            with self._timed(stage_s, "render"):
-                restored_BCT = self.checkpoint.statistics.restore_accompaniment(normal_CT[None])
-                audio_CN = self.codec.decode(restored_BCT)[0, :, : vocal_CN.shape[1]].numpy() / np.float32(gain)
-            with self._timed(stage_s, "fit"):
-                fits.append(fit(vocal_CN, audio_CN))
+        for pieces_BCT in latents_KBCT:  # one after the other: a long song's audio is large
+            audio_CN = np.empty_like(song.vocal_CN)
+            for _ in song.render(iter(pieces_BCT), audio_CN):
+                pass
+            with clock.stage("fit"):
+                fits.append(fit(song.vocal_CN, audio_CN))
             if best is None or fits[-1].overall > best[0].overall:
                 best = fits[-1], audio_CN
-            if progress is not None:
-                progress(config.steps, config.steps)
+            told.finished()
         assert best is not None  # candidates ≥ 1
-        return Accompaniment(audio_CN=best[1], seed=config.seed, fit=best[0], candidate_fits=tuple(fits), stage_s=stage_s)
+        return Accompaniment(audio_CN=best[1], seed=song.config.seed, fit=best[0], candidate_fits=tuple(fits), stage_s=clock.stage_s)
 
-    def diffuse(self, vocal_BCT: Tensor, config: GenerationConfig, progress: Progress | None = None) -> Tensor:
-        """The normalised vocal latent (1, 64, T) → normalised accompaniment latents (K, 64, T)."""
-        frames = vocal_BCT.shape[2]
-        streams = [
-            [noise_stream(config.seed, candidate, window) for window in range(-(-frames // NOISE_WINDOW_FRAMES))]
-            for candidate in range(config.candidates)
-        ]
+    @torch.inference_mode()
+    def stream(
+        self, vocal_CN: np.ndarray, config: GenerationConfig | None = None, *, progress: Progress | None = None
+    ) -> Generator[np.ndarray, None, Accompaniment]:
+        """The same audio as `accompany`, bit for bit, in pieces (2, n) as soon as each is finished; returns the whole with its fit.
 
-        def fresh_noise() -> Tensor:
-            return torch.stack([_draw(windows, frames) for windows in streams]).to(self.device)
+        The first piece needs the first window alone. Of several candidates the best is known, and heard, when all are done.
+        """
+        config = config or GenerationConfig()
+        if config.candidates > 1:
+            made = self.accompany(vocal_CN, config, progress=progress)
+            yield made.audio_CN
+            return made
+        clock = StageClock(self.device)
+        song = _Song(self, Request(vocal_CN=vocal_CN, config=config), clock)
+        told = _Told(progress, song.steps)
+        settled = clock.each("diffuse", denoise(song.lanes, self._evaluator, told.advance))
+        audio_CN = np.empty_like(song.vocal_CN)
+        yield from song.render((settled_BCT for _, settled_BCT in settled), audio_CN)
+        with clock.stage("fit"):
+            found = fit(song.vocal_CN, audio_CN)
+        told.finished()
+        return Accompaniment(audio_CN=audio_CN, seed=config.seed, fit=found, candidate_fits=(found,), stage_s=clock.stage_s)
 
-        denoiser = self._denoiser(vocal_BCT, config)
-        sampler = SamplerConfig(solver=config.solver, steps=config.steps)
-        return sample(denoiser, fresh_noise(), self._schedule, sampler, fresh_noise=fresh_noise, progress=progress)
+    def null_features(self, frames: int) -> VocalFeatures:
+        """Features of the null condition for a window of so many frames, the last used ones kept."""
+        if frames not in self._nulls:
+            (self._nulls[frames],) = self._evaluator.encode([None], frames)
+            if len(self._nulls) > NULL_LENGTHS:
+                self._nulls.popitem(last=False)
+        self._nulls.move_to_end(frames)
+        return self._nulls[frames]
 
-    def _denoiser(self, vocal_BCT: Tensor, config: GenerationConfig) -> Denoiser:
-        """A denoiser of whole songs (K, 64, T): windows denoised apart, velocities averaged where they overlap (MultiDiffusion,
-        Bar-Tal et al. 2023, eq. 5). At one x and t, averaging v is averaging x₀."""
-        frames = vocal_BCT.shape[2]
-        starts = window_starts(frames, self.window_frames, self.overlap_frames)
-        length = min(frames, self.window_frames)
-        features = [self._unet.encode_vocal(vocal_BCT[:, :, start : start + length]) for start in starts]
-        null = self._unet.encode_vocal(vocal_BCT[:, :, :length], drop_B=torch.ones(1, dtype=torch.bool))
-        weights = window_weights(starts, length, frames, self.overlap_frames)
-        weights_WT = [weight_T.to(self.device) for weight_T in weights]
-        rows = [(candidate, window) for window in range(len(starts)) for candidate in range(config.candidates)]
-        calls = [rows[first : first + self.rows_per_call] for first in range(0, len(rows), self.rows_per_call)]
+    def features(self, vocal_BCT: Tensor) -> VocalFeatures:
+        """Features of a window of a normalised vocal latent."""
+        return self._evaluator.encode([vocal_BCT], vocal_BCT.shape[2])[0]
 
-        def condition(call: Sequence[tuple[int, int]]) -> VocalFeatures:
-            of_windows = [features[window] for _, window in call]
-            return VocalFeatures.concatenate(of_windows if config.guidance == 1 else [*of_windows, null.repeat(len(call))])
 
-        # For a usual request the rows are put together once, not at every step; for a long song that would cost memory.
-        kept = [condition(call) for call in calls] if len(calls) <= 4 else None
+class _Song:
+    """One request on its way: its vocal's latent, as far as windows have asked for it, its lanes, and how they become audio."""
 
-        def denoise(x_KCT: Tensor, t_K: Tensor) -> Tensor:
-            total_KCT = torch.zeros_like(x_KCT)
-            for index, call in enumerate(calls):
-                vocal = kept[index] if kept is not None else condition(call)
+    def __init__(self, accompanist: Accompanist, request: Request, clock: StageClock) -> None:
+        self.vocal_CN, self.config = _checked(request.vocal_CN), request.config
+        self._accompanist, self._clock = accompanist, clock
+        with clock.stage("encode"):
+            self._gain = level_gain(self.vocal_CN, accompanist.checkpoint.statistics.vocal_level_db)
+        self._encoding = accompanist.codec.encode_pieces(torch.from_numpy(self.vocal_CN)[None], gain=self._gain)
+        self._vocal_BCT = torch.empty(1, LATENT_CHANNELS, 0)
+        self._features: tuple[Window, VocalFeatures] | None = None
+        frames = -(-self.vocal_CN.shape[1] // HOP_SAMPLES)
+        self._windows = windows(frames, accompanist.window_frames, accompanist.overlap_frames)
+        self.lanes = [self._lane(candidate) for candidate in range(self.config.candidates)]
 
-                def network(x_BCT: Tensor, t_B: Tensor, vocal: VocalFeatures = vocal) -> Tensor:
-                    return self._unet(x_BCT, t_B, vocal)
+    @property
+    def steps(self) -> int:
+        """Denoising steps of all candidates and windows."""
+        return self.config.candidates * len(self._windows) * self.config.steps
 
-                guide = guided(network, guidance=config.guidance, rescale=config.guidance_rescale)
-                x_BCT = torch.stack([x_KCT[candidate, :, starts[window] : starts[window] + length] for candidate, window in call])
-                v_BCT = (network if config.guidance == 1 else guide)(x_BCT, t_K[:1].expand(len(call)))
-                for (candidate, window), v_CT in zip(call, v_BCT, strict=True):
-                    total_KCT[candidate, :, starts[window] : starts[window] + length] += v_CT * weights_WT[window]
-            return total_KCT
+    def _lane(self, candidate: int) -> Lane:
+        config, accompanist = self.config, self._accompanist
+        return Lane(
+            windows=self._windows,
+            slope=accompanist.slope_frames,
+            condition=self._condition,
+            draw=lambda window: (drawn.to(accompanist.device) for drawn in noise(config.seed, candidate, window.start, window.frames)),
+            schedule=accompanist.schedule,
+            sampler=SamplerConfig(solver=config.solver, steps=config.steps),
+            guidance=config.guidance,
+            rescale=config.guidance_rescale,
+        )
 
-        return denoise
+    def _condition(self, window: Window) -> tuple[VocalFeatures, VocalFeatures | None]:
+        """A window's features, which candidates that are in the same window share."""
+        if self._features is None or self._features[0] != window:
+            cut_BCT = self._vocal_up_to(window.start + window.frames)[:, :, window.start :]
+            self._features = window, self._accompanist.features(cut_BCT)
+        null = None if self.config.guidance == 1 else self._accompanist.null_features(window.frames)
+        return self._features[1], null
 
-    @contextmanager
-    def _timed(self, stage_s: dict[str, float], stage: str) -> Iterator[None]:
-        start_s = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        stage_s[stage] = stage_s.get(stage, 0.0) + time.perf_counter() - start_s
+    def _vocal_up_to(self, stop: int) -> Tensor:
+        """The normalised vocal latent's first frames; what is not there yet is encoded."""
+        with self._clock.stage("encode"):
+            while self._vocal_BCT.shape[2] < stop:
+                normal_BCT = self._accompanist.checkpoint.statistics.normalise_vocal(next(self._encoding))
+                self._vocal_BCT = torch.cat([self._vocal_BCT, normal_BCT], dim=2)
+        return self._vocal_BCT[:, :, :stop]
+
+    def render(self, latents_BCT: Iterator[Tensor], audio_CN: np.ndarray) -> Iterator[np.ndarray]:
+        """Fills audio_CN (2, N) with a candidate's audio at the vocal's own level, and yields each part of it once it is there."""
+        restore = self._accompanist.checkpoint.statistics.restore_accompaniment
+        filled = 0
+        for piece_BCN in self._clock.each("render", self._accompanist.codec.decode_pieces(map(restore, latents_BCT))):
+            part_CN = audio_CN[:, filled : filled + piece_BCN.shape[2]]
+            np.divide(piece_BCN[0, :, : part_CN.shape[1]].numpy(), np.float32(self._gain), out=part_CN)
+            filled += part_CN.shape[1]
+            if part_CN.shape[1]:
+                yield part_CN
+
+
+class _Told:
+    """Counts steps for whoever wants to know."""
+
+    def __init__(self, progress: Progress | None, steps: int) -> None:
+        self._progress, self._steps, self._done = progress, steps, 0
+
+    def advance(self, steps: int) -> None:
+        self._done += steps
+        if self._progress is not None:
+            self._progress(self._done, self._steps)
+
+    def finished(self) -> None:
+        """A candidate has been heard."""
+        self.advance(0)
 
 
 def load_accompanist(folder: Path, *, codec: str | None = None, device: str = "auto") -> Accompanist:
@@ -202,50 +311,19 @@ def load_accompanist(folder: Path, *, codec: str | None = None, device: str = "a
     return Accompanist(checkpoint, load_codec(codec or checkpoint.codec.id, device=device), device=device)
 
 
-def window_starts(frames: int, window: int, overlap: int) -> list[int]:
-    """First frames of windows that cover `frames`, each overlapping the one before by `overlap` or, the last, by more."""
-    if frames <= window:
-        return [0]
-    return [*range(0, frames - window, window - overlap), frames - window]
-
-
-def window_weights(starts: Sequence[int], length: int, frames: int, overlap: int) -> list[Tensor]:
-    """Per window (T,), summing to 1 in every frame: flat, with sin² slopes of `overlap` frames where a neighbour is."""
-    rise = torch.sin((torch.arange(overlap) + 0.5) / overlap * (torch.pi / 2)) ** 2
-    weights = []
-    for start in starts:
-        weight_T = torch.ones(length)
-        if start > 0:
-            weight_T[:overlap] *= rise
-        if start + length < frames:
-            weight_T[-overlap:] *= rise.flip(0)
-        weights.append(weight_T)
-    total_T = torch.zeros(frames)
-    for start, weight_T in zip(starts, weights, strict=True):
-        total_T[start : start + length] += weight_T
-    return [weight_T / total_T[start : start + length] for start, weight_T in zip(starts, weights, strict=True)]
-
-
-def noise_stream(seed: int, candidate: int, window: int) -> torch.Generator:
-    """The random stream of a request's candidate in a window of 1,024 frames: noise depends on neither batch, length nor device."""
-    digest = hashlib.sha256(f"{seed}/{candidate}/{window}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-def _draw(streams: Sequence[torch.Generator], frames: int) -> Tensor:
-    """(64, T): the next noise of each window, side by side. Whole windows are drawn, so that a longer vocal begins with the same noise."""
-    return torch.cat([torch.randn(LATENT_CHANNELS, NOISE_WINDOW_FRAMES, generator=stream) for stream in streams], dim=1)[:, :frames]
-
-
 def active_level_db(audio_CN: np.ndarray) -> float:
     """RMS in dBFS over the latent frames in which the voice sounds; −inf for silence. A gain moves it by exactly that gain, as long as
     the voice is above −60 dBFS."""
-    audio = torch.from_numpy(np.ascontiguousarray(audio_CN, dtype=np.float32))
-    padded = F.pad(audio, (0, -audio.shape[1] % HOP_SAMPLES)).double()
-    power_T = padded.view(audio.shape[0], -1, HOP_SAMPLES).square().mean(dim=(0, 2))
+    samples = audio_CN.shape[1]
+    whole = samples // HOP_SAMPLES * HOP_SAMPLES
+    framed_CTN = audio_CN[:, :whole].reshape(len(audio_CN), -1, HOP_SAMPLES)
+    # einsum adds up squares without a copy of the song
+    energy_T = np.einsum("ctn,ctn->t", framed_CTN, framed_CTN, dtype=np.float64)
+    energy_T = np.append(energy_T, np.square(audio_CN[:, whole:], dtype=np.float64).sum())
+    power_T = energy_T / (len(audio_CN) * HOP_SAMPLES)
     threshold = max(float(power_T.max()) * 10 ** (-ACTIVE_RANGE_DB / 10), 10 ** (ACTIVE_FLOOR_DB / 10))
     active_T = power_T[power_T >= threshold]
-    return 10 * float(torch.log10(active_T.mean())) if len(active_T) else -np.inf
+    return 10 * float(np.log10(active_T.mean())) if len(active_T) else -np.inf
 
 
 def level_gain(vocal_CN: np.ndarray, target_db: float) -> float:

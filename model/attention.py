@@ -3,7 +3,7 @@
 Shapes: B batch, C channels, T frames, H heads, D head channels, W blocks of queries, Q queries a block, K keys a block.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -49,25 +49,9 @@ class AlignmentKeys:
         changed: dict[str, Any] = {name: None if value is None else change(value) for name, value in vars(self).items()}
         return type(self)(**changed)
 
-    @classmethod
-    def concatenate(cls, parts: list[Self]) -> Self:
-        """Batches one behind the other; a batch without a mask joins one that has it as all valid."""
-        masks = [part.global_allowed_BT for part in parts]
-        joined: dict[str, Any] = {}
-        for name in vars(parts[0]):
-            if name != "global_allowed_BT":
-                joined[name] = torch.cat([getattr(part, name) for part in parts])
-            elif all(mask is None for mask in masks):
-                joined[name] = None
-            else:
-                filled = [
-                    part.global_key_BHTD.new_ones(part.global_key_BHTD.shape[0], part.global_key_BHTD.shape[2], dtype=torch.bool)
-                    if mask is None
-                    else mask
-                    for part, mask in zip(parts, masks, strict=True)
-                ]
-                joined[name] = torch.cat(filled)
-        return cls(**joined)
+    def tensors(self) -> Iterator[Tensor]:
+        """Those that are there, in the order of the fields."""
+        return (value for value in vars(self).values() if value is not None)
 
 
 def blocks_of_keys(x_BHTD: Tensor, window: int) -> Tensor:

@@ -128,13 +128,16 @@ class Codec(ABC):
     def _decode_span(self, latent_BCT: Tensor) -> Tensor:
         """(B, 64, T) on the device → (B, 2, T * 2048)."""
 
-    @torch.inference_mode()
     def encode(self, audio_BCN: Tensor, *, gain: float = 1.0) -> Tensor:
         """(B, 2, N) float32 in [-1, 1] → (B, 64, ceil(N / 2048)) on the CPU: the posterior's mean. The tail is padded with zeros.
 
         Each chunk is multiplied by `gain`: the same as audio * gain, without a copy of that length. Raises ModelError on audio of
         another shape, on NaN or infinite samples, and on such a gain.
         """
+        return torch.cat(list(self.encode_pieces(audio_BCN, gain=gain)), dim=2)
+
+    def encode_pieces(self, audio_BCN: Tensor, *, gain: float = 1.0) -> Iterator[Tensor]:
+        """What `encode` gives, in pieces (B, 64, t) of at most `chunk_frames`, each encoded when it is asked for."""
         if audio_BCN.ndim != 3 or audio_BCN.shape[1] != AUDIO_CHANNELS or audio_BCN.shape[2] == 0:
             raise ModelError(
                 f"encode: audio of shape {tuple(audio_BCN.shape)}, want (batch, {AUDIO_CHANNELS}, samples) with one sample or more"
@@ -143,17 +146,17 @@ class Codec(ABC):
             raise ModelError("encode: the audio holds NaN or infinite samples; replace or remove them")
         if not math.isfinite(gain):
             raise ModelError(f"encode: gain={gain}; it must be finite, 1.0 leaves the audio as it is")
-        samples = audio_BCN.shape[2]
-        frames = -(-samples // HOP_SAMPLES)
-        latent_BCT = torch.empty(audio_BCN.shape[0], LATENT_CHANNELS, frames)
-        for span in spans(frames, self.chunk_frames, self.encode_halo, self.grid_frames):
-            chunk = audio_BCN[..., span.read_start * HOP_SAMPLES : span.read_stop * HOP_SAMPLES]
-            chunk = (chunk if gain == 1.0 else chunk * gain).to(self.device, torch.float32)
-            missing = (span.read_stop - span.read_start) * HOP_SAMPLES - chunk.shape[-1]
-            encoded = self._encode_span(torch.nn.functional.pad(chunk, (0, missing)))
-            wanted = slice(span.start - span.read_start, span.stop - span.read_start)
-            latent_BCT[..., span.start : span.stop] = encoded[..., wanted].cpu()
-        return latent_BCT
+        frames = -(-audio_BCN.shape[2] // HOP_SAMPLES)
+        return (self._encode_wanted(audio_BCN, gain, span) for span in spans(frames, self.chunk_frames, self.encode_halo, self.grid_frames))
+
+    @torch.inference_mode()
+    def _encode_wanted(self, audio_BCN: Tensor, gain: float, span: Span) -> Tensor:
+        """The frames that a span wants."""
+        chunk_BCN = audio_BCN[..., span.read_start * HOP_SAMPLES : span.read_stop * HOP_SAMPLES]
+        chunk_BCN = (chunk_BCN if gain == 1.0 else chunk_BCN * gain).to(self.device, torch.float32)
+        missing = (span.read_stop - span.read_start) * HOP_SAMPLES - chunk_BCN.shape[-1]
+        encoded_BCT = self._encode_span(torch.nn.functional.pad(chunk_BCN, (0, missing)))
+        return encoded_BCT[..., span.start - span.read_start : span.stop - span.read_start].to("cpu", torch.float32)
 
     @torch.inference_mode()
     def decode(self, latent_BCT: Tensor) -> Tensor:

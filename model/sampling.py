@@ -5,7 +5,7 @@ Shapes: B batch, C channels, T frames. All start at the last timestep, where ᾱ
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -18,6 +18,8 @@ from model.errors import ModelError
 Solver = Literal["dpmpp-2m", "ddim", "ancestral"]
 Progress = Callable[[int, int], None]
 """(steps done, steps in all)."""
+Solving = Generator[tuple[Tensor, int], Tensor, Tensor]
+"""Yields (x_BCT, t), is sent v_BCT, returns x₀."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,22 +43,42 @@ def timesteps(schedule: Schedule, steps: int) -> list[int]:
     return [round(schedule.steps - index * schedule.steps / steps) - 1 for index in range(steps)]
 
 
-def guided(both: Denoiser, *, guidance: float, rescale: float = 0.0) -> Denoiser:
-    """v_null + g·(v_cond − v_null) (Ho & Salimans 2022, eq. 6) with the rescale of Lin et al. 2023 (eq. 15, 16).
+def guide(condition_BCT: Tensor, null_BCT: Tensor, *, guidance: float, rescale: float = 0.0) -> Tensor:
+    """v_null + g·(v_cond − v_null) (Ho & Salimans 2022, eq. 6) with the rescale of Lin et al. 2023 (eq. 15, 16), each sample for itself."""
+    v_BCT = torch.lerp(null_BCT, condition_BCT, guidance)
+    if not rescale:
+        return v_BCT
+    wanted_B11, found_B11 = (part_BCT.std(dim=(1, 2), correction=0, keepdim=True) for part_BCT in (condition_BCT, v_BCT))
+    gain_B11 = wanted_B11 / found_B11.clamp(min=torch.finfo(v_BCT.dtype).tiny)
+    return v_BCT * (1 + rescale * (gain_B11 - 1))
 
-    `both` sees a batch of 2B: the conditional rows first, then the null ones.
+
+def solve(noise_BCT: Tensor, schedule: Schedule, config: SamplerConfig, fresh_noise: Callable[[], Tensor] | None = None) -> Solving:
+    """A solver as a coroutine: it yields (x_t, t), wants v̂(x_t, t) sent, and returns x₀.
+
+    So whoever evaluates the network decides what is evaluated together: candidates, windows and requests at different steps.
+    noise_BCT ~ N(0, I). `fresh_noise` gives the (B, C, T) noise of each step of the ancestral solver, which needs it.
     """
+    if config.solver == "ancestral" and fresh_noise is None:
+        raise ModelError("solver='ancestral' draws noise at every step: give fresh_noise, or use dpmpp-2m or ddim")
+    steps = timesteps(schedule, config.steps)
+    alpha_bars = [float(schedule.alpha_bar[t]) for t in steps] + [1.0]
+    return _solving(noise_BCT, steps, alpha_bars, config.solver, fresh_noise)
 
-    def denoise(x_BCT: Tensor, t_B: Tensor) -> Tensor:
-        condition_BCT, null_BCT = both(torch.cat((x_BCT, x_BCT)), torch.cat((t_B, t_B))).chunk(2)
-        v_BCT = torch.lerp(null_BCT, condition_BCT, guidance)
-        if not rescale:
-            return v_BCT
-        wanted_B11, found_B11 = (part_BCT.std(dim=(1, 2), correction=0, keepdim=True) for part_BCT in (condition_BCT, v_BCT))
-        gain_B11 = wanted_B11 / found_B11.clamp(min=torch.finfo(v_BCT.dtype).tiny)
-        return v_BCT * (1 + rescale * (gain_B11 - 1))
 
-    return denoise
+def _solving(x_BCT: Tensor, steps: list[int], alpha_bars: list[float], solver: Solver, fresh_noise: Callable[[], Tensor] | None) -> Solving:
+    memory = _Memory()
+    for t, here, there in zip(steps, alpha_bars, alpha_bars[1:], strict=False):
+        v_BCT = yield x_BCT, t
+        alpha, sigma = math.sqrt(here), math.sqrt(1 - here)
+        clean_BCT = alpha * x_BCT - sigma * v_BCT
+        if solver == "dpmpp-2m":
+            x_BCT = _dpmpp_2m(x_BCT, clean_BCT, here, there, memory)
+        elif solver == "ddim":
+            x_BCT = math.sqrt(there) * clean_BCT + math.sqrt(1 - there) * (sigma * x_BCT + alpha * v_BCT)
+        else:
+            x_BCT = _ancestral(x_BCT, clean_BCT, here, there, fresh_noise)
+    return x_BCT
 
 
 def sample(
@@ -68,28 +90,18 @@ def sample(
     fresh_noise: Callable[[], Tensor] | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """noise_BCT ~ N(0, I) → x₀. `fresh_noise` gives the (B, C, T) noise of each step of the ancestral solver, which needs it."""
+    """noise_BCT ~ N(0, I) → x₀, the whole batch at one step at a time; see `solve`."""
     config = config or SamplerConfig()
-    steps = timesteps(schedule, config.steps)
-    if config.solver == "ancestral" and fresh_noise is None:
-        raise ModelError("solver='ancestral' draws noise at every step: give fresh_noise, or use dpmpp-2m or ddim")
-    alpha_bars = [float(schedule.alpha_bar[t]) for t in steps] + [1.0]
-    x_BCT = noise_BCT
-    memory = _Memory()
-    for index, t in enumerate(steps):
-        t_B = torch.full((x_BCT.shape[0],), t, device=x_BCT.device, dtype=torch.long)
-        v_BCT = denoiser(x_BCT, t_B)
-        here, there = alpha_bars[index], alpha_bars[index + 1]
-        alpha, sigma = math.sqrt(here), math.sqrt(1 - here)
-        clean_BCT = alpha * x_BCT - sigma * v_BCT
-        if config.solver == "dpmpp-2m":
-            x_BCT = _dpmpp_2m(x_BCT, clean_BCT, here, there, memory)
-        elif config.solver == "ddim":
-            x_BCT = math.sqrt(there) * clean_BCT + math.sqrt(1 - there) * (sigma * x_BCT + alpha * v_BCT)
-        else:
-            x_BCT = _ancestral(x_BCT, clean_BCT, here, there, fresh_noise)
+    solving = solve(noise_BCT, schedule, config, fresh_noise)
+    x_BCT, t = next(solving)
+    for done in range(1, config.steps + 1):
+        v_BCT = denoiser(x_BCT, torch.full((x_BCT.shape[0],), t, device=x_BCT.device, dtype=torch.long))
+        try:
+            x_BCT, t = solving.send(v_BCT)
+        except StopIteration as end:
+            x_BCT = end.value
         if progress is not None:
-            progress(index + 1, len(steps))
+            progress(done, config.steps)
     return x_BCT
 
 

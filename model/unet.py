@@ -7,7 +7,7 @@ attention masks them; so a padded segment's valid frames equal those of the segm
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Self
@@ -82,10 +82,6 @@ class VocalFeatures:
     valid: tuple[Tensor, ...] | None
     """(B, 1, T) float mask of each level, finest first; None: every frame is valid."""
 
-    @property
-    def batch(self) -> int:
-        return self.films[0].shape[0]
-
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same features with every tensor changed along its batch dimension, or moved to a device or dtype."""
         return type(self)(
@@ -95,35 +91,11 @@ class VocalFeatures:
             valid=None if self.valid is None else tuple(change(mask) for mask in self.valid),
         )
 
-    def repeat(self, times: int) -> Self:
-        """Each sample `times` times, copies of one sample side by side; one sample is expanded without a copy."""
-        if self.batch == 1:
-            return self.map(lambda value: value.expand(times, *value.shape[1:]))
-        return self.map(lambda value: value.repeat_interleave(times, dim=0))
-
-    def select(self, rows: slice) -> Self:
-        """Some rows of the batch, as views."""
-        return self.map(lambda value: value[rows])
-
-    @classmethod
-    def concatenate(cls, parts: list[Self]) -> Self:
-        """Batches one behind the other (guidance branches, windows); all must have the same number of frames."""
-        if len({part.frames for part in parts}) != 1:
-            raise ModelError(f"features of {[part.frames for part in parts]} frames do not join: pad the vocals to one length first")
-        valid = None
-        if any(part.valid is not None for part in parts):
-            masks = [part.valid or part._all_valid(parts) for part in parts]
-            valid = tuple(torch.cat(level) for level in zip(*masks, strict=True))
-        return cls(
-            frames=parts[0].frames,
-            films=tuple(torch.cat(film) for film in zip(*(part.films for part in parts), strict=True)),
-            alignment=AlignmentKeys.concatenate([part.alignment for part in parts]),
-            valid=valid,
-        )
-
-    def _all_valid(self, parts: list[Self]) -> tuple[Tensor, ...]:
-        pattern = next(part.valid for part in parts if part.valid is not None)
-        return tuple(mask.new_ones(self.batch, *mask.shape[1:]) for mask in pattern)
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor, in an order that is the same for all features of one structure."""
+        yield from self.films
+        yield from self.alignment.tensors()
+        yield from self.valid or ()
 
 
 class MaskedGroupNorm(nn.GroupNorm):
@@ -236,6 +208,10 @@ class AccompanimentUNet(nn.Module):
         for parameter in self.output.parameters():
             nn.init.zeros_(parameter)
 
+    def null_vocal(self, frames: int) -> Tensor:
+        """(1, C, frames): the learned latent that stands for no vocal at all."""
+        return self.null_vocal_C[None, :, None].expand(1, -1, frames)
+
     def encode_vocal(self, vocal_BCT: Tensor, valid_BT: Tensor | None = None, drop_B: Tensor | None = None) -> VocalFeatures:
         """Everything that does not depend on x or t. valid_BT: true frames (None: all). drop_B: samples told nothing of the vocal,
         which get the learned null condition; their mask stays."""
@@ -243,7 +219,7 @@ class AccompanimentUNet(nn.Module):
         if channels != self.config.latent_channels:
             raise ModelError(f"vocal latent of {channels} channels: the network takes {self.config.latent_channels}")
         if drop_B is not None:
-            null_BCT = self.null_vocal_C[None, :, None].to(vocal_BCT.dtype)
+            null_BCT = self.null_vocal(frames).to(vocal_BCT.dtype)
             vocal_BCT = torch.where(drop_B.to(vocal_BCT.device)[:, None, None], null_BCT, vocal_BCT)
         pad = -frames % self.config.frame_multiple
         if pad and valid_BT is None:

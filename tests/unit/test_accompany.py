@@ -3,25 +3,19 @@
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from model.accompany import (
-    NOISE_WINDOW_FRAMES,
     Accompanist,
     GenerationConfig,
+    Request,
     active_level_db,
     level_gain,
     mix,
-    noise_stream,
-    window_starts,
-    window_weights,
 )
 from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics, load_checkpoint, save_checkpoint
 from model.codec import load_codec
@@ -67,7 +61,7 @@ def accompanist() -> Accompanist:
 @pytest.fixture(scope="module")
 def windowed() -> Accompanist:
     """Windows of 32 frames (1.5 s), so that a few seconds are a long song."""
-    return Accompanist(tiny_checkpoint(), load_codec("embedded"), window_frames=32, overlap_frames=8, rows_per_call=3)
+    return Accompanist(tiny_checkpoint(), load_codec("embedded"), window_frames=32, overlap_frames=8, slope_frames=4)
 
 
 def vocal(samples: int, level: float = 0.1) -> np.ndarray:
@@ -96,38 +90,6 @@ def test_longer_than_a_window(windowed: Accompanist, samples: int) -> None:
     made = windowed.accompany(vocal(samples), replace(QUICK, candidates=2))
     assert made.audio_CN.shape == (2, samples)
     assert len(made.candidate_fits) == 2
-
-
-def test_windows_are_denoised_together(windowed: Accompanist) -> None:
-    """One step over the windowed song equals each window's own answer, averaged with the weights."""
-    generator = torch.Generator().manual_seed(0)
-    vocal_BCT, x_KCT = (torch.randn(batch, 64, 81, generator=generator) for batch in (1, 2))
-    config = replace(QUICK, candidates=2, guidance=3.0, guidance_rescale=0.7)
-    t_K = torch.tensor([300, 300])
-    with torch.inference_mode():
-        together = windowed._denoiser(vocal_BCT, config)(x_KCT, t_K)
-        alone = torch.zeros_like(together)
-        starts = window_starts(81, 32, 8)
-        assert starts == [0, 24, 48, 49]
-        for start, weight_T in zip(starts, window_weights(starts, 32, 81, 8), strict=True):
-            cut = slice(start, start + 32)
-            alone[:, :, cut] += windowed._denoiser(vocal_BCT[:, :, cut], config)(x_KCT[:, :, cut], t_K) * weight_T
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
-
-
-@given(frames=st.integers(1, 400), window=st.integers(2, 64), share=st.floats(0.05, 0.95))
-@settings(max_examples=200, deadline=None)
-def test_windows_cover_every_frame_with_weights_that_sum_to_one(frames: int, window: int, share: float) -> None:
-    overlap = min(max(1, int(window * share)), window - 1)
-    starts = window_starts(frames, window, overlap)
-    length = min(frames, window)
-    total_T = torch.zeros(frames)
-    for start, weight_T in zip(starts, window_weights(starts, length, frames, overlap), strict=True):
-        total_T[start : start + length] += weight_T
-        assert float(weight_T.min()) >= 0
-    torch.testing.assert_close(total_T, torch.ones(frames))
-    assert all(later - former <= window - overlap for former, later in pairwise(starts))
-    assert starts[-1] + length == frames
 
 
 def test_the_same_request_gives_the_same_audio_in_another_process(accompanist: Accompanist, tmp_path: Path) -> None:
@@ -160,15 +122,72 @@ def test_the_same_request_twice_and_after_a_reload(accompanist: Accompanist, tmp
 
 
 @pytest.mark.parametrize("solver", ["dpmpp-2m", "ddim", "ancestral"])
-def test_candidates_in_a_batch_equal_each_alone(accompanist: Accompanist, solver: str) -> None:
-    """Up to 1e-5 of a latent's unit deviation: convolutions of another batch size sum in another order."""
-    latent_BCT = torch.randn(1, 64, 50, generator=torch.Generator().manual_seed(1))
-    config = replace(QUICK, solver=solver, steps=5)
-    with torch.inference_mode():
-        alone = accompanist.diffuse(latent_BCT, config)
-        together = accompanist.diffuse(latent_BCT, replace(config, candidates=7))
-    torch.testing.assert_close(together[:1], alone, rtol=1e-5, atol=1e-5)
-    assert float((together[0] - together[1]).abs().mean()) > 0.1  # and candidates differ
+def test_a_candidate_has_the_same_bits_alone_and_among_others(windowed: Accompanist, solver: str) -> None:
+    sung_CN, config = vocal(220_500), replace(QUICK, solver=solver)
+    alone = windowed.accompany(sung_CN, config)
+    together = windowed.accompany(sung_CN, replace(config, candidates=3))
+    assert together.candidate_fits[0] == alone.fit
+    assert len({candidate.harmony for candidate in together.candidate_fits}) == 3  # and candidates differ
+
+
+def test_a_request_has_the_same_bits_alone_and_in_a_batch_of_sixteen(windowed: Accompanist) -> None:
+    """Other lengths, seeds, steps, guidance and candidates beside it."""
+    requests = [
+        Request(
+            vocal_CN=vocal(20_000 + 9_000 * index),
+            config=GenerationConfig(seed=index % 5, steps=1 + index % 3, guidance=(1.0, 2.0, 3.5)[index % 3], candidates=1 + (index == 4)),
+        )
+        for index in range(16)
+    ]
+    told: list[tuple[int, int]] = []
+    together = windowed.accompany_batch(requests, progress=lambda *now: told.append(now))
+    for request, made in zip(requests, together, strict=True):
+        alone = windowed.accompany(request.vocal_CN, request.config)
+        assert np.array_equal(made.audio_CN, alone.audio_CN)
+        assert (made.seed, made.fit, made.candidate_fits) == (alone.seed, alone.fit, alone.candidate_fits)
+    assert told[-1][0] == told[-1][1]
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def test_a_batch_of_nothing_is_nothing(accompanist: Accompanist) -> None:
+    assert accompanist.accompany_batch([]) == []
+
+
+@pytest.mark.parametrize("samples", [1, 70_000, 400_003])
+def test_a_stream_is_the_same_audio_earlier(windowed: Accompanist, samples: int) -> None:
+    sung_CN = vocal(samples)
+    whole = windowed.accompany(sung_CN, QUICK)
+    told: list[tuple[int, int]] = []
+    streaming = windowed.stream(sung_CN, QUICK, progress=lambda *now: told.append(now))
+    pieces, steps_at_first = [], 0
+    while True:
+        try:
+            pieces.append(next(streaming).copy())
+            steps_at_first = steps_at_first or len(told)
+        except StopIteration as end:
+            made = end.value
+            break
+    assert np.array_equal(np.concatenate(pieces, axis=1), whole.audio_CN)
+    assert np.array_equal(made.audio_CN, whole.audio_CN)
+    assert made.fit == whole.fit
+    assert told[-1] == (told[-1][1], told[-1][1])
+    assert set(made.stage_s) == {"encode", "diffuse", "render", "fit"}
+
+
+def test_the_first_sound_comes_before_the_last_window(windowed: Accompanist) -> None:
+    """The embedded codec decodes 512 frames at a time and reads some more: what it has, it gives, while most of the song is still noise."""
+    told: list[tuple[int, int]] = []
+    sung_CN = np.tile(vocal(400 * 2_048), (1, 5))
+    streaming = windowed.stream(sung_CN, replace(QUICK, steps=1), progress=lambda *now: told.append(now))
+    first_CN = next(streaming)
+    assert first_CN.shape == (2, windowed.codec.chunk_frames * 2_048)
+    assert told[-1][0] < 0.4 * told[-1][1]
+    streaming.close()
+
+
+def test_a_stream_of_candidates_gives_the_best(windowed: Accompanist) -> None:
+    sung_CN, config = vocal(220_500), replace(QUICK, candidates=3)
+    assert np.array_equal(np.concatenate(list(windowed.stream(sung_CN, config)), axis=1), windowed.accompany(sung_CN, config).audio_CN)
 
 
 def test_the_best_fitting_candidate_is_returned(accompanist: Accompanist) -> None:
@@ -180,26 +199,31 @@ def test_the_best_fitting_candidate_is_returned(accompanist: Accompanist) -> Non
 
 
 def test_guidance_one_needs_no_null_branch(accompanist: Accompanist) -> None:
-    latent_BCT = torch.randn(1, 64, 20, generator=torch.Generator().manual_seed(1))
-    with torch.inference_mode():
-        plain = accompanist.diffuse(latent_BCT, replace(QUICK, guidance=1.0))
-        nearly = accompanist.diffuse(latent_BCT, replace(QUICK, guidance=1.0 + 1e-6, guidance_rescale=0.0))
-    torch.testing.assert_close(plain, nearly, rtol=1e-4, atol=1e-4)
-
-
-def test_noise_of_a_longer_vocal_begins_the_same() -> None:
-    first, again, other = (torch.randn(4, generator=noise_stream(*key)) for key in ((1, 0, 0), (1, 0, 0), (1, 0, 1)))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    keys = {(seed, candidate, window) for seed in range(5) for candidate in range(5) for window in range(5)}
-    assert len({noise_stream(*key).initial_seed() for key in keys}) == len(keys)
-    assert NOISE_WINDOW_FRAMES == 1_024  # part of what a seed means: changing it changes every request's audio
+    plain = accompanist.accompany(vocal(60_000), replace(QUICK, guidance=1.0)).audio_CN
+    nearly = accompanist.accompany(vocal(60_000), replace(QUICK, guidance=1.0 + 1e-6, guidance_rescale=0.0)).audio_CN
+    assert np.abs(plain - nearly).max() < 1e-2 * np.abs(plain).max()
 
 
 def test_progress_counts_steps(accompanist: Accompanist) -> None:
     told: list[tuple[int, int]] = []
     accompanist.accompany(vocal(5_000), replace(QUICK, steps=3), progress=lambda *now: told.append(now))
     assert told == [(1, 3), (2, 3), (3, 3), (3, 3)]  # the last: the one candidate is rendered and judged
+    told.clear()
+    accompanist.accompany(vocal(5_000), replace(QUICK, steps=3, candidates=2), progress=lambda *now: told.append(now))
+    assert told[-3:] == [(6, 6), (6, 6), (6, 6)]
+
+
+def test_what_progress_raises_ends_the_work(windowed: Accompanist) -> None:
+    asked = 0
+
+    def stop(_: int, __: int) -> None:
+        nonlocal asked
+        asked += 1
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        windowed.accompany(vocal(300_000), QUICK, progress=stop)
+    assert asked == 1
 
 
 def test_a_quieter_vocal_gets_the_same_band_quieter(accompanist: Accompanist) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.attention import AlignmentKeys, SoftAlignmentAttention
+from model.attention import SoftAlignmentAttention
 from model.diffusion import Schedule
 from model.errors import ModelError
 
@@ -79,17 +79,6 @@ def test_no_tensor_of_frames_by_frames_or_frames_by_window() -> None:
     inner = module.heads * module.head_channels
     assert largest.numel <= 2 * inner * (frames + 16)  # a copy for every frame of the window would be 8 times that
     assert largest.numel < frames * frames / 100
-
-
-def test_keys_join_with_and_without_masks() -> None:
-    module = attention()
-    x_BCT, vocal_BCT = torch.randn(2, 16, 40), torch.randn(2, 16, 40)
-    valid_BT = torch.arange(40)[None] < 25
-    short_BCT = vocal_BCT[1:] * valid_BT[:, None]
-    joined = AlignmentKeys.concatenate([module.project_vocal(vocal_BCT[:1]), module.project_vocal(short_BCT, valid_BT)])
-    together = module(x_BCT, joined, torch.tensor([0.3, 0.6]))
-    alone = module(x_BCT[1:], module.project_vocal(short_BCT, valid_BT), torch.tensor([0.6]))
-    torch.testing.assert_close(together[1:], alone, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("options", "message"), [({"window": 15}, "window=15"), ({"head_channels": 7}, "head_channels=7")])

@@ -131,3 +131,18 @@ def test_a_gain_is_the_scaled_audio_bit_for_bit(codec: Codec, gain: float, dtype
 def test_a_gain_that_is_no_number_is_refused(gain: float) -> None:
     with pytest.raises(ModelError, match="gain"):
         tiny_embedded().encode(torch.zeros(1, 2, 100), gain=gain)
+
+
+def test_an_encoding_in_pieces_is_the_whole_and_waits_to_be_asked(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "chunk_frames", 16)
+    audio_BCN = 0.2 * torch.randn(1, 2, 70 * 2048 + 5, generator=torch.Generator().manual_seed(3))
+    pieces = codec.encode_pieces(audio_BCN, gain=0.5)
+    first = next(pieces)
+    assert first.shape == (1, 64, 16)
+    whole = codec.encode(audio_BCN, gain=0.5)
+    audio_BCN[:, :, 60 * 2048 :] = 0  # what is not encoded yet is still to be read
+    late = torch.cat([first, *pieces], dim=2)
+    assert torch.equal(late[:, :, :32], whole[:, :, :32])
+    assert not torch.equal(late, whole)
+    with pytest.raises(ModelError, match="shape"):
+        codec.encode_pieces(audio_BCN[0])

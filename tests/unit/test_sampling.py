@@ -6,7 +6,7 @@ from torch import Tensor
 
 from model.diffusion import Denoiser, Schedule
 from model.errors import ModelError
-from model.sampling import SamplerConfig, guided, sample, timesteps
+from model.sampling import SamplerConfig, guide, sample, solve, timesteps
 
 SCHEDULE = Schedule()
 SOLVERS = ["dpmpp-2m", "ddim", "ancestral"]
@@ -77,21 +77,43 @@ def test_timesteps_start_at_the_last() -> None:
         timesteps(SCHEDULE, 801)
 
 
-def two_branches(x_BCT: Tensor, _: Tensor) -> Tensor:
-    """Conditional rows 3·x, null rows x."""
-    return x_BCT * torch.cat([torch.full((len(x_BCT) // 2,), 3.0), torch.ones(len(x_BCT) // 2)]).to(x_BCT)[:, None, None]
-
-
 def test_guidance_is_linear_in_both_branches() -> None:
-    x, t_B = noise(1, 2, 4, 9), torch.tensor([5, 5])
+    x = noise(1, 2, 4, 9)
     for guidance, factor in ((0.0, 1.0), (1.0, 3.0), (2.5, 6.0)):
-        torch.testing.assert_close(guided(two_branches, guidance=guidance)(x, t_B), factor * x)
+        torch.testing.assert_close(guide(3 * x, x, guidance=guidance), factor * x)
 
 
 def test_rescale_returns_the_conditional_deviation() -> None:
-    x, t_B = noise(1, 2, 4, 9), torch.tensor([5, 5])
-    torch.testing.assert_close(guided(two_branches, guidance=4.0, rescale=1.0)(x, t_B), 3 * x)
-    torch.testing.assert_close(guided(two_branches, guidance=2.0, rescale=0.5)(x, t_B), 4 * x)  # half of the way from 5 to 3
+    x = noise(1, 2, 4, 9)
+    torch.testing.assert_close(guide(3 * x, x, guidance=4.0, rescale=1.0), 3 * x)
+    torch.testing.assert_close(guide(3 * x, x, guidance=2.0, rescale=0.5), 4 * x)  # half of the way from 5 to 3
+
+
+def test_rescale_is_each_sample_s_own() -> None:
+    x = noise(1, 2, 4, 9)
+    together = guide(3 * x, x.flip(0), guidance=3.0, rescale=0.7)
+    for row in range(2):
+        alone = guide(3 * x[row : row + 1], x.flip(0)[row : row + 1], guidance=3.0, rescale=0.7)
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_solvers_that_take_turns_do_not_disturb_each_other(solver: str) -> None:
+    """Two requests at different steps, each asked when it suits: as each for itself."""
+    starts, config = (noise(1, 1, 4, 9), noise(2, 1, 4, 9)), SamplerConfig(solver=solver, steps=6)
+    alone = [sample(gaussian(0.7), x, SCHEDULE, config, fresh_noise=lambda x=x: 0.5 * x) for x in starts]
+    solving = [solve(x, SCHEDULE, config, lambda x=x: 0.5 * x) for x in starts]
+    asked = [next(one) for one in solving]
+    found: list[Tensor | None] = [None, None]
+    for turn in [0, 0, 1, 0, 1, 1, 0, 0, 1, 1, 0, 1]:
+        x, t = asked[turn]
+        try:
+            asked[turn] = solving[turn].send(gaussian(0.7)(x, torch.tensor([t])))
+        except StopIteration as end:
+            found[turn] = end.value
+    for wanted, made in zip(alone, found, strict=True):
+        assert made is not None
+        assert torch.equal(made, wanted)
 
 
 def test_progress_is_told_of_every_step() -> None:

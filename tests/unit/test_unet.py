@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from model.errors import ModelError
-from model.unet import PRESETS, AccompanimentUNet, UNetConfig, VocalFeatures, count_parameters, paper, small
+from model.unet import PRESETS, AccompanimentUNet, UNetConfig, count_parameters, paper, small
 
 TINY = UNetConfig(channels=(16, 32, 48), vocal_blocks=(1, 2, 1), heads=2, head_channels=16, time_channels=32)
 
@@ -114,38 +114,12 @@ def test_time_matters(unet: AccompanimentUNet) -> None:
     assert float((answers[1] - answers[2]).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("frames", [16, 13])
-def test_features_repeat_select_and_join(unet: AccompanimentUNet, frames: int) -> None:
-    x, vocal = latents(3, frames)
-    t_B = torch.tensor([10, 300, 700])
-    whole = unet.encode_vocal(vocal)
-    expected = unet(x, t_B, whole)
-    parts = [whole.select(slice(row, row + 1)) for row in range(3)]
-    assert torch.equal(unet(x, t_B, VocalFeatures.concatenate(parts)), expected)
-    repeated = whole.repeat(2)
-    assert repeated.batch == 6
-    twice = unet(x.repeat_interleave(2, 0), t_B.repeat_interleave(2), repeated)
-    torch.testing.assert_close(twice[::2], expected, rtol=1e-5, atol=1e-6)
-    expanded = parts[1].repeat(3)
-    torch.testing.assert_close(unet(x, t_B, expanded)[1], expected[1], rtol=1e-5, atol=1e-6)
-
-
-def test_features_with_and_without_masks_join(unet: AccompanimentUNet) -> None:
-    x, vocal = latents(2, 16)
-    t_B, valid_BT = torch.tensor([10, 300]), torch.arange(16)[None] < 9
-    joined = VocalFeatures.concatenate([unet.encode_vocal(vocal[:1]), unet.encode_vocal(vocal[1:], valid_BT)])
-    together = unet(x, t_B, joined)
-    torch.testing.assert_close(together[:1], unet(x[:1], t_B[:1], unet.encode_vocal(vocal[:1])), rtol=1e-4, atol=2e-5)
-
-
 def test_faults_are_named(unet: AccompanimentUNet) -> None:
     x, vocal = latents(1, 16)
     with pytest.raises(ModelError, match="x has 16 frames and the vocal 8"):
         unet(x, torch.tensor([0]), unet.encode_vocal(vocal[:, :, :8]))
     with pytest.raises(ModelError, match="3 channels"):
         unet.encode_vocal(torch.zeros(1, 3, 16))
-    with pytest.raises(ModelError, match="do not join"):
-        VocalFeatures.concatenate([unet.encode_vocal(vocal), unet.encode_vocal(vocal[:, :, :8])])
 
 
 @pytest.mark.parametrize(

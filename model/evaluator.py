@@ -1,0 +1,233 @@
+"""How evaluations of the network are run: which of them together, on how many threads, captured or not.
+
+Whatever is evaluated beside it, an evaluation's result has the same bits. Libraries choose how to sum by the shapes that they are given, so
+an evaluation always runs in a batch of the same shape: alone on one of a CPU's threads, or in one slot of a full batch on an accelerator.
+
+Shapes: B batch (slots), C channels, T frames.
+"""
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.errors import ModelError
+from model.geometry import SEGMENT_FRAMES
+from model.unet import AccompanimentUNet, VocalFeatures
+
+Execution = Literal["auto", "eager", "graph", "compile"]
+"""eager: kernel by kernel. graph: one CUDA graph for all kernels. compile: torch.compile, and on CUDA a graph of what it made. auto: graph
+on CUDA, eager elsewhere; a fixed rule and no timing at run time, so that one machine always gives the same bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """v̂ wanted of one window at one step under one condition."""
+
+    x_CT: Tensor
+    t: int
+    vocal: VocalFeatures
+    """Features of a batch of 1, from the evaluator that is asked."""
+
+
+class Evaluator(ABC):
+    """A network on its device. Not thread-safe."""
+
+    slots: int
+    """Evaluations that run at the same time; more are queued."""
+
+    def __init__(self, unet: AccompanimentUNet) -> None:
+        self.unet = unet
+        self.device = unet.null_vocal_C.device
+
+    @abstractmethod
+    def encode(self, vocals_BCT: Sequence[Tensor | None], frames: int) -> list[VocalFeatures]:
+        """Normalised vocal latents (1, 64, frames) → features; None stands for the null condition."""
+
+    @abstractmethod
+    def __call__(self, evaluations: Sequence[Evaluation]) -> list[Tensor]:
+        """v̂ (C, T) of each, float32."""
+
+
+class ThreadedEvaluator(Evaluator):
+    """CPU: each evaluation alone, as many at a time as there are workers.
+
+    A worker splits its own operations among `threads_each`. On few cores that is 1: guidance's two branches keep two cores busy, nothing
+    waits at the barriers inside an operation (on a busy machine that is most of the time), and the bits are those of one thread.
+    """
+
+    MOST_WORKERS = 2  # a guided request alone has two evaluations at a time; more cores are better used inside them
+
+    def __init__(self, unet: AccompanimentUNet, threads: int | None = None, *, execution: Execution = "auto") -> None:
+        """threads: of this evaluator in all; by default torch's own number."""
+        super().__init__(unet)
+        threads = torch.get_num_threads() if threads is None else threads
+        if threads < 1:
+            raise ModelError(f"threads={threads}: must be at least 1; by default all that torch uses")
+        if execution == "graph":
+            raise ModelError("execution='graph': a CPU has no CUDA graphs; use auto, eager or compile")
+        self.slots = min(self.MOST_WORKERS, threads)
+        self.threads_each = threads // self.slots
+        self._network: Callable[[Tensor, Tensor, VocalFeatures], Tensor] = torch.compile(unet) if execution == "compile" else unet
+        self._pool = _workers(self.slots, self.threads_each)
+
+    def encode(self, vocals_BCT: Sequence[Tensor | None], frames: int) -> list[VocalFeatures]:
+        return list(self._pool.map(lambda vocal_BCT: self._encode(vocal_BCT, frames), vocals_BCT))
+
+    @torch.inference_mode()
+    def _encode(self, vocal_BCT: Tensor | None, frames: int) -> VocalFeatures:
+        vocal_BCT = self.unet.null_vocal(frames) if vocal_BCT is None else vocal_BCT
+        return self.unet.encode_vocal(vocal_BCT.contiguous())
+
+    def __call__(self, evaluations: Sequence[Evaluation]) -> list[Tensor]:
+        return list(self._pool.map(self._evaluate, evaluations))
+
+    @torch.inference_mode()
+    def _evaluate(self, evaluation: Evaluation) -> Tensor:
+        # A copy: kernels may choose by the alignment of what they read.
+        x_BCT = evaluation.x_CT.unsqueeze(0).clone(memory_format=torch.contiguous_format)
+        return self._network(x_BCT, torch.tensor([evaluation.t]), evaluation.vocal)[0]
+
+
+def _workers(count: int, threads_each: int) -> ThreadPoolExecutor:
+    """Threads whose torch operations use `threads_each` threads; the caller's own number stays."""
+    outside = torch.get_num_threads()
+    all_there = threading.Barrier(count)
+    pool = ThreadPoolExecutor(count, thread_name_prefix="denoise", initializer=torch.set_num_threads, initargs=(threads_each,))
+    list(pool.map(lambda _: all_there.wait(), range(count)))  # each begins now, not at its first evaluation
+    # OpenMP's number is a thread's own, that of a linked MKL is the process's: put back what the workers have set.
+    torch.set_num_threads(outside)
+    return pool
+
+
+@dataclass(kw_only=True)
+class _Batch:
+    """Inputs and outputs at fixed addresses for one number of frames, and what runs the network from the ones to the others."""
+
+    x_BCT: Tensor
+    t_B: Tensor
+    vocal: VocalFeatures
+    run: Callable[[], Tensor]
+    occupants: list[VocalFeatures | None] = field(default_factory=list)
+
+
+class BatchedEvaluator(Evaluator):
+    """Accelerators: evaluations in the slots of one batch whose shape never changes, replayed as a CUDA graph.
+
+    Windows are padded to one of few lengths (padding is masked, and exact up to rounding), so that there are few graphs; empty slots hold
+    zeros. The features of a window are copied into its slot once, not at every step.
+    """
+
+    def __init__(
+        self,
+        unet: AccompanimentUNet,
+        slots: int = 32,
+        *,
+        lengths: Sequence[int] = (SEGMENT_FRAMES // 8, SEGMENT_FRAMES // 4, SEGMENT_FRAMES // 2, SEGMENT_FRAMES),
+        execution: Execution = "auto",
+        bfloat16: bool | None = None,
+    ) -> None:
+        """slots: guided evaluations take two. bfloat16: autocast; by default on CUDA only."""
+        super().__init__(unet)
+        is_cuda = self.device.type == "cuda"
+        if slots < 1:
+            raise ModelError(f"slots={slots}: must be at least 1; 32 hold 16 guided candidates")
+        if execution == "graph" and not is_cuda:
+            raise ModelError(f"execution='graph': {self.device} has no CUDA graphs; use auto, eager or compile")
+        self.slots, self.lengths = slots, sorted(lengths)
+        self.bfloat16 = is_cuda if bfloat16 is None else bfloat16
+        self._graphs = is_cuda and execution != "eager"
+        self._network: Callable[[Tensor, Tensor, VocalFeatures], Tensor] = torch.compile(unet) if execution == "compile" else unet
+        self._batches: dict[int, _Batch] = {}
+
+    def _padded(self, frames: int) -> int:
+        length = next((length for length in self.lengths if length >= frames), None)
+        if length is None:
+            raise ModelError(f"a window of {frames} frames: this evaluator takes {self.lengths[-1]} at most")
+        return length
+
+    @torch.inference_mode()
+    def encode(self, vocals_BCT: Sequence[Tensor | None], frames: int) -> list[VocalFeatures]:
+        length = self._padded(frames)
+        valid_BT = (torch.arange(length, device=self.device) < frames)[None]
+        found = []
+        for vocal_BCT in vocals_BCT:
+            vocal_BCT = self.unet.null_vocal(frames) if vocal_BCT is None else vocal_BCT.to(self.device)
+            with self._autocast():
+                found.append(self.unet.encode_vocal(F.pad(vocal_BCT, (0, length - frames)), valid_BT))
+        return found
+
+    @torch.inference_mode()
+    def __call__(self, evaluations: Sequence[Evaluation]) -> list[Tensor]:
+        found: dict[int, Tensor] = {}
+        for length in self.lengths:
+            those = [index for index, evaluation in enumerate(evaluations) if evaluation.vocal.frames == length]
+            for first in range(0, len(those), self.slots):
+                part = those[first : first + self.slots]
+                v_BCT = self._run(length, [evaluations[index] for index in part])
+                found |= {index: v_CT[:, : evaluations[index].x_CT.shape[1]] for index, v_CT in zip(part, v_BCT, strict=False)}
+        return [found[index] for index in range(len(evaluations))]
+
+    def _run(self, length: int, evaluations: Sequence[Evaluation]) -> Tensor:
+        batch = self._batches.get(length)
+        if batch is None:
+            batch = self._batches[length] = self._prepare(length, evaluations[0].vocal)
+        for slot, evaluation in enumerate(evaluations):
+            if batch.occupants[slot] is not evaluation.vocal:
+                for mine, theirs in zip(batch.vocal.tensors(), evaluation.vocal.tensors(), strict=True):
+                    mine[slot].copy_(theirs[0])
+                batch.occupants[slot] = evaluation.vocal
+            batch.x_BCT[slot].zero_()[:, : evaluation.x_CT.shape[1]].copy_(evaluation.x_CT)
+        batch.t_B[: len(evaluations)].copy_(torch.tensor([evaluation.t for evaluation in evaluations]))
+        return batch.run().clone()
+
+    def _prepare(self, length: int, like: VocalFeatures) -> _Batch:
+        channels = self.unet.config.latent_channels
+        x_BCT = torch.zeros(self.slots, channels, length, device=self.device)
+        t_B = torch.zeros(self.slots, dtype=torch.long, device=self.device)
+        vocal = like.map(lambda value: value.expand(self.slots, *value.shape[1:]).clone())
+
+        def run() -> Tensor:
+            with self._autocast():
+                return self._network(x_BCT, t_B, vocal).float()
+
+        if self._graphs:
+            run = _captured(run)
+        return _Batch(x_BCT=x_BCT, t_B=t_B, vocal=vocal, run=run, occupants=[None] * self.slots)
+
+    def _autocast(self) -> torch.autocast | nullcontext[None]:
+        # No cache: casts that one capture made would be read by graphs that know nothing of when they are freed.
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False) if self.bfloat16 else nullcontext()
+
+
+def _captured(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """One CUDA graph of a function whose inputs stay where they are; its result is overwritten by the next call."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # libraries choose kernels and allocate workspaces in their first calls, which a capture forbids
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay
+
+
+def evaluator_for(unet: AccompanimentUNet, *, execution: Execution = "auto") -> Evaluator:
+    """The evaluator of the network's device."""
+    if unet.null_vocal_C.device.type == "cpu":
+        return ThreadedEvaluator(unet, execution=execution)
+    return BatchedEvaluator(unet, execution=execution)
