@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check lock clean
+.PHONY: demo test check peers lock clean
 
 demo: $(STAMP)
 	$(BIN)/backline demo
@@ -17,6 +17,14 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/unit/test_import_direction.py
+
+# Backline beside MusicGen and Stable Audio; what they need lies apart from what users install.
+peers: $(VENV)/peers/.installed
+	PYTHONPATH=$(VENV)/peers $(BIN)/python infra/benchmarks/peers.py $(ARGS)
+
+$(VENV)/peers/.installed: infra/benchmarks/peers.lock $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --require-hashes --no-deps --target $(VENV)/peers -r $<
+	@touch $@
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; ok = (3, 11) <= v < (3, 14); sys.exit(0 if ok else "backline needs Python 3.11 to 3.13, this is %d.%d: make PYTHON=python3.11" % v)'
