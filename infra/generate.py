@@ -63,9 +63,11 @@ def generate_file(request: GenerateRequest) -> int:
     Place(request.out).write_bytes(audio_files.encode(written_CN, request.format))
     stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.stage_s.items())
     fit = result.fit
+    others = ", ".join(f"{other.overall:.2f}" for other in result.candidate_fits)
+    chosen = f"; best of {len(result.candidate_fits)}: {others}" if len(result.candidate_fits) > 1 else ""
     sys.stdout.write(
         f"{request.out}: {vocal_CN.shape[1] / 44_100:.1f} s, seed {result.seed}, fit {fit.overall:.2f} "
-        f"(harmony {fit.harmony:.2f}, rhythm {fit.rhythm:.2f}, leakage {fit.leakage:.2f}); {stages}\n"
+        f"(harmony {fit.harmony:.2f}, rhythm {fit.rhythm:.2f}, leakage {fit.leakage:.2f}){chosen}; {stages}\n"
     )
     return 0
 

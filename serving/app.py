@@ -161,6 +161,7 @@ def _answer(result: AccompanimentResult, *, stream: bool, total_s: float) -> Res
         "X-Backline-Model": result.model,
         "X-Backline-Seed": str(result.seed),
         "X-Backline-Fit": result.fit_header(),
+        "X-Backline-Candidate-Fits": result.candidate_fits_header(),
         "Server-Timing": f"{result.stages.server_timing()}, total;dur={1000 * total_s:.1f}",
         "Content-Disposition": f'inline; filename="{result.file_name}"',
         "X-Content-Type-Options": "nosniff",
@@ -193,6 +194,7 @@ def _answers() -> dict[int | str, dict[str, Any]]:
         "X-Backline-Model": "The model that played",
         "X-Backline-Seed": "The seed that was used",
         "X-Backline-Fit": "JSON: harmony, rhythm, overall, leakage, each 0 to 1",
+        "X-Backline-Candidate-Fits": "JSON list: the same of every candidate",
         "Server-Timing": "Milliseconds of queue, decode, encode, diffuse, fit, render, total",
     }
     described = {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()}

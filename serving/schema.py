@@ -85,7 +85,15 @@ class AccompanimentResult:
 
     def fit_header(self) -> str:
         """The `X-Backline-Fit` header: JSON on one line; a score that could not be had is null."""
-        return json.dumps({name: round(value, 4) if math.isfinite(value) else None for name, value in self.fit})
+        return json.dumps(_scores(self.fit))
+
+    def candidate_fits_header(self) -> str:
+        """The `X-Backline-Candidate-Fits` header: a JSON list of every candidate's scores, in the order of their noise."""
+        return json.dumps([_scores(fit) for fit in self.candidate_fits])
+
+
+def _scores(fit: Fit) -> dict[str, float | None]:
+    return {name: round(value, 4) if math.isfinite(value) else None for name, value in fit}
 
 
 class ModelInfo(BaseModel):

@@ -84,6 +84,15 @@ def test_a_short_window_does_not_hear_who_was_in_its_slot(unet: AccompanimentUNe
     assert torch.equal(fresh, evaluator([Evaluation(x_CT=latent(3, 40)[0], t=9, vocal=short)])[0])
 
 
+def test_bfloat16_is_close(unet: AccompanimentUNet) -> None:
+    """Autocast as on an accelerator: 5% of the velocity's deviation; features are as rough as what is made of them."""
+    evaluator, x_BCT, sung_BCT = BatchedEvaluator(unet, 2, lengths=(64,), bfloat16=True), latent(0, 50), latent(1, 50)
+    made = evaluator([Evaluation(x_CT=x_BCT[0], t=300, vocal=evaluator.encode([sung_BCT], 50)[0])])[0]
+    right = answer(unet, x_BCT, 300, sung_BCT)
+    assert made.dtype == torch.float32
+    assert 0 < float((made - right).square().mean().sqrt()) < 0.05 * float(right.std())
+
+
 def test_one_thread_and_two_give_the_same_bits() -> None:
     """At full size, where libraries do split their sums among threads."""
     unet = network(paper())

@@ -99,6 +99,15 @@ def test_an_answer_is_the_audio_and_says_how_it_was_made(client: TestClient) -> 
     assert all(float(milliseconds) >= 0 for milliseconds in timing.values())
 
 
+def test_every_candidate_s_scores_are_told_and_the_best_is_played(client: TestClient) -> None:
+    answer = post(client, parts.vocal(4.5), candidates="3")
+    fits = json.loads(answer.headers["x-backline-candidate-fits"])
+    assert len(fits) == 3
+    assert json.loads(answer.headers["x-backline-fit"]) == max(fits, key=lambda fit: fit["overall"])
+    alone = post(client, parts.vocal(4.5))
+    assert json.loads(alone.headers["x-backline-candidate-fits"]) == fits[:1]
+
+
 def test_one_seed_is_one_answer_and_another_seed_another(client: TestClient) -> None:
     first, again, other = post(client), post(client), post(client, seed="8")
     assert first.content == again.content
