@@ -1,5 +1,6 @@
 """True pairs fit better than any way to break or to game them."""
 
+import tracemalloc
 import warnings
 from dataclasses import astuple
 
@@ -10,8 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from listen_songs import RATE_HZ, Song, compose
 
-from model.fit import NO_FIT, Fit, fit
+from model.fit import NO_FIT, Fit, fit, fit_piece
+from model.fit_readings import SungNotes, alignment_reading, odds
+from model.geometry import SEGMENT_SAMPLES
 from model.leakage import leakage
+from model.listen import CHROMA_RATE_HZ, F0_RATE_HZ
 
 SEEDS = range(3)
 SONGS = [compose(seed, bars=6) for seed in SEEDS]
@@ -80,6 +84,38 @@ def test_a_shift_by_a_quarter_beat_breaks_the_rhythm_and_leaves_the_harmony(seed
     assert wrong.overall < TRUE[seed].overall - 0.25
 
 
+@pytest.mark.parametrize("beats", [-1, -0.5, 0.5, 1])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_half_a_beat_or_a_beat_off_fits_less_overall_and_little_less_in_harmony(seed: int, beats: float) -> None:
+    song = SONGS[seed]
+    wrong = fit(song.vocal_N, np.roll(song.band_N, round(beats * np.diff(song.beats_s).mean() * RATE_HZ)))
+    assert wrong.overall < TRUE[seed].overall - 0.2
+    assert wrong.harmony > TRUE[seed].harmony - 0.2
+
+
+def two_chords(bar_s: float, bars: int) -> tuple[SungNotes, np.ndarray]:
+    """Half of each bar sung on a tone of its own chord: C major and F sharp major in turn, which share none."""
+    frame_s = np.arange(round(bars * bar_s * F0_RATE_HZ)) / F0_RATE_HZ
+    sung_s = frame_s[(frame_s % bar_s < 0.25 * bar_s) | (frame_s % bar_s > 0.75 * bar_s)]
+    tones_PT = np.zeros((12, round(bars * bar_s * CHROMA_RATE_HZ) + 1), bool)
+    odd_T = (np.arange(tones_PT.shape[1]) / CHROMA_RATE_HZ // bar_s % 2).astype(int)
+    for step in (0, 4, 7):
+        tones_PT[(6 * odd_T + step) % 12, np.arange(len(odd_T))] = True
+    return SungNotes(times_s=sung_s, class_T=(6 * (sung_s // bar_s % 2) + 4).astype(int) % 12), tones_PT
+
+
+def test_alignment_is_heard_on_both_sides_and_a_chord_that_never_changes_says_nothing() -> None:
+    sung, tones_PT = two_chords(bar_s=2.0, bars=10)
+    assert alignment_reading(sung, tones_PT) > 0.1
+    for moved in (-6, -4, -3, 3, 4, 6):  # chroma frames: 0.3 to 0.6 s
+        assert alignment_reading(sung, np.roll(tones_PT, moved, axis=1)) < -0.05
+    still_PT = np.repeat(tones_PT[:, :1], tones_PT.shape[1], axis=1)
+    assert alignment_reading(sung, still_PT) == pytest.approx(0.0, abs=1e-12)
+    assert odds(0.0) == 0.5
+    unsung = SungNotes(times_s=np.zeros(0), class_T=np.zeros(0, int))
+    assert alignment_reading(unsung, tones_PT) == 0.0
+
+
 @pytest.mark.parametrize("seed", [0, 2])
 def test_what_is_no_band_does_not_fit(seed: int) -> None:
     song, rng = SONGS[seed], np.random.default_rng(seed)
@@ -140,6 +176,61 @@ def test_a_silent_vocal_or_too_little_audio_is_zero() -> None:
     assert fit(np.zeros_like(song.vocal_N), song.band_N) == NO_FIT
     assert fit(song.vocal_N[: 3 * RATE_HZ], song.band_N) == NO_FIT
     assert fit(np.zeros((2, 0), np.float32), np.zeros((2, 0), np.float32)) == NO_FIT
+
+
+def tiled(audio_N: np.ndarray, samples: int) -> np.ndarray:
+    return np.tile(audio_N, -(-samples // len(audio_N)))[:samples]
+
+
+def averaged(fits: list[Fit], weights: list[float]) -> tuple[float, ...]:
+    return tuple(np.average([astuple(found) for found in fits], axis=0, weights=weights))
+
+
+def test_a_segment_is_one_piece_and_a_sample_more_is_two_equal_ones() -> None:
+    vocal_N, band_N = (tiled(audio_N, SEGMENT_SAMPLES + 1) for audio_N in (SONGS[0].vocal_N, SONGS[0].band_N))
+    assert fit(vocal_N[:-1], band_N[:-1]) == fit_piece(vocal_N[:-1], band_N[:-1])
+    half = SEGMENT_SAMPLES // 2
+    halves = [fit_piece(vocal_N[part], band_N[part]) for part in (slice(0, half), slice(half, None))]
+    assert astuple(fit(vocal_N, band_N)) == pytest.approx(averaged(halves, [0.5, 0.5]), abs=0.01)
+
+
+def test_pieces_count_by_how_long_the_voice_sounds_in_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    third = 10 * RATE_HZ
+    monkeypatch.setattr("model.fit.SEGMENT_SAMPLES", third)
+    vocal_N, band_N = tiled(SONGS[1].vocal_N, 3 * third), tiled(SONGS[1].band_N, 3 * third)
+    vocal_N[third : 2 * third] = 0  # a break that the band plays alone
+    vocal_N[2 * third + third // 2 :] = 0
+    band_N[2 * third :] = tiled(SONGS[2].band_N, third)  # and a stranger's band at the end
+    first, last = fit_piece(vocal_N[:third], band_N[:third]), fit_piece(vocal_N[2 * third :], band_N[2 * third :])
+    assert last.overall < first.overall - 0.2
+    heard = fit(vocal_N, band_N)
+    assert astuple(heard) == pytest.approx(averaged([first, last], [2, 1]), abs=0.03)
+    # Breath, or the band in the singer's microphone, is no singing.
+    vocal_N[third : 2 * third] = 1e-3 * band_N[third : 2 * third]
+    assert astuple(fit(vocal_N, band_N)) == pytest.approx(astuple(heard), abs=1e-3)
+    band_N[third : 2 * third] = 0
+    assert astuple(fit(vocal_N, band_N)) == pytest.approx(astuple(heard), abs=1e-3)
+
+
+def test_a_song_whose_band_stops_halfway_fits_by_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    half = 8 * RATE_HZ
+    monkeypatch.setattr("model.fit.SEGMENT_SAMPLES", half)
+    vocal_N, band_N = tiled(SONGS[1].vocal_N, 2 * half), tiled(SONGS[1].band_N, 2 * half)
+    band_N[half:] = 0
+    assert fit(vocal_N, band_N).overall == pytest.approx(fit_piece(vocal_N[:half], band_N[:half]).overall / 2, abs=0.03)
+
+
+def test_memory_does_not_grow_with_the_song() -> None:
+    def peak_bytes(samples: int) -> int:
+        vocal_CN, band_CN = (np.stack([tiled(audio_N, samples)] * 2) for audio_N in (SONGS[0].vocal_N, SONGS[0].band_N))
+        tracemalloc.start()
+        try:
+            fit(vocal_CN, band_CN)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak_bytes(3 * SEGMENT_SAMPLES) < 1.1 * peak_bytes(SEGMENT_SAMPLES)
 
 
 @settings(max_examples=15, deadline=None)

@@ -130,6 +130,28 @@ def test_beats_follow_a_tempo_that_drifts(bpm: float) -> None:
     assert mir_eval.beat.f_measure(beats_s, listen.track_beats(audio)) >= 0.95
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_loud_chords_on_swung_eighths_do_not_move_the_beat(seed: int) -> None:
+    rng, beat_s = np.random.default_rng(seed), 0.536
+    beats_s = 0.4 + beat_s * np.arange(32)
+    t = np.arange(round(0.15 * RATE_HZ)) / RATE_HZ
+    audio = np.zeros(round((beats_s[-1] + 1) * RATE_HZ))
+
+    def add(sound_N: np.ndarray, at_s: float) -> None:
+        start = round(at_s * RATE_HZ)
+        audio[start : start + len(sound_N)] += sound_N[: len(audio) - start]
+
+    for index, at_s in enumerate(beats_s):
+        kick = 0.6 * np.sin(2 * np.pi * (50 * t + 3 * (1 - np.exp(-30 * t)))) * np.exp(-25 * t)
+        add(kick if index % 2 == 0 else 0.2 * rng.normal(size=len(t)) * np.exp(-30 * t), at_s)
+        add(0.06 * np.diff(rng.normal(size=len(t)), prepend=0) * np.exp(-40 * t), at_s)  # ride
+        add(1.5 * pluck(36 + int(rng.integers(12)), 0.9 * beat_s, 5), at_s)  # walking bass
+        for midi in (55, 59, 62, 67):
+            chord = pluck(midi + index // 4 % 4 * 2, 0.3 * beat_s)
+            add(5 * chord * np.minimum(1, np.arange(len(chord)) / 441), at_s + 0.62 * beat_s)
+    assert mir_eval.beat.f_measure(beats_s, listen.track_beats(audio)) >= 0.9
+
+
 def test_a_drone_has_no_beats_and_the_lead_in_has_none() -> None:
     t = np.arange(10 * RATE_HZ) / RATE_HZ
     assert listen.track_beats(0.3 * np.sin(2 * np.pi * 110 * t)).size == 0
