@@ -21,7 +21,7 @@ from model.codec_base import Codec
 from model.diffusion import Schedule
 from model.errors import ModelError
 from model.evaluator import Evaluator, evaluator_for
-from model.fit import Fit, fit
+from model.fit import Fit, Listener
 from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SEGMENT_FRAMES
 from model.sampling import Progress, SamplerConfig, Solver
 from model.unet import VocalFeatures
@@ -173,12 +173,14 @@ class Accompanist:
     def _best(self, song: "_Song", latents_KBCT: list[list[Tensor]], clock: StageClock, told: "_Told") -> Accompaniment:
         best: tuple[Fit, np.ndarray] | None = None
         fits = []
+        with clock.stage("fit"):
+            listener = Listener(song.vocal_CN)
         for pieces_BCT in latents_KBCT:  # one after the other: a long song's audio is large
             audio_CN = np.empty_like(song.vocal_CN)
             for _ in song.render(iter(pieces_BCT), audio_CN):
                 pass
             with clock.stage("fit"):
-                fits.append(fit(song.vocal_CN, audio_CN))
+                fits.append(listener.fit(audio_CN))
             if best is None or fits[-1].overall > best[0].overall:
                 best = fits[-1], audio_CN
             told.finished()
@@ -205,7 +207,7 @@ class Accompanist:
         audio_CN = np.empty_like(song.vocal_CN)
         yield from song.render((settled_BCT for _, settled_BCT in settled), audio_CN)
         with clock.stage("fit"):
-            found = fit(song.vocal_CN, audio_CN)
+            found = Listener(song.vocal_CN).fit(audio_CN)
         told.finished()
         return Accompaniment(audio_CN=audio_CN, seed=config.seed, fit=found, candidate_fits=(found,), stage_s=clock.stage_s)
 

@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from model.fit_readings import (
+    SungNotes,
     alignment_reading,
     chord_tones,
     correlation_reading,
@@ -29,6 +30,7 @@ from model.listen.rhythm import beat_curve
 
 SHORTEST_S = 4.0
 _SILENCE_RMS = 1e-4
+_LEVEL_RMS = 0.1
 # A piece where the vocal is this far below the song's mean holds no singing: breath, or what another microphone picked up.
 _SOUNDING_DB = -30.0
 _SOUNDING_SAMPLES = 2_048
@@ -52,49 +54,75 @@ class Fit:
 NO_FIT = Fit(harmony=0.0, rhythm=0.0, overall=0.0, leakage=0.0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _HeardPiece:
+    """A piece of a vocal as a fit needs it: where it lies, how much it counts, at which gain, and what is sung."""
+
+    piece: slice
+    weight: float
+    gain: float
+    sung: SungNotes
+    onset_T: np.ndarray
+
+
+class Listener:
+    """A vocal, heard once for the fits of several accompaniments."""
+
+    def __init__(self, vocal_CN: np.ndarray) -> None:
+        """44.1 kHz, (C, N) or (N,). A vocal longer than a segment (47.55 s) is heard in equal pieces, so that memory does not grow with it,
+        and each piece counts by how long the voice sounds in it."""
+        self._vocal_CN = vocal_CN
+        samples = np.shape(vocal_CN)[-1]
+        self._pieces: list[_HeardPiece] = []
+        if samples < SHORTEST_S * SAMPLE_RATE_HZ:
+            return
+        count = -(-samples // SEGMENT_SAMPLES)
+        pieces = [slice(start, end) for start, end in pairwise(samples * index // count for index in range(count + 1))]
+        for piece, weight in zip(pieces, _sounding(vocal_CN, pieces), strict=True):
+            vocal_N = mono(vocal_CN[..., piece])
+            if weight > 0 and (rms := _rms(vocal_N)) >= _SILENCE_RMS:
+                gain = _LEVEL_RMS / rms
+                vocal_N = vocal_N * np.float32(gain)
+                heard = _HeardPiece(piece=piece, weight=weight, gain=gain, sung=sung_notes(vocal_N), onset_T=onset_strength(vocal_N))
+                self._pieces.append(heard)
+
+    def fit(self, accompaniment_CN: np.ndarray) -> Fit:
+        """Fit of an accompaniment of the vocal's length. Silence, or less than 4 s: zeros."""
+        harmony = rhythm = overall = leak = 0.0
+        for heard in self._pieces:
+            fit = self._fit_piece(heard, mono(accompaniment_CN[..., heard.piece]))
+            harmony += heard.weight * fit.harmony
+            rhythm += heard.weight * fit.rhythm
+            overall += heard.weight * fit.overall
+            leak += heard.weight * fit.leakage
+        # Weights are rounded, and a copy leaks wholly in every piece.
+        return Fit(harmony=harmony, rhythm=rhythm, overall=overall, leakage=min(leak, 1.0))
+
+    def _fit_piece(self, heard: _HeardPiece, accompaniment_N: np.ndarray) -> Fit:
+        rms = _rms(accompaniment_N)
+        if rms < _SILENCE_RMS:
+            return NO_FIT
+        # A level is no part of a fit, and every threshold below is relative to full scale.
+        accompaniment_N = accompaniment_N * np.float32(_LEVEL_RMS / rms)
+        chroma_PT = chroma(accompaniment_N)
+        tones_PT = chord_tones(chroma_PT)
+        class_match, chord_rate = harmony_readings(heard.sung, chroma_PT, tones_PT)
+        harmony = _both(share(class_match / _FULL_READING), share(chord_rate / _FULL_CHORD))
+        accompaniment_T = beat_curve(accompaniment_N)
+        grid, correlation = grid_reading(heard.onset_T, accompaniment_T), correlation_reading(heard.onset_T, accompaniment_T)
+        rhythm = _both(share(grid / _FULL_GRID), share(correlation / _FULL_CORRELATION))
+        alignment = odds(alignment_reading(heard.sung, tones_PT) / _ALIGNMENT_SCALE)
+        leak = leakage(mono(self._vocal_CN[..., heard.piece]) * np.float32(heard.gain), accompaniment_N)
+        kept = 1 - np.clip((leak - _LEAK_HARMLESS) / (_LEAK_FATAL - _LEAK_HARMLESS), 0, 1)
+        # Alignment belongs to neither: it needs the right key and the right time. Being even odds where nothing speaks, it only tilts.
+        overall = float(_both(harmony, rhythm) * np.sqrt(alignment) * kept)
+        return Fit(harmony=harmony, rhythm=rhythm, overall=overall, leakage=leak)
+
+
 def fit(vocal_CN: np.ndarray, accompaniment_CN: np.ndarray) -> Fit:
-    """Fit of an accompaniment to a vocal, both 44.1 kHz, (C, N) or (N,); the longer one is cut. Silence, or less than 4 s: zeros.
-
-    A song longer than a segment (47.55 s) is heard in equal pieces, so that memory does not grow with it, and each piece counts by how long
-    the voice sounds in it.
-    """
+    """Fit of an accompaniment to a vocal, both 44.1 kHz, (C, N) or (N,); the longer one is cut. See `Listener`."""
     samples = min(np.shape(vocal_CN)[-1], np.shape(accompaniment_CN)[-1])
-    if samples < SHORTEST_S * SAMPLE_RATE_HZ:
-        return NO_FIT
-    count = -(-samples // SEGMENT_SAMPLES)
-    pieces = [slice(start, end) for start, end in pairwise(samples * index // count for index in range(count + 1))]
-    harmony = rhythm = overall = leak = 0.0
-    for piece, weight in zip(pieces, _sounding(vocal_CN, pieces), strict=True):
-        if weight > 0:
-            heard = fit_piece(vocal_CN[..., piece], accompaniment_CN[..., piece])
-            harmony += weight * heard.harmony
-            rhythm += weight * heard.rhythm
-            overall += weight * heard.overall
-            leak += weight * heard.leakage
-    # Weights are rounded, and a copy leaks wholly in every piece.
-    return Fit(harmony=harmony, rhythm=rhythm, overall=overall, leakage=min(leak, 1.0))
-
-
-def fit_piece(vocal_CN: np.ndarray, accompaniment_CN: np.ndarray) -> Fit:
-    """`fit` of two signals of equal length, as one piece: memory grows with it."""
-    vocal_N, accompaniment_N = mono(vocal_CN), mono(accompaniment_CN)
-    if _rms(vocal_N) < _SILENCE_RMS or _rms(accompaniment_N) < _SILENCE_RMS:
-        return NO_FIT
-    # A level is no part of a fit, and every threshold below is relative to full scale.
-    vocal_N, accompaniment_N = _at_common_level(vocal_N), _at_common_level(accompaniment_N)
-    sung, chroma_PT = sung_notes(vocal_N), chroma(accompaniment_N)
-    tones_PT = chord_tones(chroma_PT)
-    class_match, chord_rate = harmony_readings(sung, chroma_PT, tones_PT)
-    harmony = _both(share(class_match / _FULL_READING), share(chord_rate / _FULL_CHORD))
-    vocal_T, accompaniment_T = onset_strength(vocal_N), beat_curve(accompaniment_N)
-    grid, correlation = grid_reading(vocal_T, accompaniment_T), correlation_reading(vocal_T, accompaniment_T)
-    rhythm = _both(share(grid / _FULL_GRID), share(correlation / _FULL_CORRELATION))
-    alignment = odds(alignment_reading(sung, tones_PT) / _ALIGNMENT_SCALE)
-    leak = leakage(vocal_N, accompaniment_N)
-    kept = 1 - np.clip((leak - _LEAK_HARMLESS) / (_LEAK_FATAL - _LEAK_HARMLESS), 0, 1)
-    # Alignment belongs to neither: it needs the right key and the right time. Being even odds where nothing speaks, it only tilts.
-    overall = float(_both(harmony, rhythm) * np.sqrt(alignment) * kept)
-    return Fit(harmony=harmony, rhythm=rhythm, overall=overall, leakage=leak)
+    return Listener(vocal_CN[..., :samples]).fit(accompaniment_CN[..., :samples])
 
 
 def _sounding(vocal_CN: np.ndarray, pieces: list[slice]) -> list[float]:
@@ -116,7 +144,3 @@ def _both(one: float, other: float) -> float:
 
 def _rms(audio_N: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(audio_N), dtype=np.float64)))
-
-
-def _at_common_level(audio_N: np.ndarray) -> np.ndarray:
-    return audio_N * np.float32(0.1 / _rms(audio_N))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from listen_songs import RATE_HZ, Song, compose
 
-from model.fit import NO_FIT, Fit, fit, fit_piece
+from model.fit import NO_FIT, Fit, Listener, fit
 from model.fit_readings import SungNotes, alignment_reading, odds
 from model.geometry import SEGMENT_SAMPLES
 from model.leakage import leakage
@@ -186,12 +186,22 @@ def averaged(fits: list[Fit], weights: list[float]) -> tuple[float, ...]:
     return tuple(np.average([astuple(found) for found in fits], axis=0, weights=weights))
 
 
-def test_a_segment_is_one_piece_and_a_sample_more_is_two_equal_ones() -> None:
+def test_a_segment_is_one_piece_and_a_sample_more_is_two_equal_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     vocal_N, band_N = (tiled(audio_N, SEGMENT_SAMPLES + 1) for audio_N in (SONGS[0].vocal_N, SONGS[0].band_N))
-    assert fit(vocal_N[:-1], band_N[:-1]) == fit_piece(vocal_N[:-1], band_N[:-1])
+    one_piece = fit(vocal_N[:-1], band_N[:-1])
     half = SEGMENT_SAMPLES // 2
-    halves = [fit_piece(vocal_N[part], band_N[part]) for part in (slice(0, half), slice(half, None))]
+    halves = [fit(vocal_N[part], band_N[part]) for part in (slice(0, half), slice(half, None))]
     assert astuple(fit(vocal_N, band_N)) == pytest.approx(averaged(halves, [0.5, 0.5]), abs=0.01)
+    monkeypatch.setattr("model.fit.SEGMENT_SAMPLES", 10 * SEGMENT_SAMPLES)
+    assert fit(vocal_N[:-1], band_N[:-1]) == one_piece
+
+
+def test_a_vocal_heard_once_fits_as_each_time_anew() -> None:
+    vocal_N = SONGS[0].vocal_N
+    listener = Listener(vocal_N)
+    for band_N in (SONGS[0].band_N, tiled(SONGS[1].band_N, len(vocal_N)), 0.01 * SONGS[0].band_N, np.zeros_like(vocal_N), vocal_N):
+        assert listener.fit(band_N) == fit(vocal_N, band_N)
+    assert Listener(vocal_N[: 3 * RATE_HZ]).fit(SONGS[0].band_N[: 3 * RATE_HZ]) == NO_FIT
 
 
 def test_pieces_count_by_how_long_the_voice_sounds_in_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +211,7 @@ def test_pieces_count_by_how_long_the_voice_sounds_in_them(monkeypatch: pytest.M
     vocal_N[third : 2 * third] = 0  # a break that the band plays alone
     vocal_N[2 * third + third // 2 :] = 0
     band_N[2 * third :] = tiled(SONGS[2].band_N, third)  # and a stranger's band at the end
-    first, last = fit_piece(vocal_N[:third], band_N[:third]), fit_piece(vocal_N[2 * third :], band_N[2 * third :])
+    first, last = fit(vocal_N[:third], band_N[:third]), fit(vocal_N[2 * third :], band_N[2 * third :])
     assert last.overall < first.overall - 0.2
     heard = fit(vocal_N, band_N)
     assert astuple(heard) == pytest.approx(averaged([first, last], [2, 1]), abs=0.03)
@@ -217,7 +227,7 @@ def test_a_song_whose_band_stops_halfway_fits_by_half(monkeypatch: pytest.Monkey
     monkeypatch.setattr("model.fit.SEGMENT_SAMPLES", half)
     vocal_N, band_N = tiled(SONGS[1].vocal_N, 2 * half), tiled(SONGS[1].band_N, 2 * half)
     band_N[half:] = 0
-    assert fit(vocal_N, band_N).overall == pytest.approx(fit_piece(vocal_N[:half], band_N[:half]).overall / 2, abs=0.03)
+    assert fit(vocal_N, band_N).overall == pytest.approx(fit(vocal_N[:half], band_N[:half]).overall / 2, abs=0.03)
 
 
 def test_memory_does_not_grow_with_the_song() -> None:
