@@ -208,7 +208,7 @@ def main() -> None:
             continue
         rows.append(Row.from_json(child.stdout.strip().splitlines()[-1]))
     if rows:
-        command = " ".join(["python infra/benchmarks/peers.py", *sys.argv[1:]])
+        command = f'make peers ARGS="{" ".join(sys.argv[1:])}"' if sys.argv[1:] else "make peers"
         print(f"{heading(rows, options, command)}\n{table(rows, options.duration)}")
     sys.exit(len(rows) < len(wanted))
 
