@@ -10,7 +10,6 @@ import importlib.util
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from infra.benchmarks.peers_systems import STABLE_AUDIO_MOST_S, SYSTEMS, Part, timed
+from infra.benchmarks.subject import peak_resident_gb, processor
 
 BAR = 40
 """How many times backline's request MusicGen-small with its defaults is to take at least."""
@@ -108,11 +108,6 @@ def crowded(rows: Sequence[Row], cores: int) -> bool:
     return max(load for row in rows for load in row.load) > cores + 0.75 or min(rates) < 2 / 3 * max(rates)
 
 
-def peak_gb() -> float:
-    """Peak resident memory of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-
-
 def matrix_gflops(device: str) -> float:
     """Median rate of a float32 matrix product (1536³, on CUDA 8192³): lower after than before, or from one system to the next, says that
     others used the machine."""
@@ -137,7 +132,7 @@ def measure(system: str, options: argparse.Namespace) -> Row:
     start_s, cpu_s = time.perf_counter(), time.process_time()
     outcome = SYSTEMS[system](options)
     cores = (time.process_time() - cpu_s) / (time.perf_counter() - start_s)
-    memory_gb = torch.cuda.max_memory_allocated() / 1e9 if cuda else peak_gb() - outcome.imported_gb
+    memory_gb = torch.cuda.max_memory_allocated() / 1e9 if cuda else peak_resident_gb() - outcome.imported_gb
     return Row(
         system=system,
         parameters=outcome.parameters,
@@ -149,13 +144,6 @@ def measure(system: str, options: argparse.Namespace) -> Row:
         cores=cores,
         machine=torch.cuda.get_device_name() if cuda else f"{processor()}, {torch.backends.cpu.get_cpu_capability()}",
     )
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def heading(rows: Sequence[Row], options: argparse.Namespace, command: str) -> str:

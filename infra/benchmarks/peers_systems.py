@@ -11,11 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
+from infra.benchmarks.subject import random_accompanist, resident_gb, sung, synchronise
 
-    from model.accompany import Accompanist
+if TYPE_CHECKING:
+    import torch
 
 STABLE_AUDIO_STEPS = 100
 STABLE_AUDIO_MOST_S = 1024 * 2048 / 44_100
@@ -66,20 +65,6 @@ def size(*modules: "torch.nn.Module") -> int:
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
-def held_gb() -> float:
-    """Resident memory now."""
-    import psutil  # type: ignore[import-untyped]
-
-    return psutil.Process().memory_info().rss / 1e9
-
-
-def synchronise(device: str) -> None:
-    if device == "cuda":
-        import torch
-
-        torch.cuda.synchronize()
-
-
 def timed(device: str, work: Callable[[], Any]) -> tuple[float, Any]:
     """(wall seconds, what the work gave)."""
     synchronise(device)
@@ -89,48 +74,14 @@ def timed(device: str, work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start_s, given
 
 
-def build_accompanist(device: str) -> "Accompanist":
-    """Preset paper with random weights, and the embedded codec."""
-    import torch
-
-    from model.accompany import Accompanist
-    from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics
-    from model.codec import load_codec
-    from model.unet import PRESETS, AccompanimentUNet
-
-    codec, network = load_codec("embedded", device=device), PRESETS["paper"]()
-    torch.manual_seed(0)
-    flat, unit = (0.0,) * 64, (1.0,) * 64
-    checkpoint = Checkpoint(
-        name="random",
-        network=network,
-        state=AccompanimentUNet(network).state_dict(),
-        statistics=LatentStatistics(vocal_mean=flat, vocal_std=unit, accompaniment_mean=flat, accompaniment_std=unit, vocal_level_db=-20.0),
-        codec=codec.identity,
-        dataset=DatasetIdentity(uri="none", digest="none"),
-        step=0,
-        metrics={},
-    )
-    return Accompanist(checkpoint, codec, device=device)
-
-
-def sung(duration_s: float) -> "np.ndarray":
-    """(2, N) at 44.1 kHz: a tone with rests."""
-    import numpy as np
-
-    time_N = np.arange(int(duration_s * 44_100)) / 44_100
-    vocal_N = 0.1 * np.sin(2 * np.pi * 220 * time_N) * (time_N % 0.5 < 0.4)
-    return np.stack([vocal_N, vocal_N]).astype(np.float32)
-
-
 def backline(options: argparse.Namespace, *, paper: bool) -> Outcome:
     """Encode, diffuse, render and fit, the median of five requests; or the denoising of one with the sampler of the paper."""
     import torch
 
     from model.accompany import GenerationConfig
 
-    imported_gb = held_gb()
-    accompanist, vocal_CN = build_accompanist(options.device), sung(options.duration)
+    imported_gb = resident_gb()
+    accompanist, vocal_CN = random_accompanist(device=options.device), sung(options.duration)
     modules = [part for part in vars(accompanist.codec).values() if isinstance(part, torch.nn.Module)]
     tensors = accompanist.checkpoint.state.values()
     parameters = sum(tensor.numel() for tensor in tensors) + size(*modules)
@@ -166,7 +117,7 @@ def musicgen(options: argparse.Namespace, *, guidance: float) -> Outcome:
     )
 
     logging.set_verbosity_error()  # it warns of the published padding token
-    imported_gb = held_gb()
+    imported_gb = resident_gb()
     text = T5Config(d_model=768, d_ff=3072, num_layers=12, num_heads=12)
     audio = EncodecConfig(
         sampling_rate=32_000,
@@ -236,7 +187,7 @@ def stable_audio(options: argparse.Namespace) -> Outcome:
     from diffusers.pipelines.stable_audio import StableAudioProjectionModel
     from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-    imported_gb = held_gb()
+    imported_gb = resident_gb()
     pipe: Any = StableAudioPipeline(
         vae=AutoencoderOobleck(),
         text_encoder=T5EncoderModel(T5Config(d_model=768, d_ff=3072, num_layers=12, num_heads=12)),

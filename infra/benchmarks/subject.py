@@ -99,17 +99,18 @@ def peak_resident_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1_024) / 1e9
 
 
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def machine(device: str = "cpu") -> str:
     """A line on where a figure was taken, with the load of the last minute."""
     import torch
 
-    if device.startswith("cuda"):
-        what = torch.cuda.get_device_name(device)
-    else:
-        cpuinfo = Path("/proc/cpuinfo")
-        lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-        what = f"{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
-    return (
-        f"{what}; Python {platform.python_version()}, torch {torch.__version__}; load {os.getloadavg()[0]:.1f}; {time.strftime('%Y-%m-%d')}"
-    )
+    capability = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+    what = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{processor()}, {capability}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{what}; {versions}; load {os.getloadavg()[0]:.1f}; {time.strftime('%Y-%m-%d')}"
