@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,26 +16,38 @@ from torch import Tensor, nn
 from model.codec_base import Codec, CodecIdentity, Halo, tensors_sha256
 from model.embedded_codec import MODEL_TYPE as EMBEDDED_MODEL_TYPE
 from model.embedded_codec import load_embedded
-from model.errors import CodecUnavailable
+from model.errors import CodecUnavailable, ModelError
 from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ
+from model.oobleck import quicken, round_fine_blocks
 from model.receptive_field import UnknownFieldError, decoder_halo, encoder_halo
 
-__all__ = ["Codec", "CodecIdentity", "StableAudioCodec", "load_codec"]
+__all__ = ["Codec", "CodecIdentity", "Precision", "StableAudioCodec", "load_codec"]
 
 log = logging.getLogger(__name__)
 
 STABLE_AUDIO_OPEN = "stable-audio-open"
 HUB_REPOSITORY = "stabilityai/stable-audio-open-1.0"
 CHECKPOINT_PREFIX = "pretransform.model."
-# 3 s of the Stable Audio Open VAE's first layers are 67 MB a tensor: about 1 GB at the peak with its halo.
-CHUNK_FRAMES = 64
+Precision = Literal["auto", "float32", "bfloat16"]
+# A chunk of the Stable Audio Open VAE reads 10 frames on either side: 31% more work at 64 frames, 16% at 128, whose tensors at the
+# full rate take 155 MB each and whose decode 0.6 GB above the weights (infra/benchmarks/full_codec.md).
+CHUNK_FRAMES = 128
 
 
 class StableAudioCodec(Codec):
     """A stable-audio-tools autoencoder with a continuous bottleneck, used as `encode` = posterior mean (Evans et al. 2024)."""
 
-    def __init__(self, autoencoder: Any, identity: CodecIdentity, *, scale: float = 1.0, device: str = "cpu") -> None:
-        """`autoencoder` is stable-audio-tools' AudioAutoencoder with its weights; `scale` divides its latents."""
+    def __init__(
+        self, autoencoder: Any, identity: CodecIdentity, *, scale: float = 1.0, device: str = "cpu", precision: Precision = "auto"
+    ) -> None:
+        """`autoencoder` is stable-audio-tools' AudioAutoencoder with its weights, whose layers are replaced; `scale` divides its latents.
+
+        Precision bfloat16 rounds in the decoder's finest blocks alone (`model.oobleck`; 42 dB under the audio with random weights), and
+        encodes in float32; auto is bfloat16 on CUDA, float32 on a CPU. Identity stays that of the weights as stored. Raises ModelError
+        on another precision.
+        """
+        if precision not in get_args(Precision):
+            raise ModelError(f"codec {identity.id}: precision {precision!r}; choose one of {', '.join(get_args(Precision))}")
         self.identity = identity
         self.device = torch.device(device)
         self.chunk_frames = CHUNK_FRAMES
@@ -43,6 +55,10 @@ class StableAudioCodec(Codec):
         self.autoencoder = autoencoder.to(self.device).eval().requires_grad_(False)
         self._is_vae = type(autoencoder.bottleneck).__name__ == "VAEBottleneck"
         self.encode_halo, self.decode_halo = _halos(autoencoder)
+        self.precision: Precision = _resolved(precision, self.device)
+        quicken(self.autoencoder)
+        if self.precision == "bfloat16" and not round_fine_blocks(self.autoencoder.decoder):
+            log.warning("codec %s: its decoder has no residual units to compute in bfloat16; all of it stays float32", identity.id)
 
     def _encode_span(self, audio_BCN: Tensor) -> Tensor:
         if self._is_vae:
@@ -54,24 +70,32 @@ class StableAudioCodec(Codec):
         return self.autoencoder.decode(latent_BCT * self.scale)
 
 
-def load_codec(spec: str = "embedded", *, device: str = "cpu") -> Codec:
+def _resolved(precision: Precision, device: torch.device) -> Precision:
+    """What "auto" means on a device: a fixed rule, so that a machine gives the same audio every time."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if device.type == "cuda" else "float32"
+
+
+def load_codec(spec: str = "embedded", *, device: str = "cpu", precision: Precision = "auto") -> Codec:
     """A codec by name: "embedded", "stable-audio-open", "stable-audio-open:FOLDER" or FOLDER (model_config.json and safetensors).
 
+    `precision` is that of a stable-audio-tools autoencoder (StableAudioCodec); the embedded codec always computes in float32.
     Raises CodecUnavailable, whose message says what to accept, set or convert.
     """
     if spec == "embedded":
         return load_embedded(device=device)
     if spec == STABLE_AUDIO_OPEN:
-        return _load_folder(_download_stable_audio_open(), STABLE_AUDIO_OPEN, device)
+        return _load_folder(_download_stable_audio_open(), STABLE_AUDIO_OPEN, device, precision)
     if spec.startswith(f"{STABLE_AUDIO_OPEN}:"):
-        return _load_folder(Path(spec.removeprefix(f"{STABLE_AUDIO_OPEN}:")), STABLE_AUDIO_OPEN, device)
+        return _load_folder(Path(spec.removeprefix(f"{STABLE_AUDIO_OPEN}:")), STABLE_AUDIO_OPEN, device, precision)
     folder = Path(spec)
     if not folder.is_dir():
         raise CodecUnavailable(
             f"codec {spec!r}: neither a codec's name nor a folder; use embedded, {STABLE_AUDIO_OPEN}, {STABLE_AUDIO_OPEN}:FOLDER, "
             "or a folder with model_config.json and model.safetensors"
         )
-    return _load_folder(folder, folder.resolve().name, device)
+    return _load_folder(folder, folder.resolve().name, device, precision)
 
 
 def _download_stable_audio_open() -> Path:
@@ -90,7 +114,7 @@ def _download_stable_audio_open() -> Path:
     return Path(config).parent
 
 
-def _load_folder(folder: Path, codec_id: str, device: str) -> Codec:
+def _load_folder(folder: Path, codec_id: str, device: str, precision: Precision) -> Codec:
     config_path = folder / "model_config.json"
     if not config_path.is_file():
         raise CodecUnavailable(f"codec {codec_id}: no {config_path}; give a folder that holds model_config.json and model.safetensors")
@@ -106,9 +130,9 @@ def _load_folder(folder: Path, codec_id: str, device: str) -> Codec:
     _check_contract(autoencoder_config, codec_id)
     tensors = _read_autoencoder(_weights_file(folder, codec_id), prefixes, codec_id)
     identity = CodecIdentity(id=codec_id, weights_sha256=tensors_sha256(tensors))
-    autoencoder = _build(autoencoder_config, codec_id)
+    autoencoder = build_autoencoder(autoencoder_config, codec_id)
     _fill(autoencoder, tensors, codec_id)
-    return StableAudioCodec(autoencoder, identity, scale=scale, device=device)
+    return StableAudioCodec(autoencoder, identity, scale=scale, device=device, precision=precision)
 
 
 def _autoencoder_config(config: dict[str, Any], codec_id: str) -> tuple[dict[str, Any], tuple[str, ...], float]:
@@ -170,8 +194,11 @@ def _read_autoencoder(path: Path, prefixes: tuple[str, ...], codec_id: str) -> d
     )
 
 
-def _build(config: dict[str, Any], codec_id: str) -> Any:
-    """An empty autoencoder. The import takes 12 s, hence here."""
+def build_autoencoder(config: dict[str, Any], codec_id: str) -> Any:
+    """stable-audio-tools' autoencoder of a configuration (model_type autoencoder), without weights; its import takes 12 s.
+
+    Raises CodecUnavailable where that library cannot build it, or a decode could not be repeated.
+    """
     try:
         from stable_audio_tools.models.autoencoders import create_autoencoder_from_config
 

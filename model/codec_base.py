@@ -3,6 +3,7 @@
 Shapes: B batch, C channels, N samples, T latent frames of 2,048 samples.
 """
 
+import contextlib
 import hashlib
 import math
 from abc import ABC, abstractmethod
@@ -107,6 +108,17 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+@contextlib.contextmanager
+def whole_float32(device: torch.device) -> Iterator[None]:
+    """Convolutions of float32 tensors in float32: cuDNN would round their inputs to 10 bits (TF32). Nothing to do on a CPU."""
+    if device.type != "cuda":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False):
+        yield
+
+
 class Codec(ABC):
     """Encodes and decodes chunk by chunk; a subclass gives one chunk's computation and how far it reads.
 
@@ -198,6 +210,7 @@ class Codec(ABC):
     @torch.inference_mode()
     def _decode_wanted(self, stream: LatentStream, span: Span) -> Tensor:
         """The audio of the frames that a span wants, in memory of its own: what else it read is freed."""
-        decoded_BCN = self._decode_span(stream.read(span))
+        with whole_float32(self.device):
+            decoded_BCN = self._decode_span(stream.read(span))
         wanted = slice((span.start - span.read_start) * HOP_SAMPLES, (span.stop - span.read_start) * HOP_SAMPLES)
         return decoded_BCN[..., wanted].to("cpu", torch.float32, copy=True)

@@ -10,9 +10,9 @@ from torch import nn
 from model.codec_base import Halo
 
 # Layers that act on each position alone. A layer outside this list and the convolutions has an unknown field.
-POINTWISE = {"ELU", "SnakeBeta", "Tanh", "Identity"}
+POINTWISE = {"ELU", "SnakeBeta", "FastSnake", "Tanh", "Identity"}
 # Containers that run their children in order of registration; a residual's skip reads less than its branch.
-CHAINS = {"Sequential", "OobleckEncoder", "OobleckDecoder", "EncoderBlock", "DecoderBlock", "ResidualUnit"}
+CHAINS = {"Sequential", "OobleckEncoder", "OobleckDecoder", "EncoderBlock", "DecoderBlock", "ResidualUnit", "FastUnit"}
 
 Interval = tuple[int, int]
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from model.codec import build_autoencoder
 from model.codec_base import CodecIdentity
 from model.embedded_codec import EmbeddedCodec, PhaseConfig
 from model.magnitude_vae import STEREO_BANDS, MagnitudeVAE, MagnitudeVAEConfig
@@ -21,6 +22,10 @@ AUTOENCODER: dict[str, Any] = {
     "downsampling_ratio": 2048,
     "io_channels": 2,
 }
+
+
+# Stable Audio Open 1.0's autoencoder: 156.1 M parameters.
+FULL_OOBLECK = {"channels": 128, "c_mults": [1, 2, 4, 8, 16], "strides": [2, 4, 4, 8, 8], "use_snake": True}
 
 
 def autoencoder_document(**changes: Any) -> dict[str, Any]:
@@ -92,3 +97,69 @@ def stable_audio_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tens
         target = target.replace("parametrizations.weight.original0", "weight_g").replace("parametrizations.weight.original1", "weight_v")
         found[target] = tensor.detach().clone().contiguous()
     return found
+
+
+def write_full_size(folder: Path, *, seed: int = 0, branch: float = 0.5) -> Path:
+    """A folder as the hub holds Stable Audio Open 1.0: its configuration, its autoencoder at full size with random weights, and stand-ins
+    for the tensors of the transformer and the conditioners, which are NaN: whoever reads them notices.
+
+    Weights are conditioned layer by layer (Mishkin & Matas 2016): each convolution's norms are scaled until, for noise, its output deviates
+    by 1; by `branch` where it ends a residual branch, and by 0.15 where it makes the audio. So a latent is of order 1 and audio stays
+    within full scale. Snakes have log α and log β of deviation 0.3.
+    """
+    model = deepcopy(AUTOENCODER)
+    for side in ("encoder", "decoder"):
+        model[side]["config"] |= FULL_OOBLECK
+    autoencoder = build_autoencoder({"model_type": "autoencoder", "sample_rate": 44100, "model": model}, "full").eval()
+    _condition(autoencoder, torch.Generator().manual_seed(seed), branch)
+    others = {
+        "model.model.transformer.layers.0.self_attn.to_qkv.weight": torch.full((64, 64), float("nan")),
+        "model.model.postprocess_conv.weight": torch.full((64, 64, 1), float("nan")),
+        "conditioner.conditioners.seconds_total.embedder.embedding.1.bias": torch.full((64,), float("nan")),
+    }
+    tensors = others | {f"pretransform.model.{name}": tensor for name, tensor in autoencoder.state_dict().items()}
+    document = checkpoint_document(config=model)
+    document["model"] |= {
+        "io_channels": 64,
+        "conditioning": {
+            "configs": [
+                {"id": "prompt", "type": "t5", "config": {"t5_model_name": "t5-base", "max_length": 128}},
+                {"id": "seconds_start", "type": "number", "config": {"min_val": 0, "max_val": 512}},
+                {"id": "seconds_total", "type": "number", "config": {"min_val": 0, "max_val": 512}},
+            ],
+            "cond_dim": 768,
+        },
+        "diffusion": {"type": "dit", "config": {"io_channels": 64, "embed_dim": 1536, "depth": 24, "num_heads": 24}},
+    }
+    return write_folder(folder, document, tensors)
+
+
+@torch.no_grad()
+def _condition(autoencoder: Any, draws: torch.Generator, branch: float) -> None:
+    """Random weights whose activations stay of order 1 through all layers."""
+    last = [module for module in autoencoder.decoder.modules() if hasattr(module, "weight_g")][-1]
+    hooks = []
+    for module in autoencoder.modules():
+        if type(module).__name__ == "SnakeBeta":
+            module.alpha.normal_(std=0.3, generator=draws)
+            module.beta.normal_(std=0.3, generator=draws)
+        if not hasattr(module, "weight_g"):
+            continue
+        module.weight_v.normal_(generator=draws)
+        module.weight_g.copy_(torch.empty_like(module.weight_g).normal_(std=0.2, generator=draws).exp())
+        if module.bias is not None:
+            module.bias.normal_(std=0.1, generator=draws)
+        wanted = 0.15 if module is last else branch if module.kernel_size == (1,) else 1.0
+
+        def rescale(layer: Any, _: Any, made: torch.Tensor, wanted: float = wanted) -> torch.Tensor:
+            factor = wanted / made.std()
+            layer.weight_g.mul_(factor)
+            if layer.bias is not None:
+                layer.bias.mul_(factor)
+            return made * factor
+
+        hooks.append(module.register_forward_hook(rescale))
+    latent_BCT = autoencoder.encoder(0.2 * torch.randn(1, 2, 8 * 2048, generator=draws))[:, :64]
+    autoencoder.decoder(latent_BCT)
+    for hook in hooks:
+        hook.remove()

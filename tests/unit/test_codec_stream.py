@@ -37,7 +37,7 @@ cuttings = st.lists(st.integers(0, MOST_FRAMES), min_size=1, max_size=8).filter(
 
 
 @given(lengths=cuttings, batch=st.integers(1, 2))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_any_cutting_gives_the_audio_of_the_whole(codec: Codec, lengths: list[int], batch: int) -> None:
     latent_BCT = latent(sum(lengths), batch=batch)
     pieces = list(codec.decode_pieces(iter(latent_BCT.split(lengths, dim=2))))
