@@ -48,7 +48,7 @@ class GenerationConfig:
     """φ of Lin et al. 2023, 0 to 1: how much of guidance's gain in level is taken back."""
     solver: Solver = "dpmpp-2m"
     candidates: int = 1
-    """How many are made, as one batch; the best fitting is returned."""
+    """How many are made, as many at a time as the device takes; the best fitting is returned."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
@@ -153,24 +153,28 @@ class Accompanist:
     def accompany(self, vocal_CN: np.ndarray, config: GenerationConfig | None = None, *, progress: Progress | None = None) -> Accompaniment:
         """(2, N) float at 44.1 kHz, one sample or more → its accompaniment.
 
-        Memory beyond the vocal's, and the band's once or (candidates) twice, does not grow with length. progress: called after each step,
-        and after each candidate's fit with (steps, steps); what it raises ends the work. ModelError: another shape, none or not finite.
+        Of what grows with length it holds the vocal, the band (twice where there are candidates) and their latents, 0.3 MB a minute and
+        candidate. progress: called after each step, and after each candidate's fit with (steps, steps); what it raises ends the work.
+        ModelError: another shape, no samples, or not finite.
         """
         return self.accompany_batch([Request(vocal_CN=vocal_CN, config=config or GenerationConfig())], progress=progress)[0]
 
     @torch.inference_mode()
     def accompany_batch(self, requests: Sequence[Request], *, progress: Progress | None = None) -> list[Accompaniment]:
-        """Each request's accompaniment, all candidates denoised together, and each bit for bit what `accompany` gives it alone."""
+        """Each request's accompaniment, all candidates denoised together, and each bit for bit what `accompany` gives it alone.
+
+        What one request raises ends them all: look at vocals before they are batched.
+        """
         clock = StageClock(self.device)
         songs = [_Song(self, request, clock) for request in requests]
         latents: dict[Lane, list[Tensor]] = {lane: [] for song in songs for lane in song.lanes}
-        told = _Told(progress, sum(song.steps for song in songs))
-        for lane, settled_BCT in clock.each("diffuse", denoise(list(latents), self._evaluator, told.advance)):
+        count = _StepCount(progress, sum(song.steps for song in songs))
+        for lane, settled_BCT in clock.each("diffuse", denoise(list(latents), self._evaluator, count.advance)):
             latents[lane].append(settled_BCT)
-        made = [self._best(song, [latents.pop(lane) for lane in song.lanes], clock, told) for song in songs]
+        made = [self._best(song, [latents.pop(lane) for lane in song.lanes], clock, count) for song in songs]
         return [replace(accompaniment, stage_s=dict(clock.stage_s)) for accompaniment in made]
 
-    def _best(self, song: "_Song", latents_KBCT: list[list[Tensor]], clock: StageClock, told: "_Told") -> Accompaniment:
+    def _best(self, song: "_Song", latents_KBCT: list[list[Tensor]], clock: StageClock, count: "_StepCount") -> Accompaniment:
         best: tuple[Fit, np.ndarray] | None = None
         fits = []
         with clock.stage("fit"):
@@ -183,7 +187,7 @@ class Accompanist:
                 fits.append(listener.fit(audio_CN))
             if best is None or fits[-1].overall > best[0].overall:
                 best = fits[-1], audio_CN
-            told.finished()
+            count.finished()
         assert best is not None  # candidates ≥ 1
         return Accompaniment(audio_CN=best[1], seed=song.config.seed, fit=best[0], candidate_fits=tuple(fits), stage_s=clock.stage_s)
 
@@ -193,7 +197,8 @@ class Accompanist:
     ) -> Generator[np.ndarray, None, Accompaniment]:
         """The same audio as `accompany`, bit for bit, in pieces (2, n) as soon as each is finished; returns the whole with its fit.
 
-        The first piece needs the first window alone. Of several candidates the best is known, and heard, when all are done.
+        The first piece needs the first window alone. Of several candidates the best is known, and heard, when all are done. Pieces are
+        views that cannot be written to. Errors are those of `accompany`, at the first `next`.
         """
         config = config or GenerationConfig()
         if config.candidates > 1:
@@ -202,13 +207,13 @@ class Accompanist:
             return made
         clock = StageClock(self.device)
         song = _Song(self, Request(vocal_CN=vocal_CN, config=config), clock)
-        told = _Told(progress, song.steps)
-        settled = clock.each("diffuse", denoise(song.lanes, self._evaluator, told.advance))
+        count = _StepCount(progress, song.steps)
+        settled = clock.each("diffuse", denoise(song.lanes, self._evaluator, count.advance))
         audio_CN = np.empty_like(song.vocal_CN)
         yield from song.render((settled_BCT for _, settled_BCT in settled), audio_CN)
         with clock.stage("fit"):
             found = Listener(song.vocal_CN).fit(audio_CN)
-        told.finished()
+        count.finished()
         return Accompaniment(audio_CN=audio_CN, seed=config.seed, fit=found, candidate_fits=(found,), stage_s=clock.stage_s)
 
     def null_features(self, frames: int) -> VocalFeatures:
@@ -283,11 +288,12 @@ class _Song:
             np.divide(piece_BCN[0, :, : part_CN.shape[1]].numpy(), np.float32(self._gain), out=part_CN)
             filled += part_CN.shape[1]
             if part_CN.shape[1]:
+                part_CN.flags.writeable = False
                 yield part_CN
 
 
-class _Told:
-    """Counts steps for whoever wants to know."""
+class _StepCount:
+    """Counts denoising steps, and tells whoever wants to know."""
 
     def __init__(self, progress: Progress | None, steps: int) -> None:
         self._progress, self._steps, self._done = progress, steps, 0

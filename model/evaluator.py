@@ -57,13 +57,11 @@ class Evaluator(ABC):
 
 
 class ThreadedEvaluator(Evaluator):
-    """CPU: each evaluation alone, as many at a time as there are workers.
+    """CPU: each evaluation alone on one thread, as many at a time as there are threads.
 
-    A worker splits its own operations among `threads_each`. On few cores that is 1: guidance's two branches keep two cores busy, nothing
-    waits at the barriers inside an operation (on a busy machine that is most of the time), and the bits are those of one thread.
+    Guidance's two branches keep two cores busy, nothing waits at the barriers inside an operation (on a busy machine that is most of the
+    time), and the bits are the same on any number of threads.
     """
-
-    MOST_WORKERS = 2  # a guided request alone has two evaluations at a time; more cores are better used inside them
 
     def __init__(self, unet: AccompanimentUNet, threads: int | None = None, *, execution: Execution = "auto") -> None:
         """threads: of this evaluator in all; by default torch's own number."""
@@ -73,10 +71,9 @@ class ThreadedEvaluator(Evaluator):
             raise ModelError(f"threads={threads}: must be at least 1; by default all that torch uses")
         if execution == "graph":
             raise ModelError("execution='graph': a CPU has no CUDA graphs; use auto, eager or compile")
-        self.slots = min(self.MOST_WORKERS, threads)
-        self.threads_each = threads // self.slots
-        self._network: Callable[[Tensor, Tensor, VocalFeatures], Tensor] = torch.compile(unet) if execution == "compile" else unet
-        self._pool = _workers(self.slots, self.threads_each)
+        self.slots = threads
+        self._network = _network(unet, execution)
+        self._pool = _workers(threads)
 
     def encode(self, vocals_BCT: Sequence[Tensor | None], frames: int) -> list[VocalFeatures]:
         return list(self._pool.map(lambda vocal_BCT: self._encode(vocal_BCT, frames), vocals_BCT))
@@ -96,13 +93,24 @@ class ThreadedEvaluator(Evaluator):
         return self._network(x_BCT, torch.tensor([evaluation.t]), evaluation.vocal)[0]
 
 
-def _workers(count: int, threads_each: int) -> ThreadPoolExecutor:
-    """Threads whose torch operations use `threads_each` threads; the caller's own number stays."""
+def _network(unet: AccompanimentUNet, execution: Execution) -> Callable[[Tensor, Tensor, VocalFeatures], Tensor]:
+    # dynamic=False: a kernel for each shape, so that the bits of one length do not depend on which lengths came before it
+    return torch.compile(unet, dynamic=False) if execution == "compile" else unet
+
+
+def _workers(count: int) -> ThreadPoolExecutor:
+    """Threads whose torch operations do not split their work. For other threads torch's number stays; none may start while this runs."""
+
+    def begin() -> None:
+        # torch gives a thread the process's number at its first look, and would overwrite what is set before that
+        torch.get_num_threads()
+        torch.set_num_threads(1)
+
     outside = torch.get_num_threads()
     all_there = threading.Barrier(count)
-    pool = ThreadPoolExecutor(count, thread_name_prefix="denoise", initializer=torch.set_num_threads, initargs=(threads_each,))
+    pool = ThreadPoolExecutor(count, thread_name_prefix="denoise", initializer=begin)
     list(pool.map(lambda _: all_there.wait(), range(count)))  # each begins now, not at its first evaluation
-    # OpenMP's number is a thread's own, that of a linked MKL is the process's: put back what the workers have set.
+    # OpenMP's number is a thread's own; the process's, for threads to come and for MKL, was set too and is put back.
     torch.set_num_threads(outside)
     return pool
 
@@ -121,8 +129,8 @@ class _Batch:
 class BatchedEvaluator(Evaluator):
     """Accelerators: evaluations in the slots of one batch whose shape never changes, replayed as a CUDA graph.
 
-    Windows are padded to one of few lengths (padding is masked, and exact up to rounding), so that there are few graphs; empty slots hold
-    zeros. The features of a window are copied into its slot once, not at every step.
+    Windows are padded to one of few lengths (padding is masked, and exact up to rounding), so that there are few graphs. An empty slot
+    holds what was last in it. The features of a window are copied into its slot once, not at every step.
     """
 
     def __init__(
@@ -134,17 +142,18 @@ class BatchedEvaluator(Evaluator):
         execution: Execution = "auto",
         bfloat16: bool | None = None,
     ) -> None:
-        """slots: guided evaluations take two. bfloat16: autocast; by default on CUDA only."""
+        """slots: guided evaluations take two. bfloat16: autocast; by default on CUDA devices that compute with it."""
         super().__init__(unet)
         is_cuda = self.device.type == "cuda"
-        if slots < 1:
-            raise ModelError(f"slots={slots}: must be at least 1; 32 hold 16 guided candidates")
+        if slots < 1 or slots & (slots - 1):
+            # Libraries cut a batch into parts of such sizes; in 6 slots (and no power of two) the bits depended on the slot.
+            raise ModelError(f"slots={slots}: must be a power of two; 32 hold 16 guided candidates")
         if execution == "graph" and not is_cuda:
             raise ModelError(f"execution='graph': {self.device} has no CUDA graphs; use auto, eager or compile")
         self.slots, self.lengths = slots, sorted(lengths)
-        self.bfloat16 = is_cuda if bfloat16 is None else bfloat16
+        self.bfloat16 = is_cuda and torch.cuda.is_bf16_supported(including_emulation=False) if bfloat16 is None else bfloat16
         self._graphs = is_cuda and execution != "eager"
-        self._network: Callable[[Tensor, Tensor, VocalFeatures], Tensor] = torch.compile(unet) if execution == "compile" else unet
+        self._network = _network(unet, execution)
         self._batches: dict[int, _Batch] = {}
 
     def _padded(self, frames: int) -> int:
@@ -199,7 +208,7 @@ class BatchedEvaluator(Evaluator):
                 return self._network(x_BCT, t_B, vocal).float()
 
         if self._graphs:
-            run = _captured(run)
+            run = _captured(run, self.device)
         return _Batch(x_BCT=x_BCT, t_B=t_B, vocal=vocal, run=run, occupants=[None] * self.slots)
 
     def _autocast(self) -> torch.autocast | nullcontext[None]:
@@ -207,20 +216,22 @@ class BatchedEvaluator(Evaluator):
         return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False) if self.bfloat16 else nullcontext()
 
 
-def _captured(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def _captured(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
     """One CUDA graph of a function whose inputs stay where they are; its result is overwritten by the next call."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):  # libraries choose kernels and allocate workspaces in their first calls, which a capture forbids
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = run()
+    with torch.cuda.device(device):  # streams and graphs belong to the current device, which need not be the network's
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):  # libraries choose kernels and allocate workspaces in their first calls, which a capture forbids
+                run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = run()
 
     def replay() -> Tensor:
-        graph.replay()
+        with torch.cuda.device(device):
+            graph.replay()
         return result
 
     return replay

@@ -89,12 +89,14 @@ class Listener:
     def fit(self, accompaniment_CN: np.ndarray) -> Fit:
         """Fit of an accompaniment of the vocal's length. Silence, or less than 4 s: zeros."""
         harmony = rhythm = overall = leak = 0.0
+        total = sum(heard.weight for heard in self._pieces)
         for heard in self._pieces:
+            weight = heard.weight / total
             fit = self._fit_piece(heard, mono(accompaniment_CN[..., heard.piece]))
-            harmony += heard.weight * fit.harmony
-            rhythm += heard.weight * fit.rhythm
-            overall += heard.weight * fit.overall
-            leak += heard.weight * fit.leakage
+            harmony += weight * fit.harmony
+            rhythm += weight * fit.rhythm
+            overall += weight * fit.overall
+            leak += weight * fit.leakage
         # Weights are rounded, and a copy leaks wholly in every piece.
         return Fit(harmony=harmony, rhythm=rhythm, overall=overall, leakage=min(leak, 1.0))
 

@@ -18,7 +18,7 @@ from model.listen.rhythm import beats_of, peak_times
 _LEAST_SUNG_S = 1.0
 _CONTEXT_S = 0.5
 _CHORD_CHANCE = 0.25  # a triad holds 3 of 12 classes
-# Within one chord and, from 60 to 140 bpm, on either side of half a beat; in seconds, because a wrong band has a tempo of its own.
+# Within one chord and, from 75 to 150 bpm, on either side of half a beat; in seconds, because a wrong band has a tempo of its own.
 _LAGS_S = (0.2, 0.4)
 _MOST_ONSETS_OFF_S = 2.0
 _SOFTNESS = 8.0  # chance reads log(2) / 8 = 0.09

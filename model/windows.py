@@ -100,8 +100,10 @@ class Lane:
         guidance: float,
         rescale: float,
     ) -> None:
-        """condition: a window's features and, for guidance, the null ones. draw: a window's noise, draw after draw, on the device."""
+        """condition: a window's features and, for guidance, the null ones. draw: a window's noise, draw after draw, on the device. slope:
+        frames over which a window takes over from the former."""
         self.width = 1 if guidance == 1 else 2
+        """Evaluations a step."""
         self._waiting = deque(windows)
         self._slope, self._condition, self._draw = slope, condition, draw
         self._schedule, self._sampler, self._guidance, self._rescale = schedule, sampler, guidance, rescale
@@ -148,6 +150,7 @@ class Lane:
 
 def denoise(lanes: Sequence[Lane], evaluator: Evaluator, progress: Callable[[int], None] | None = None) -> Iterator[tuple[Lane, Tensor]]:
     """Moves lanes step by step, as many at a time as the evaluator has slots for, and yields each window's settled frames with its lane.
+    A lane whose windows are done makes room for the next.
 
     Lanes may be at different steps and of different requests; what a lane yields does not depend on the others. progress: called after
     each step with how many lanes took it; what it raises ends the work.

@@ -88,7 +88,7 @@ class AccompanimentResult:
         return json.dumps(_scores(self.fit))
 
     def candidate_fits_header(self) -> str:
-        """The `X-Backline-Candidate-Fits` header: a JSON list of every candidate's scores, in the order of their noise."""
+        """The `X-Backline-Candidate-Fits` header: a JSON list of the scores of candidate 0, 1, …"""
         return json.dumps([_scores(fit) for fit in self.candidate_fits])
 
 

@@ -154,6 +154,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=300, help="first song; the demo corpus starts at 0")
     parser.add_argument("--duration", type=float, default=40.0, help="seconds a song")
     options = parser.parse_args()
+    if options.songs % 7 == 0 or options.songs == 1:
+        parser.error(
+            f"--songs {options.songs}: the song seven on would be the song itself; give a number that 7 does not divide, 2 or more"
+        )
     records = [compose(seed, options.duration) for seed in range(options.seed, options.seed + options.songs)]
     vocals, bands = [], []
     for record in tqdm(records, desc="songs", disable=None):

@@ -149,7 +149,9 @@ def measure(system: str, options: argparse.Namespace) -> Row:
 def heading(rows: Sequence[Row], options: argparse.Namespace, command: str) -> str:
     """What was run where, in Markdown."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "diffusers") if installed(name))
-    precision = "backline float32, peers float16; memory: the GPU's" if options.device == "cuda" else "float32"
+    precision = (
+        "backline's network bfloat16, its codec float32, peers float16; memory: the GPU's" if options.device == "cuda" else "float32"
+    )
     lines = [
         f"Machine: {rows[0].machine}, {os.cpu_count()} cores, threads: {options.threads}; {time.strftime('%Y-%m-%d')}; {precision}.",
         f"Python {platform.python_version()}, {versions}. Command: `{command}`. Weights random.",

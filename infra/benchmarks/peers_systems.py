@@ -141,6 +141,7 @@ def musicgen(options: argparse.Namespace, *, guidance: float) -> Outcome:
     calls: set[tuple[int, ...]] = set()
 
     def stamp(_: object, __: object, given: dict[str, Any]) -> None:
+        synchronise(options.device)
         stamps_s.append(time.perf_counter())
         calls.add(tuple(given["input_ids"].shape))
 

@@ -42,7 +42,7 @@ def figures(audio_CN: np.ndarray) -> dict[str, np.ndarray]:
 def ranks(figure_T: np.ndarray, is_join_T: np.ndarray, counts_T: np.ndarray) -> np.ndarray:
     """(joins,) share of the other sounding frames that lie below each frame of a join."""
     others = np.sort(figure_T[counts_T & ~is_join_T])
-    return np.searchsorted(others, figure_T[is_join_T]) / len(others)
+    return np.searchsorted(others, figure_T[is_join_T & counts_T]) / len(others)
 
 
 def apart(accompanist: "Accompanist", vocal_CN: np.ndarray, cut: "Sequence[Window]") -> np.ndarray:

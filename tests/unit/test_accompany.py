@@ -21,6 +21,7 @@ from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics, load
 from model.codec import load_codec
 from model.codec_base import CodecIdentity
 from model.errors import ModelError
+from model.evaluator import BatchedEvaluator
 from model.fit import NO_FIT, fit
 from model.unet import AccompanimentUNet, UNetConfig
 from pipelines.segment import SegmentConfig, voice
@@ -58,10 +59,12 @@ def accompanist() -> Accompanist:
     return Accompanist(tiny_checkpoint(), load_codec("embedded"))
 
 
-@pytest.fixture(scope="module")
-def windowed() -> Accompanist:
-    """Windows of 32 frames (1.5 s), so that a few seconds are a long song."""
-    return Accompanist(tiny_checkpoint(), load_codec("embedded"), window_frames=32, overlap_frames=8, slope_frames=4)
+@pytest.fixture(scope="module", params=["threads", "slots"])
+def windowed(request: pytest.FixtureRequest) -> Accompanist:
+    """Windows of 32 frames (1.5 s), so that a few seconds are a long song; evaluated as on a CPU, and as on an accelerator."""
+    checkpoint, options = tiny_checkpoint(), {"window_frames": 32, "overlap_frames": 8, "slope_frames": 4}
+    slots = BatchedEvaluator(checkpoint.build(), 4, lengths=(16, 32), bfloat16=False)
+    return Accompanist(checkpoint, load_codec("embedded"), evaluator=slots if request.param == "slots" else None, **options)
 
 
 def vocal(samples: int, level: float = 0.1) -> np.ndarray:
@@ -167,6 +170,8 @@ def test_a_stream_is_the_same_audio_earlier(windowed: Accompanist, samples: int)
         except StopIteration as end:
             made = end.value
             break
+    with pytest.raises(ValueError, match="read-only"):
+        next(windowed.stream(sung_CN, QUICK))[:] = 0  # it is still to be judged
     assert np.array_equal(np.concatenate(pieces, axis=1), whole.audio_CN)
     assert np.array_equal(made.audio_CN, whole.audio_CN)
     assert made.fit == whole.fit
@@ -198,9 +203,15 @@ def test_the_best_fitting_candidate_is_returned(accompanist: Accompanist) -> Non
     assert fit(sung_CN, made.audio_CN) == made.fit
 
 
-def test_guidance_one_needs_no_null_branch(accompanist: Accompanist) -> None:
+def test_guidance_one_needs_no_null_branch() -> None:
+    accompanist = Accompanist(tiny_checkpoint(), load_codec("embedded"))
+    asked = []
+    evaluate = accompanist._evaluator._evaluate
+    accompanist._evaluator._evaluate = lambda evaluation: asked.append(evaluation) or evaluate(evaluation)
     plain = accompanist.accompany(vocal(60_000), replace(QUICK, guidance=1.0)).audio_CN
+    assert len(asked) == QUICK.steps
     nearly = accompanist.accompany(vocal(60_000), replace(QUICK, guidance=1.0 + 1e-6, guidance_rescale=0.0)).audio_CN
+    assert len(asked) == 3 * QUICK.steps
     assert np.abs(plain - nearly).max() < 1e-2 * np.abs(plain).max()
 
 

@@ -1,6 +1,8 @@
 """Evaluations run alone or in slots: always the network's own answer, and the same bits whatever is evaluated beside them."""
 
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -41,14 +43,22 @@ def answer(unet: AccompanimentUNet, x_BCT: Tensor, t: int, vocal_BCT: Tensor | N
     return unet(x_BCT, torch.tensor([t]), unet.encode_vocal(unet.null_vocal(frames) if vocal_BCT is None else vocal_BCT))[0]
 
 
+@pytest.fixture
+def outside() -> Iterator[None]:
+    """torch's own number of threads, put back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("kind", ["threaded", "batched"])
 def test_each_evaluation_is_the_network_s_answer(unet: AccompanimentUNet, kind: str) -> None:
     evaluator = ThreadedEvaluator(unet, threads=2) if kind == "threaded" else batched(unet, 4)
     wanted, asked = [], []
-    for seed, (frames, t) in enumerate([(10, 799), (16, 0), (17, 400), (64, 40), (10, 300), (64, 799), (33, 5)]):
+    for seed, (frames, t) in enumerate([(10, 799), (16, 0), (17, 400), (64, 40), (10, 300), (64, 799), (33, 5), (40, 1), (50, 2), (60, 3)]):
         sung_BCT = None if seed == 4 else latent(100 + seed, frames)
         x_BCT = latent(seed, frames)
-        (features,) = evaluator.encode([sung_BCT], frames)
+        (features,) = evaluator.encode([sung_BCT], frames)  # in all three in 4 slots of 16 frames, and seven in those of 64
         asked.append(Evaluation(x_CT=x_BCT[0], t=t, vocal=features))
         wanted.append(answer(unet, x_BCT, t, sung_BCT))
     for made, right in zip(evaluator(asked), wanted, strict=True):
@@ -93,34 +103,37 @@ def test_bfloat16_is_close(unet: AccompanimentUNet) -> None:
     assert 0 < float((made - right).square().mean().sqrt()) < 0.05 * float(right.std())
 
 
-def test_one_thread_and_two_give_the_same_bits() -> None:
-    """At full size, where libraries do split their sums among threads."""
-    unet = network(paper())
-    found = []
+@pytest.mark.usefixtures("outside")
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    """At full size, where libraries do split their sums among threads, and whatever number torch has outside."""
+    unet, found = network(paper()), []
     for threads in (1, 2, 3):
-        evaluator = ThreadedEvaluator(unet, threads=threads)
-        assert (evaluator.slots, evaluator.threads_each) == (min(threads, 2), 1)
-        features = evaluator.encode([latent(1, 64), None], 64)
-        found.append(evaluator([Evaluation(x_CT=latent(2, 64)[0], t=300, vocal=one) for one in features]))
+        torch.set_num_threads(threads)
+        evaluator = ThreadedEvaluator(unet)
+        features = evaluator.encode([latent(1, 1_024), None], 1_024)
+        found.append(evaluator([Evaluation(x_CT=latent(2, 1_024)[0], t=300, vocal=one) for one in features]))
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-def test_threads_are_the_evaluator_s_own(unet: AccompanimentUNet) -> None:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        assert ThreadedEvaluator(unet, threads=8).threads_each == 4
-        assert ThreadedEvaluator(unet).slots == 2
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+@pytest.mark.usefixtures("outside")
+def test_a_worker_does_not_split_its_work_and_others_do(unet: AccompanimentUNet) -> None:
+    torch.set_num_threads(2)
+    evaluator = ThreadedEvaluator(unet, threads=3)
+    evaluator([Evaluation(x_CT=latent(2, 32)[0], t=3, vocal=evaluator.encode([None], 32)[0])] * 6)
+    assert {evaluator._pool.submit(torch.get_num_threads).result() for _ in range(20)} == {1}
+    assert torch.get_num_threads() == 2
+    with ThreadPoolExecutor(1) as elsewhere:
+        assert elsewhere.submit(torch.get_num_threads).result() == 2
+
+
+def test_workers_end_with_their_evaluator(unet: AccompanimentUNet) -> None:
     others = set(threading.enumerate())
     evaluator = ThreadedEvaluator(unet, threads=2)
     workers = [thread for thread in threading.enumerate() if thread not in others]
     assert len(workers) == 2
     del evaluator
-    for worker in workers:  # they end with the evaluator that they belong to
+    for worker in workers:
         worker.join(timeout=30)
         assert not worker.is_alive()
 
@@ -128,8 +141,9 @@ def test_threads_are_the_evaluator_s_own(unet: AccompanimentUNet) -> None:
 def test_refusals(unet: AccompanimentUNet) -> None:
     with pytest.raises(ModelError, match="threads=0"):
         ThreadedEvaluator(unet, threads=0)
-    with pytest.raises(ModelError, match="slots=0"):
-        BatchedEvaluator(unet, 0)
+    for slots in (0, 6):
+        with pytest.raises(ModelError, match=f"slots={slots}"):
+            BatchedEvaluator(unet, slots)
     for kind in (ThreadedEvaluator, BatchedEvaluator):
         with pytest.raises(ModelError, match="no CUDA graphs"):
             kind(unet, execution="graph")
