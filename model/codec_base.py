@@ -167,7 +167,8 @@ class Codec(ABC):
         chunk_BCN = audio_BCN[..., span.read_start * HOP_SAMPLES : span.read_stop * HOP_SAMPLES]
         chunk_BCN = (chunk_BCN if gain == 1.0 else chunk_BCN * gain).to(self.device, torch.float32)
         missing = (span.read_stop - span.read_start) * HOP_SAMPLES - chunk_BCN.shape[-1]
-        encoded_BCT = self._encode_span(torch.nn.functional.pad(chunk_BCN, (0, missing)))
+        with whole_float32(self.device):
+            encoded_BCT = self._encode_span(torch.nn.functional.pad(chunk_BCN, (0, missing)))
         return encoded_BCT[..., span.start - span.read_start : span.stop - span.read_start].to("cpu", torch.float32)
 
     @torch.inference_mode()
