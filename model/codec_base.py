@@ -7,8 +7,11 @@ import contextlib
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +19,7 @@ from torch import Tensor
 from model.errors import ModelError
 from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS
 
+Item = TypeVar("Item")
 # Samples that are looked at together for NaN: the answer about ten minutes of audio needs no array of that length.
 CHECKED_SAMPLES = 1 << 20
 
@@ -131,6 +135,10 @@ class Codec(ABC):
     encode_halo: Halo | None
     decode_halo: Halo | None
     grid_frames: int = 1
+    workers: ThreadPoolExecutor | None = None
+    """Who computes chunks side by side; None: the caller, one by one, each operation on all of torch's threads."""
+    most_at_a_time: int = 1
+    """Chunks under way with workers: each holds its memory."""
 
     @abstractmethod
     def _encode_span(self, audio_BCN: Tensor) -> Tensor:
@@ -159,7 +167,8 @@ class Codec(ABC):
         if not math.isfinite(gain):
             raise ModelError(f"encode: gain={gain}; it must be finite, 1.0 leaves the audio as it is")
         frames = -(-audio_BCN.shape[2] // HOP_SAMPLES)
-        return (self._encode_wanted(audio_BCN, gain, span) for span in spans(frames, self.chunk_frames, self.encode_halo, self.grid_frames))
+        found = spans(frames, self.chunk_frames, self.encode_halo, self.grid_frames)
+        return self._each(lambda span: self._encode_wanted(audio_BCN, gain, span), found)
 
     @torch.inference_mode()
     def _encode_wanted(self, audio_BCN: Tensor, gain: float, span: Span) -> Tensor:
@@ -198,20 +207,36 @@ class Codec(ABC):
         for piece_BCT in latents:
             stream.append(piece_BCT)
             del piece_BCT
+            ready = []
             while halo is not None and start + chunk_frames + halo.right <= stream.frames:
-                yield self._decode_wanted(stream, span_at(start, stream.frames, chunk_frames, halo, grid))
+                span = span_at(start, stream.frames, chunk_frames, halo, grid)
+                ready.append((stream.read(span), span))
                 start += chunk_frames
                 stream.forget(span_at(start, stream.frames, chunk_frames, halo, grid).read_start)
+            yield from self._each(self._decode_wanted, ready)
         if stream.frames == 0:
             raise ModelError(f"decode: a latent without a frame, want (batch, {LATENT_CHANNELS}, frames) with one frame or more")
-        for span in spans(stream.frames, chunk_frames, halo, grid):
-            if span.start >= start:
-                yield self._decode_wanted(stream, span)
+        rest = [span for span in spans(stream.frames, chunk_frames, halo, grid) if span.start >= start]
+        yield from self._each(self._decode_wanted, [(stream.read(span), span) for span in rest])
+
+    def _each(self, work: Callable[[Item], Tensor], items: Iterable[Item]) -> Iterator[Tensor]:
+        """`work` of each item, in their order: one by one, or as many at a time as there are `workers`."""
+        if self.workers is None:
+            yield from map(work, items)
+            return
+        pool, ahead = self.workers, deque[Future[Tensor]]()
+        for item in items:
+            ahead.append(pool.submit(work, item))
+            if len(ahead) == self.most_at_a_time:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
     @torch.inference_mode()
-    def _decode_wanted(self, stream: LatentStream, span: Span) -> Tensor:
-        """The audio of the frames that a span wants, in memory of its own: what else it read is freed."""
+    def _decode_wanted(self, read: tuple[Tensor, Span]) -> Tensor:
+        """The audio of the frames that a span wants, of those that it reads, in memory of its own: what else it read is freed."""
+        latent_BCT, span = read
         with whole_float32(self.device):
-            decoded_BCN = self._decode_span(stream.read(span))
+            decoded_BCN = self._decode_span(latent_BCT)
         wanted = slice((span.start - span.read_start) * HOP_SAMPLES, (span.stop - span.read_start) * HOP_SAMPLES)
         return decoded_BCN[..., wanted].to("cpu", torch.float32, copy=True)

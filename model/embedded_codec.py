@@ -17,6 +17,7 @@ from model.errors import CodecUnavailable
 from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ
 from model.magnitude_vae import FRAMES_PER_LATENT, MagnitudeVAE, MagnitudeVAEConfig, features_of, magnitudes_of
 from model.phase import OVERLAP, decorrelate, find_phase, spectrum, waveform
+from model.workers import one_thread_workers
 
 MODEL_TYPE = "backline_magnitude_vae"
 EMBEDDED_FOLDER = Path(__file__).parent / "weights" / "embedded"
@@ -64,6 +65,9 @@ class EmbeddedCodec(Codec):
         self.chunk_frames = CHUNK_FRAMES
         self.grid_frames = phase.grid_frames // FRAMES_PER_LATENT
         self.encode_halo, self.decode_halo = _halos(network.config, phase)
+        if self.device.type == "cpu":
+            self.most_at_a_time = torch.get_num_threads()
+            self.workers = one_thread_workers(self.most_at_a_time, "codec")
 
     def _encode_span(self, audio_BCN: Tensor) -> Tensor:
         left_BN, right_BN = audio_BCN[:, 0], audio_BCN[:, 1]

@@ -6,10 +6,8 @@ an evaluation always runs in a batch of the same shape: alone on one of a CPU's 
 Shapes: B batch (slots), C channels, T frames.
 """
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
@@ -21,6 +19,7 @@ from torch import Tensor
 from model.errors import ModelError
 from model.geometry import SEGMENT_FRAMES
 from model.unet import AccompanimentUNet, VocalFeatures
+from model.workers import one_thread_workers
 
 Execution = Literal["auto", "eager", "graph", "compile"]
 """eager: kernel by kernel. graph: one CUDA graph for all kernels. compile: torch.compile, and on CUDA a graph of what it made. auto: graph
@@ -73,7 +72,7 @@ class ThreadedEvaluator(Evaluator):
             raise ModelError("execution='graph': a CPU has no CUDA graphs; use auto, eager or compile")
         self.slots = threads
         self._network = _network(unet, execution)
-        self._pool = _workers(threads)
+        self._pool = one_thread_workers(threads, "denoise")
 
     def encode(self, vocals_BCT: Sequence[Tensor | None], frames: int) -> list[VocalFeatures]:
         return list(self._pool.map(lambda vocal_BCT: self._encode(vocal_BCT, frames), vocals_BCT))
@@ -96,23 +95,6 @@ class ThreadedEvaluator(Evaluator):
 def _network(unet: AccompanimentUNet, execution: Execution) -> Callable[[Tensor, Tensor, VocalFeatures], Tensor]:
     # dynamic=False: a kernel for each shape, so that the bits of one length do not depend on which lengths came before it
     return torch.compile(unet, dynamic=False) if execution == "compile" else unet
-
-
-def _workers(count: int) -> ThreadPoolExecutor:
-    """Threads whose torch operations do not split their work. For other threads torch's number stays; none may start while this runs."""
-
-    def begin() -> None:
-        # torch gives a thread the process's number at its first look, and would overwrite what is set before that
-        torch.get_num_threads()
-        torch.set_num_threads(1)
-
-    outside = torch.get_num_threads()
-    all_there = threading.Barrier(count)
-    pool = ThreadPoolExecutor(count, thread_name_prefix="denoise", initializer=begin)
-    list(pool.map(lambda _: all_there.wait(), range(count)))  # each begins now, not at its first evaluation
-    # OpenMP's number is a thread's own; the process's, for threads to come and for MKL, was set too and is put back.
-    torch.set_num_threads(outside)
-    return pool
 
 
 @dataclass(kw_only=True)
