@@ -26,7 +26,7 @@ CHECKED_SAMPLES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class CodecIdentity:
-    """Which codec made a latent: its id, and the SHA-256 of its autoencoder's weights."""
+    """Which codec made a latent: its id, and the SHA-256 of the weights that give latents their meaning."""
 
     id: str
     weights_sha256: str

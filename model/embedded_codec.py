@@ -4,6 +4,7 @@ Shapes: B batch, C channels, N samples, T latent frames, J spectral frames (two 
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -108,7 +109,12 @@ def load_embedded(folder: Path = EMBEDDED_FOLDER, *, codec_id: str = "embedded",
         raise CodecUnavailable(
             f"codec {codec_id}: {folder} cannot be read ({reason}); install the package again or train one: python -m training codec"
         ) from error
-    return EmbeddedCodec(network, config.phase, CodecIdentity(id=codec_id, weights_sha256=tensors_sha256(tensors)), device=device)
+    return EmbeddedCodec(network, config.phase, CodecIdentity(id=codec_id, weights_sha256=latent_sha256(tensors)), device=device)
+
+
+def latent_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """What a latent of these weights means: the encoder and the statistics. A better decoder reads the latents that are there already."""
+    return tensors_sha256({name: tensor for name, tensor in tensors.items() if not name.startswith("decoder")})
 
 
 def save_embedded(folder: Path, network: MagnitudeVAE, phase: PhaseConfig) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from model import listen
 from model.codec import load_codec
 from model.codec_base import Halo, spans, tensors_sha256
-from model.embedded_codec import EMBEDDED_FOLDER, PhaseConfig, load_embedded, save_embedded
+from model.embedded_codec import EMBEDDED_FOLDER, PhaseConfig, latent_sha256, load_embedded, save_embedded
 from model.errors import CodecUnavailable, ModelError
 from model.geometry import HOP_SAMPLES, SAMPLE_RATE_HZ
 from model.magnitude_vae import features_of, magnitudes_of
@@ -149,7 +149,16 @@ def test_the_shipped_codec_fits_the_repository_and_names_itself() -> None:
     codec = load_codec("embedded")
     assert codec.identity.id == "embedded"
     assert codec.identity == load_codec("embedded").identity
-    assert codec.identity.weights_sha256 == tensors_sha256(load_file(EMBEDDED_FOLDER / "model.safetensors"))
+
+
+def test_a_better_decoder_reads_the_same_latents_and_another_encoder_does_not() -> None:
+    tensors = load_file(EMBEDDED_FOLDER / "model.safetensors")
+    known = load_codec("embedded").identity.weights_sha256
+    assert latent_sha256(tensors) == known
+    decoder = {name: tensor + 1 if name.startswith("decoder") else tensor for name, tensor in tensors.items()}
+    assert latent_sha256(decoder) == known
+    for name in ("encoder_out.weight", "latent_mean", "feature_std"):
+        assert latent_sha256({**tensors, name: tensors[name] + 1}) != known, name
 
 
 def test_the_shipped_codec_keeps_silence_silent() -> None:
