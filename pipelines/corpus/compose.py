@@ -8,9 +8,12 @@ from pipelines.corpus.harmony import NAMES, PlacedChord, numeral
 from pipelines.corpus.lyrics import Syllable, Word, line, title
 from pipelines.corpus.melody import MelodyNote, Motif, make_motif, sing_section
 from pipelines.corpus.record import Chord, Mix, Note, Section, SongRecord, Track, VocalNote, Voice
-from pipelines.corpus.styles import PROGRAMS
+from pipelines.corpus.styles import COMMON_CHORDS, PROGRAMS
+from pipelines.corpus.variation import invent_loop, vary_bass, vary_groove
 
 DEFAULT_DURATION_S = 62.0
+RESERVED_SEEDS = range(1000)
+"""Songs for evaluation: nothing that ships was ever trained on them."""
 SUNG = ("verse", "pre-chorus", "chorus", "bridge")
 TAIL_S = 2.2
 # Kind of voice, lowest and highest note, tract scale, vibrato rates (Hz).
@@ -81,13 +84,13 @@ def _choose_voice(chance: Chance) -> Voice:
         kind=kind,
         low_midi=low + shift,
         high_midi=high + shift,
-        tract=round(tract * chance.uniform(0.97, 1.03), 4),
-        tilt=round(chance.uniform(0.75, 1.05), 3),
-        breathiness_db=round(chance.uniform(-46, -37), 2),
+        tract=round(tract * chance.uniform(0.94, 1.06), 4),
+        tilt=round(chance.uniform(0.68, 1.1), 3),
+        breathiness_db=round(chance.uniform(-46, -34), 2),
         vibrato_hz=round(chance.uniform(*vibrato), 3),
-        vibrato_cents=round(chance.uniform(14, 34), 1),
-        glide_s=round(chance.uniform(0.05, 0.09), 4),
-        scoop_semitones=round(chance.uniform(0.4, 1.6), 3),
+        vibrato_cents=round(chance.uniform(6, 38), 1),
+        glide_s=round(chance.uniform(0.04, 0.1), 4),
+        scoop_semitones=round(chance.uniform(0.3, 1.8), 3),
     )
 
 
@@ -102,12 +105,14 @@ def _choose_mix(frame: Frame, chance: Chance) -> Mix:
         vocal_echo_db=round(chance.uniform(-34, -24), 2),
         pump=frame.style.pump,
         kit=chance.choice(frame.style.kits),
+        kit_tune=round(2 ** (chance.integer(-3, 3) / 12), 4),
+        kit_damp=round(0.8 + 0.15 * chance.integer(0, 3), 2),
     )
 
 
 def _harmonise(frame: Frame, chance: Chance) -> list[PlacedChord]:
     """One chord a bar from loops of four; sections of a name share their loop, the last bar of the song rests on the tonic."""
-    loops = frame.style.loops[frame.mode]
+    loops = [*frame.style.loops[frame.mode], *(invent_loop(frame.mode, chance) for _ in range(4))]
     first = chance.choice(loops)
     chorus = chance.choice([loop for loop in loops if loop != first])
     bridge = chance.choice([loop for loop in loops if loop not in (first, chorus)])
@@ -222,10 +227,10 @@ def _perform(frame: Frame, melody: list[MelodyNote], lines: list[tuple[Word, ...
 
 def _arrange(frame: Frame, chords: list[PlacedChord], melody: list[MelodyNote], hook: Hook, seed: int) -> tuple[Track, ...]:
     style, chance = frame.style, Chance("band", seed)
-    bass_pattern, quiet_bass = chance.choice(style.bass), chance.choice(style.bass)
-    quiet_chords, full_chords = chance.choice(style.chords), chance.choice(style.chords)
+    bass_pattern, quiet_bass = (vary_bass(chance.choice(style.bass), chance) for _ in range(2))
+    quiet_chords, full_chords = (chance.choice(style.chords if chance.happens(0.75) else COMMON_CHORDS) for _ in range(2))
     arpeggio = chance.choice(style.arpeggio)
-    quiet, full = chance.choice(style.quiet), chance.choice(style.full)
+    quiet, full = vary_groove(chance.choice(style.quiet), chance), vary_groove(chance.choice(style.full), chance)
     hits: dict[str, list[Hit]] = {name: [] for name in ("drums", "bass", "chords", "arpeggio", "pad", "answer")}
     voices = 3 if chance.happens(0.35) else 4
     low = chance.integer(50, 55)
@@ -285,9 +290,10 @@ def _seat(frame: Frame, hits: dict[str, list[Hit]], chance: Chance) -> tuple[Tra
                 name=name,
                 instrument=instrument,
                 program=PROGRAMS.get(instrument, 0),
-                level_db=round(level_db + chance.spread(1.2), 2),
+                level_db=round(level_db + chance.spread(1.2 if name in ("drums", "bass") else 2.5), 2),
                 pan=round(pan, 3),
                 reverb=reverb,
+                tilt_db=round(chance.spread(4.0), 2),
                 notes=tuple(notes),
             )
         )

@@ -29,21 +29,23 @@ _LEVEL = {
 
 
 @lru_cache(maxsize=4)
-def load_kit(kit: str) -> dict[int, Array]:
-    """General MIDI drum key to a full-velocity stroke, shape (2, n), with level and place."""
+def load_kit(kit: str, tune: float = 1.0, damp: float = 1.0) -> dict[int, Array]:
+    """General MIDI drum key to a full-velocity stroke, shape (2, n), with level and place; `tune` scales pitches, `damp` lengths."""
     kick_hz, kick_s, snare_hz, snare_s, bright = _KITS[kit]
+    kick_hz, snare_hz, bright = kick_hz * tune, snare_hz * tune, bright * tune
+    kick_s, snare_s = kick_s * damp, snare_s * damp
     strokes = {
         "kick": _membrane(kick_hz, 2.4, 0.035, kick_s, 0.5, f"{kit}/kick"),
         "snare": _snare(snare_hz, snare_s, bright, kit),
         "rim": _bright_hit((1700.0, 2650.0), 0.02, (900.0, 6000.0), 0.012, f"{kit}/rim"),
         "clap": _clap(kit),
-        "hat": _cymbal(0.035, 7000.0 * bright**0.3, f"{kit}/hat", 0.16),
-        "open": _cymbal(0.2, 6500.0, f"{kit}/open", 0.5),
-        "ride": _cymbal(0.4, 4200.0, f"{kit}/ride", 1.1, ping=0.8),
-        "crash": _cymbal(0.65, 3200.0, f"{kit}/crash", 2.4),
-        "tom_high": _membrane(160.0, 1.5, 0.05, 0.2, 0.12, f"{kit}/high"),
-        "tom_mid": _membrane(120.0, 1.5, 0.05, 0.24, 0.12, f"{kit}/mid"),
-        "tom_low": _membrane(85.0, 1.5, 0.06, 0.3, 0.12, f"{kit}/low"),
+        "hat": _cymbal(0.035 * damp, 7000.0 * bright**0.3, f"{kit}/hat", 0.16),
+        "open": _cymbal(0.2 * damp, 6500.0 * tune, f"{kit}/open", 0.5),
+        "ride": _cymbal(0.4 * damp, 4200.0 * tune, f"{kit}/ride", 1.1, ping=0.8),
+        "crash": _cymbal(0.65 * damp, 3200.0 * tune, f"{kit}/crash", 2.4),
+        "tom_high": _membrane(160.0 * tune, 1.5, 0.05, 0.2, 0.12, f"{kit}/high"),
+        "tom_mid": _membrane(120.0 * tune, 1.5, 0.05, 0.24, 0.12, f"{kit}/mid"),
+        "tom_low": _membrane(85.0 * tune, 1.5, 0.06, 0.3, 0.12, f"{kit}/low"),
         "shaker": _shaker(kit),
         "tambourine": _cymbal(0.07, 6800.0, f"{kit}/tambourine", 0.25),
     }

@@ -3,6 +3,7 @@
 from pipelines.corpus.arrange import BEATS_PER_BAR, Hit, Part
 from pipelines.corpus.chance import Chance
 from pipelines.corpus.styles import DRUM_KEYS, Groove
+from pipelines.corpus.variation import invent_fill
 
 # Fills over the last beats of a bar: rows of (step of 16, drum, velocity digit).
 _FILLS: tuple[tuple[tuple[int, str, int], ...], ...] = (
@@ -26,7 +27,9 @@ def play_drums(
             hits += [Hit(base, 1.0, DRUM_KEYS["kick"], 0.9), Hit(base, 2.0, DRUM_KEYS["crash"], 0.6)]
             break
         filling = fill and bar == last
-        figure = chance.choice(_FILLS if wild else (*_FILLS[::4], _FILLS[2])) if filling else ()
+        figure: tuple[tuple[int, str, int], ...] = ()
+        if filling:
+            figure = invent_fill(chance) if wild and chance.happens(0.5) else chance.choice(_FILLS if wild else (*_FILLS[::4], _FILLS[2]))
         begin = min((step for step, _, _ in figure), default=16)
         for drum, line in groove.items():
             for step, digit in enumerate(line):

@@ -1,7 +1,8 @@
 """Signal pieces that the voice and the band share: decaying partials, filters in the frequency domain, reverberation, loudness."""
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import scipy.signal
+from numpy.typing import ArrayLike
 
 from model.geometry import SAMPLE_RATE_HZ
 from pipelines.corpus.chance import Array, noise
@@ -99,12 +100,16 @@ def reverberate(send: Array, response_CN: Array) -> Array:
 
 def loudness_lufs(audio_CN: Array) -> float:
     """Integrated loudness after ITU-R BS.1770-4: K-weighting as a frequency response, 400 ms blocks with 75% overlap, both gates."""
+    return gated_loudness_lufs(k_weighted(audio_CN))
+
+
+def gated_loudness_lufs(weighted_CN: Array) -> float:
+    """Integrated loudness of audio that is K-weighted already; the weighting is linear, so a sum's is the sum of its parts'."""
     hop = SAMPLE_RATE_HZ // 10
-    n = audio_CN.shape[-1]
+    n = weighted_CN.shape[-1]
     blocks = max(n // hop, 4)
     energy = np.zeros(blocks)
-    for channel in audio_CN:
-        weighted = _k_weighted(channel)
+    for weighted in weighted_CN:
         padded = np.zeros(blocks * hop)
         padded[: min(n, blocks * hop)] = weighted[: blocks * hop]
         energy += np.mean(padded.reshape(blocks, hop) ** 2, axis=1)
@@ -117,19 +122,24 @@ def loudness_lufs(audio_CN: Array) -> float:
     return float(-0.691 + 10 * np.log10(windows[(level > -70.0) & (level > gate)].mean()))
 
 
-def _k_weighted(channel: Array) -> Array:
-    """BS.1770's two biquads (a high shelf near 1.7 kHz, a high-pass near 38 Hz), evaluated on the unit circle for 44.1 kHz."""
-    size = good_length(channel.shape[-1])
-    z = np.exp(-2j * np.pi * np.arange(size // 2 + 1) / size)
-    response: NDArray[np.complex128] = np.ones(z.shape, dtype=np.complex128)
+def k_weighted(audio_CN: Array) -> Array:
+    """Each channel through BS.1770's K-weighting (a high shelf near 1.7 kHz, a high-pass near 38 Hz), its biquads derived for 44.1 kHz."""
     k = np.tan(np.pi * 1681.974450955533 / SAMPLE_RATE_HZ)
     q, high = 0.7071752369554196, db(3.999843853973347)
     mid = high**0.4996667741545416
-    a0 = 1 + k / q + k * k
-    response *= (high + mid * k / q + k * k + 2 * (k * k - high) * z + (high - mid * k / q + k * k) * z**2) / (
-        a0 + 2 * (k * k - 1) * z + (1 - k / q + k * k) * z**2
-    )
+    above = (high + mid * k / q + k * k, 2 * (k * k - high), high - mid * k / q + k * k)
+    shelf = _biquad(above, (1 + k / q + k * k, 2 * (k * k - 1), 1 - k / q + k * k))
     k, q = np.tan(np.pi * 38.13547087602444 / SAMPLE_RATE_HZ), 0.5003270373238773
     a0 = 1 + k / q + k * k
-    response *= a0 * (1 - 2 * z + z**2) / (a0 + 2 * (k * k - 1) * z + (1 - k / q + k * k) * z**2)
-    return np.asarray(np.fft.irfft(np.fft.rfft(channel, size) * response, size)[: channel.shape[-1]])
+    high_pass = _biquad((a0, -2 * a0, a0), (a0, 2 * (k * k - 1), 1 - k / q + k * k))
+    return np.asarray(scipy.signal.sosfilt(np.stack([shelf, high_pass]), audio_CN))
+
+
+def _biquad(above: tuple[float, float, float], below: tuple[float, float, float]) -> Array:
+    return np.array([*above, *below]) / below[0]
+
+
+def tilt(signal: Array, high_db: float) -> Array:
+    """Highs by `high_db`, lows by as much the other way, around 800 Hz: the colour of an amplifier or a room. Shape (..., n)."""
+    gain, k = db(high_db), np.tan(np.pi * 800.0 / SAMPLE_RATE_HZ)
+    return np.asarray(scipy.signal.lfilter([gain + k, k - gain], [1 + gain * k, gain * k - 1], signal))

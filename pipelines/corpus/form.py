@@ -96,7 +96,7 @@ def make_frame(seed: int, duration_s: float) -> Frame:
         tonic=tonic,
         mode=mode,
         tempo_bpm=tempo_bpm,
-        swing=round(chance.uniform(*style.swing), 3),
+        swing=round(chance.uniform(*style.swing) + (chance.uniform(0, 0.05) if style.swing[1] == 0.5 and chance.happens(0.3) else 0.0), 3),
         parts=tuple(parts),
         beats_s=tuple(beats),
     )

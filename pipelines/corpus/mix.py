@@ -4,10 +4,12 @@ import numpy as np
 
 from model.geometry import SAMPLE_RATE_HZ
 from pipelines.corpus.chance import Array
-from pipelines.corpus.dsp import band, db, level_db, loudness_lufs, reverberate, room
+from pipelines.corpus.dsp import band, db, gated_loudness_lufs, k_weighted, level_db, reverberate, room, tilt
 from pipelines.corpus.record import Mix, SongRecord
 
 _ACTIVE_BLOCK = 4096
+# 3.5 dB above a vocal of active level 1.
+LOWEST_CEILING_DB = 3.5
 
 
 def active_rms(audio_CN: Array) -> float:
@@ -56,6 +58,8 @@ def blend(record: SongRecord, parts: dict[str, Array], kicks_s: list[float]) -> 
     duck = _duck(kicks_s, samples, record.mix.pump)
     for track in record.tracks:
         part = parts[track.name]
+        if track.tilt_db:
+            part = tilt(part, track.tilt_db)
         part = part * (db(track.level_db) / max(active_rms(part), 1e-9))
         if track.name in ("chords", "pad", "bass") and record.mix.pump > 0:
             part *= duck
@@ -94,20 +98,23 @@ def master(vocals_CN: Array, accompaniment_CN: Array, mix: Mix) -> tuple[Array, 
     a, b, c = np.mean(side**2), 2 * np.mean(side * sung_side), np.mean(sung_side**2) - wanted
     width = (-b + np.sqrt(max(b * b - 4 * a * c, 0.0))) / (2 * max(a, 1e-12))
     band_CN = np.stack([mid + width * side, mid - width * side])
-    ceiling_high, ceiling_low = float(np.max(np.abs(band_CN))), 1.5
+    sung = k_weighted(vocals_CN)
     limited, gain = band_CN, 1.0
+    ceiling_db = highest_db = level_db(float(np.max(np.abs(band_CN))) ** 2)
+    heard: list[tuple[float, float]] = []  # (ceiling, loudness)
     for attempt in range(6):
-        ceiling = ceiling_high if attempt == 0 else float(np.sqrt(ceiling_high * ceiling_low))
-        limited = band_CN if attempt == 0 else limit(band_CN, ceiling)
+        limited = limit(band_CN, db(ceiling_db)) if attempt else band_CN
         mixture = vocals_CN + limited
         gain = db(mix.peak_dbfs) / float(np.max(np.abs(mixture)))
-        loudness = loudness_lufs(mixture * gain)
-        if abs(loudness - mix.loudness_lufs) < 0.15 or (attempt == 0 and loudness > mix.loudness_lufs):
+        loudness = gated_loudness_lufs((sung + k_weighted(limited)) * gain)
+        if abs(loudness - mix.loudness_lufs) < 0.15 or (not attempt and loudness > mix.loudness_lufs):
             break
-        if loudness < mix.loudness_lufs:
-            ceiling_high = ceiling
-        else:
-            ceiling_low = ceiling
+        heard.append((ceiling_db, loudness))
+        # A decibel less ceiling makes about one more of loudness; after two attempts the secant knows better.
+        slope = -1.0
+        if len(heard) > 1 and abs(heard[-1][0] - heard[-2][0]) > 0.01:
+            slope = min(-0.2, (heard[-1][1] - heard[-2][1]) / (heard[-1][0] - heard[-2][0]))
+        ceiling_db = min(max(ceiling_db + (mix.loudness_lufs - loudness) / slope, LOWEST_CEILING_DB), highest_db)
     return vocals_CN * gain, limited * gain
 
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-GENERATOR_VERSION = "1"
+GENERATOR_VERSION = "2"
 SCHEMA_VERSION = 1
 LICENSE = "CC0-1.0"
 
@@ -68,6 +68,8 @@ class Track:
     pan: float
     """-1 left … 1 right."""
     reverb: float
+    tilt_db: float
+    """Colour: gain of what is above 800 Hz, the opposite below."""
     notes: tuple[Note, ...]
 
 
@@ -101,6 +103,10 @@ class Mix:
     pump: float
     """How far the kick ducks sustained instruments, 0 … 1."""
     kit: str
+    kit_tune: float
+    """Pitch of drums and cymbals beside the kit's own."""
+    kit_damp: float
+    """Length of its strokes beside the kit's own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,7 +66,7 @@ def render(record: SongRecord, *, band: Band = "numpy") -> RenderedSong:
 def play_track(track: Track, record: SongRecord, samples: int) -> Array:
     """One part of the numpy band, dry, shape (2, samples). Equal notes are sounded once and reused."""
     out = np.zeros((2, samples))
-    kit = load_kit(record.mix.kit) if track.name == "drums" else {}
+    kit = load_kit(record.mix.kit, record.mix.kit_tune, record.mix.kit_damp) if track.name == "drums" else {}
     sounded: dict[tuple[int, int, int], Array] = {}
     for note in track.notes:
         start = int(note.onset_s * SAMPLE_RATE_HZ)

@@ -57,6 +57,8 @@ _ISLAND: ChordPattern = ((0, 4, "d"), (4, 2, "d"), (6, 4, "u"), (10, 2, "u"), (1
 _SKANK: ChordPattern = ((2, 2, "c"), (6, 2, "c"), (10, 2, "c"), (14, 2, "c"))
 _CHARLESTON: ChordPattern = ((0, 3, "c"), (6, 3, "c"), (10, 2, "t"))
 
+COMMON_CHORDS: tuple[ChordPattern, ...] = (_HELD, _HALVES, _QUARTERS, _PUSHED, _EIGHTHS)
+
 _B_HELD: BassPattern = ((0, 8, "R"), (8, 6, "R"), (14, 2, "A"))
 _B_EIGHTHS: BassPattern = (*((step, 2, "R") for step in range(0, 14, 2)), (14, 2, "A"))
 _B_POP: BassPattern = ((0, 3, "R"), (3, 3, "R"), (6, 2, "R"), (8, 4, "R"), (12, 2, "F"), (14, 2, "A"))

@@ -14,6 +14,7 @@ from pipelines.corpus.harmony import PlacedChord, numeral, voice_lead
 from pipelines.corpus.lyrics import WORDS, line
 from pipelines.corpus.phones import CONSONANTS, DIPHTHONGS, VOWELS
 from pipelines.corpus.record import Rendering, SongRecord, read_song_json, song_json
+from pipelines.corpus.variation import invent_fill, invent_loop, vary_bass, vary_groove
 
 SEEDS = range(48)
 PINNED_UNIFORM = 0.3319052505526885
@@ -160,3 +161,38 @@ def test_draws_are_pinned() -> None:
     """These values are what the libraries promise to keep; another generator version may change them, nothing else may."""
     assert Chance("a", 1).uniform() == pytest.approx(PINNED_UNIFORM, abs=1e-15)
     assert noise(3, "a", 1) == pytest.approx(np.array(PINNED_NOISE), abs=1e-15)
+
+
+def test_patterns_vary_within_their_style() -> None:
+    groove = {"kick": "9000000080300000", "snare": "0000900000009000", "hat": "7020702070207020"}
+    varied = [vary_groove(groove, Chance("groove", seed)) for seed in range(200)]
+    assert len({repr(sorted(one.items())) for one in varied}) > 40
+    for one in varied:
+        assert all(len(line) == 16 and line.isdigit() for line in one.values())
+        assert one["kick"][0] == "9", "the bar's first beat stays"
+        assert one["snare"][4] == one["snare"][12] == "9", "the backbeat stays"
+        assert len(one) == 3
+    bass = ((0, 3, "R"), (3, 3, "R"), (6, 2, "R"), (8, 4, "R"), (12, 2, "F"), (14, 2, "A"))
+    lines = [vary_bass(bass, Chance("bass", seed)) for seed in range(200)]
+    assert len(set(lines)) > 20
+    assert all(line[0] == bass[0] and set(line) <= {(s, n, w) for s, n, _ in bass for w in "RFOA"} for line in lines)
+
+
+def test_fills_stay_within_their_bar_and_grow() -> None:
+    fills = [invent_fill(Chance("fill", seed)) for seed in range(100)]
+    assert len(set(fills)) > 30
+    for fill in fills:
+        steps = [step for step, _, _ in fill]
+        assert steps == sorted(set(steps))
+        assert 8 <= steps[0] <= steps[-1] <= 15
+        assert all(1 <= strength <= 9 for _, _, strength in fill)
+
+
+@pytest.mark.parametrize("mode", ["major", "minor"])
+def test_invented_loops_never_stand_still(mode: str) -> None:
+    loops = [invent_loop(mode, Chance("loop", seed)).split() for seed in range(100)]
+    assert len({tuple(loop) for loop in loops}) > 40
+    for loop in loops:
+        assert len(loop) == 4
+        assert all(one != other for one, other in zip(loop, [*loop[1:], loop[0]], strict=True))
+        assert all(numeral(symbol, 0)[1] in {"maj", "min", "dim"} for symbol in loop)
