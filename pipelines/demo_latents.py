@@ -1,0 +1,197 @@
+"""Demo songs straight to latents: composed, rendered, varied and encoded in worker processes, no WAV in between, no Ray.
+
+For training at scale, and on a machine that has torch and nothing else: two cores make some 2,000 songs an hour. Each song is encoded at
+several speeds (1.06 is a semitone higher, its voice smaller and its tempo faster), each time through another microphone and room
+(`pipelines.corpus.capture`), so that no vocal is heard twice. Songs are the unit of commit: run again, only what is missing is made.
+
+Shapes: C channels, N samples.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from typing import TYPE_CHECKING
+
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from infra.errors import UserError
+from infra.records import MANIFEST, Manifest, Split
+from infra.settings import Settings
+from infra.storage import Place
+from model.geometry import SAMPLE_RATE_HZ
+from pipelines import dataset
+from pipelines.corpus import RESERVED_SEEDS, compose, render
+from pipelines.corpus.capture import apply_capture, draw_capture
+from pipelines.corpus.chance import Chance
+from pipelines.encode import Encoder, open_codec
+from pipelines.segment import Reject, Segment, SegmentConfig, SegmentedSong, SongIdentity, cut
+from pipelines.sources import FoundSong
+
+if TYPE_CHECKING:
+    from model.codec_base import CodecIdentity
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoLatentsConfig:
+    """A latent dataset of `songs` demo songs, song i from seed `seed + i`, each at every speed."""
+
+    out: str
+    """Local folder or s3://bucket/prefix."""
+    songs: int
+    seed: int = RESERVED_SEEDS.stop
+    workers: int = 2
+    """Processes."""
+    duration_s: float = 44.0
+    """About how long a song is; at most one segment, so that as many songs as possible fit into the time."""
+    speeds: tuple[float, ...] = (1.0, 0.944, 1.059)
+    capture: bool = True
+    """Send each vocal through a microphone and a room of its own."""
+    codec: str = "embedded"
+    validation_share: float = 0.03
+    segment: SegmentConfig = field(default_factory=SegmentConfig)
+
+    def __post_init__(self) -> None:
+        if self.songs < 2:
+            raise UserError(f"--songs {self.songs}: must be at least 2, one is held out")
+        if self.seed < RESERVED_SEEDS.stop:
+            raise UserError(
+                f"--seed {self.seed}: seeds {RESERVED_SEEDS.start} to {RESERVED_SEEDS.stop - 1} are for evaluation and never trained on; "
+                f"give {RESERVED_SEEDS.stop} or more"
+            )
+        if self.workers < 1:
+            raise UserError(f"--workers {self.workers}: must be at least 1")
+        if not 4 <= self.duration_s <= 600:
+            raise UserError(f"--duration-s {self.duration_s}: must be from 4 to 600 seconds; 44 suits training")
+        if not self.speeds or len(set(self.speeds)) < len(self.speeds) or not 0.5 <= min(self.speeds) <= max(self.speeds) <= 2:
+            raise UserError(f"--speeds {self.speeds}: give one or more, all different, from 0.5 to 2")
+        if not 0 < self.validation_share < 1:
+            raise UserError(f"--validation-share {self.validation_share}: choose above 0 and below 1, for example 0.03")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoLatentsSummary:
+    out: str
+    songs: int
+    made: int
+    """Songs that this run rendered."""
+    rejected: int
+    manifest: Manifest
+
+    def __str__(self) -> str:
+        rejected = f"; {self.rejected} takes rejected, see {self.out}/rejects" if self.rejected else ""
+        return (
+            f"{self.out}: {self.songs} songs ({self.made} made, {self.songs - self.made} there already), {self.manifest.counts}, "
+            f"{self.manifest.duration_h:.2f} h{rejected}"
+        )
+
+
+def make_demo_latents(config: DemoLatentsConfig) -> DemoLatentsSummary:
+    """Makes the songs that are missing and writes the manifest last.
+
+    Raises: UserError when `out` was begun with another codec or settings; ModelError when the codec cannot be had.
+    """
+    out = Place(config.out)
+    out.check()
+    codec = open_codec(config.codec, Settings.from_environment().s3, "cpu").identity
+    dataset.begin(out, codec, config.segment, config.validation_share)
+    stored = dataset.read_stored(out)
+    done = stored.done({take_url(seed, speed, config): take_version(config) for seed in seeds_of(config) for speed in config.speeds})
+    missing = [seed for seed in seeds_of(config) if any(take_url(seed, speed, config) not in done for speed in config.speeds)]
+    with tqdm(total=len(missing), desc="demo latents", unit="song", disable=None) as bar:
+        for _ in _each_song(config, codec, missing):
+            bar.update()
+    stored = dataset.read_stored(out)
+    if not stored.songs:
+        (out / MANIFEST).delete()
+        raise UserError(f"{out}: not one song passed the gates, see {out}/rejects; loosen --segment settings")
+    dataset.balance(out, stored.songs, list(stored.songs))
+    dataset.remove_orphans(out, stored)
+    manifest = dataset.commit(out, stored, codec, None)
+    return DemoLatentsSummary(out=str(out), songs=config.songs, made=len(missing), rejected=len(stored.rejects), manifest=manifest)
+
+
+def seeds_of(config: DemoLatentsConfig) -> range:
+    return range(config.seed, config.seed + config.songs)
+
+
+def take_url(seed: int, speed: float, config: DemoLatentsConfig) -> str:
+    """The address of one song at one speed: it names what the audio is made from."""
+    return f"demo:{seed}?duration_s={config.duration_s:g}&speed={speed:g}&capture={int(config.capture)}"
+
+
+def take_version(config: DemoLatentsConfig) -> str:
+    """Changes with the generator."""
+    return f"generator {compose(config.seed, config.duration_s).generator_version}"
+
+
+def take_split(seed: int, validation_share: float) -> Split:
+    """Every take of a song is in the song's split."""
+    return dataset.split_of(f"demo {seed}", validation_share)
+
+
+def _each_song(config: DemoLatentsConfig, codec: "CodecIdentity", seeds: list[int]) -> Iterator[int]:
+    if not seeds:
+        return
+    # spawn: a forked child would inherit locks of the threads that numpy and torch hold.
+    with ProcessPoolExecutor(
+        min(config.workers, len(seeds)), mp_context=get_context("spawn"), initializer=_open_encoder, initargs=(config, codec)
+    ) as pool:
+        futures = [pool.submit(_write_takes, seed, config) for seed in seeds]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+_encoder: Encoder | None = None
+"""A worker's own, opened once."""
+
+
+def _open_encoder(config: DemoLatentsConfig, codec: "CodecIdentity") -> None:
+    import torch
+
+    global _encoder
+    torch.get_num_threads()  # torch overwrites a number set before the first look
+    torch.set_num_threads(1)
+    _encoder = Encoder(config.codec, codec, Settings.from_environment().s3)
+
+
+def _write_takes(seed: int, config: DemoLatentsConfig) -> int:
+    """Composes and renders one song, and stores it at each speed."""
+    if _encoder is None:
+        raise RuntimeError("a worker began without its encoder")
+    record = compose(seed, config.duration_s)
+    song = render(record)
+    for speed in config.speeds:
+        vocal_CN, accompaniment_CN = (at_speed(audio_CN, speed) for audio_CN in (song.vocals_CN, song.accompaniment_CN))
+        if config.capture:
+            name = f"{seed}/{speed:g}"
+            vocal_CN = apply_capture(vocal_CN, draw_capture(Chance("capture", name)), name).astype(np.float32)
+        digest = hashlib.sha256(np.ascontiguousarray(np.concatenate([vocal_CN, accompaniment_CN]) * 32768).astype(np.int16).tobytes())
+        identity = SongIdentity(
+            song_id=digest.hexdigest()[:16], audio_sha256=digest.hexdigest(), title=record.title, artist="backline", license=record.license
+        )
+        pieces = list(cut(vocal_CN, accompaniment_CN, config.segment))
+        segmented = SegmentedSong(
+            identity=identity,
+            duration_s=vocal_CN.shape[1] / SAMPLE_RATE_HZ,
+            segments=tuple(piece for piece in pieces if isinstance(piece, Segment)),
+            rejects=tuple(piece for piece in pieces if isinstance(piece, Reject)),
+        )
+        found = FoundSong(url=take_url(seed, speed, config), source="demo", version=take_version(config))
+        dataset.write_song(Place(config.out), found, _encoder.encode(segmented), take_split(seed, config.validation_share))
+    return seed
+
+
+def at_speed(audio_CN: NDArray[np.float32], speed: float) -> NDArray[np.float32]:
+    """Played faster, so higher, as a tape is; shape (2, N / speed)."""
+    if speed == 1.0:
+        return audio_CN
+    return np.ascontiguousarray(soxr.resample(audio_CN.T, SAMPLE_RATE_HZ * speed, SAMPLE_RATE_HZ, quality="HQ").T)

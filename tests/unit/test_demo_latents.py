@@ -1,0 +1,82 @@
+"""Demo songs straight to latents: every song once at each speed, nothing done twice, no reserved seed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infra.errors import UserError
+from infra.records import read_latents, read_manifest
+from infra.storage import Place
+from model import listen
+from pipelines.corpus import RESERVED_SEEDS, compose, render
+from pipelines.demo_latents import DemoLatentsConfig, at_speed, make_demo_latents, take_split
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> DemoLatentsConfig:
+    folder = tmp_path_factory.mktemp("demo-latents")
+    return DemoLatentsConfig(out=str(folder / "latents"), songs=3, seed=1200, duration_s=10.0, speeds=(1.0, 1.059), validation_share=0.4)
+
+
+def test_every_song_is_there_once_at_each_speed_and_a_second_run_makes_nothing(config: DemoLatentsConfig) -> None:
+    first = make_demo_latents(config)
+    assert (first.made, first.rejected) == (3, 0)
+    manifest = read_manifest(Place(config.out))
+    assert manifest.counts.songs == 6
+    assert manifest.counts.train_songs > 0
+    assert manifest.counts.validation_songs > 0
+    again = make_demo_latents(config)
+    assert again.made == 0
+    assert again.manifest == manifest
+    more = make_demo_latents(DemoLatentsConfig(**{**vars(config), "songs": 4}))
+    assert (more.made, more.manifest.counts.songs) == (1, 8)
+
+
+def test_a_song_that_was_cut_short_is_made_again(config: DemoLatentsConfig) -> None:
+    made = make_demo_latents(config)
+    before = read_latents(Place(config.out), "train")
+    lost = next(Path(config.out).glob("songs/*.parquet"))
+    lost.unlink()
+    again = make_demo_latents(config)
+    assert again.made == 1
+    after = read_latents(Place(config.out), "train")
+    assert after.song_ids == before.song_ids, "the same song again, to the bit of its audio"
+    assert np.array_equal(after.vocal_RCT, before.vocal_RCT)
+    assert made.manifest == again.manifest
+
+
+def test_takes_of_a_song_share_its_split(config: DemoLatentsConfig) -> None:
+    make_demo_latents(config)
+    counts = read_manifest(Place(config.out)).counts
+    assert counts.train_songs % len(config.speeds) == counts.validation_songs % len(config.speeds) == 0
+    splits = [take_split(seed, 0.1) for seed in range(1000, 3000)]
+    assert 140 < splits.count("validation") < 260
+
+
+def test_a_faster_take_is_shorter_and_a_semitone_higher() -> None:
+    song = render(compose(1201, 8.0))
+    faster_CN = at_speed(song.vocals_CN, 2 ** (1 / 12))
+    assert faster_CN.shape[1] == pytest.approx(song.vocals_CN.shape[1] / 2 ** (1 / 12), abs=2)
+    medians = []
+    for audio_CN in (song.vocals_CN, faster_CN):
+        _, hz, voiced = listen.f0(audio_CN)
+        medians.append(np.median(hz[voiced]))
+    assert 1200 * np.log2(medians[1] / medians[0]) == pytest.approx(100, abs=15)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"seed": RESERVED_SEEDS.stop - 1}, "never trained on"),
+        ({"songs": 1}, "at least 2"),
+        ({"speeds": (1.0, 1.0)}, "all different"),
+        ({"speeds": ()}, "one or more"),
+        ({"workers": 0}, "at least 1"),
+        ({"duration_s": 1.0}, "4 to 600"),
+        ({"validation_share": 0.0}, "above 0"),
+    ],
+)
+def test_wrong_settings_are_named(changed: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        DemoLatentsConfig(**{"out": "latents", "songs": 4, **changed})  # type: ignore[arg-type]
