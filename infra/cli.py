@@ -11,6 +11,7 @@ app = App(name="backline", help="Takes a sung vocal and plays the band behind it
 app.command("infra.demo:demo", name="demo", help="Everything on this machine, from a corpus to one accompaniment over HTTP.")
 app.command("infra.doctor:doctor", name="doctor", help="What works here, one line each, with the remedy for what does not.")
 app.command("pipelines.__main__:corpus", name="corpus", help="Write the demo corpus: songs with vocals, band and their truth.")
+app.command("pipelines.__main__:listening_set", name="listening-set", help="Write demo vocals under the conditions of real ones.")
 app.command("pipelines.__main__:prepare", name="prepare", help="Turn any source of songs into a latent dataset.")
 app.command("training.__main__:train", name="train", help="Train on a latent dataset, on Ray, tracked in MLflow.")
 app.command("training.__main__:evaluate", name="evaluate", help="Score a checkpoint beside its baselines.")

@@ -17,7 +17,7 @@ def backline(*tokens: str) -> subprocess.CompletedProcess[str]:
 def test_help_names_every_command() -> None:
     answered = backline("--help")
     assert answered.returncode == 0
-    for name in ("demo", "doctor", "corpus", "prepare", "train", "evaluate", "generate", "serve", "submit"):
+    for name in ("demo", "doctor", "corpus", "listening-set", "prepare", "train", "evaluate", "generate", "serve", "submit"):
         assert f" {name} " in answered.stdout
 
 
@@ -28,6 +28,7 @@ def test_help_names_every_command() -> None:
         (("corpus",), "--out"),
         (("corpus", "--out", "x", "--songs", "0"), "songs"),
         (("corpus", "--out", "x", "--songs", "many"), "many"),
+        (("listening-set", "--out", "x", "--songs", "2", "--seed", "1000"), "never train"),
         (("prepare", "--out", "x"), "--source"),
         (("prepare", "--source", "tape:x", "--out", "x"), "tape"),
         (("prepare", "--source", "pairs:/nowhere/at/all", "--out", "x"), "/nowhere/at/all"),
