@@ -44,6 +44,8 @@ class TrainConfig:
     """Ray Train workers; 0 runs the loop in this process, without Ray."""
     resume: bool = False
     """Go on from the run at `out`; starts it if there is none."""
+    init: str | None = None
+    """A checkpoint or run to begin from (fine-tuning): its weights, and its normalisation of latents. None begins from the seed."""
     seed: int = 0
 
     steps: int = 0

@@ -56,7 +56,8 @@ def train(config: TrainConfig) -> TrainResult:
     """
     settings = Settings.from_environment()
     data, out = Place(config.data), Place(config.out)
-    config = replace(config, data=data.uri, out=out.uri)
+    init = None if config.init is None else Place(config.init)
+    config = replace(config, data=data.uri, out=out.uri, init=None if init is None else init.uri)
     manifest = read_manifest(data)
     saved = read_saved(out)
     if saved is not None:
@@ -84,9 +85,9 @@ def train(config: TrainConfig) -> TrainResult:
     with ending(tracker, store):
         if config.workers == 0:
             tracker.watch_system()
-            outcome = run(config, data=data, out=out, tracker=tracker)
+            outcome = run(config, data=data, out=out, init=init, tracker=tracker)
         else:
-            outcome = run_on_ray(config, data, out, name, tracker.handle, settings.log_level)
+            outcome = run_on_ray(config, data, out, init, name, tracker.handle, settings.log_level)
         history = read_metrics(out)
         tracker.content(figures.loss_curve(loss_of(history, "train/loss"), loss_of(history, "validation/loss")), "figures/loss.png")
         if tracker.handle.run_id is not None:
@@ -95,7 +96,7 @@ def train(config: TrainConfig) -> TrainResult:
     return result_of(out, outcome, tracker.handle, tracker.failures)
 
 
-def run_on_ray(config: TrainConfig, data: Place, out: Place, name: str, handle: RunHandle, log_level: str) -> Outcome:
+def run_on_ray(config: TrainConfig, data: Place, out: Place, init: Place | None, name: str, handle: RunHandle, log_level: str) -> Outcome:
     """The loop in `config.workers` Ray Train workers. A lost worker restarts all of them from RUN/last."""
     with connect(include_dashboard=True):
         import ray
@@ -118,7 +119,7 @@ def run_on_ray(config: TrainConfig, data: Place, out: Place, name: str, handle: 
             "logging_config": LoggingConfig(log_level="WARNING"),
         }
         trainer = TorchTrainer(
-            worker_of(config, data, out, handle, log_level),
+            worker_of(config, data, out, init, handle, log_level),
             train_loop_config=config.to_dict(),
             scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=per_worker(cpus, use_gpu)),
             run_config=RunConfig(**settings),
@@ -131,7 +132,9 @@ def run_on_ray(config: TrainConfig, data: Place, out: Place, name: str, handle: 
     return outcome
 
 
-def worker_of(config: TrainConfig, data: Place, out: Place, handle: RunHandle, log_level: str) -> Callable[[dict[Any, Any]], Any]:
+def worker_of(
+    config: TrainConfig, data: Place, out: Place, init: Place | None, handle: RunHandle, log_level: str
+) -> Callable[[dict[Any, Any]], Any]:
     """What each Ray Train worker runs. Places travel in the closure, with their access; the config is also shown on the dashboard."""
 
     def work(_: dict[str, Any]) -> Outcome:
@@ -148,7 +151,9 @@ def worker_of(config: TrainConfig, data: Place, out: Place, handle: RunHandle, l
             tracker.watch_system()
         try:
             # The loop saves to RUN/last itself, before it reports: nothing is uploaded twice, and a run resumes without Ray as well.
-            return run(config, data=data, out=out, workers=workers, tracker=tracker, report=lambda metrics: ray.train.report(metrics))
+            return run(
+                config, data=data, out=out, init=init, workers=workers, tracker=tracker, report=lambda metrics: ray.train.report(metrics)
+            )
         finally:
             if tracker is not None:
                 tracker.close()

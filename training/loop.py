@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from infra.errors import UserError
 from infra.records import Manifest, read_latents, read_manifest
-from infra.storage import Place
+from infra.storage import Place, localise
 from infra.tracking import Tracker
-from model.checkpoint import Checkpoint
+from model.checkpoint import Checkpoint, LatentStatistics, load_checkpoint
+from model.codec_base import CodecIdentity
 from model.diffusion import DiffusionLoss, Schedule, velocity_loss
 from model.unet import PRESETS, AccompanimentUNet
 from training.batches import Batch, Batches, statistics_of, validation_batches
@@ -52,21 +53,25 @@ def run(
     *,
     data: Place | None = None,
     out: Place | None = None,
+    init: Place | None = None,
     workers: Workers | None = None,
     tracker: Tracker | None = None,
     report: Callable[[dict[str, float]], None] | None = None,
 ) -> Outcome:
     """Trains until the config says that it is over, going on from what RUN/last holds.
 
-    data, out: the config's places with their access, in a process that may not have it. report: called at each validation, by every worker.
+    data, out, init: the config's places with their access, in a process that may not have it. report: called at each validation, by
+    every worker.
     """
     workers, data, place = workers or Workers(), data or Place(config.data), out or Place(config.out)
 
     # Load
     manifest = read_manifest(data)
-    statistics, codec, dataset = statistics_of(manifest), codec_identity(manifest), dataset_identity(config.data, manifest)
+    codec, dataset = codec_identity(manifest), dataset_identity(config.data, manifest)
     schedule = Schedule(steps=PRESETS[config.preset]().diffusion_steps).to(workers.device)
-    network, average, optimizer = build(config, workers.device)
+    initial = None if config.init is None else initial_checkpoint(config, init or Place(config.init), codec)
+    statistics = statistics_of(manifest) if initial is None else initial.statistics
+    network, average, optimizer = build(config, workers.device, initial)
     saved, progress, history = read_saved(place), Progress(), list[dict[str, float]]()
     if saved is not None:
         check_resumable(saved, config, codec, dataset)
@@ -130,7 +135,7 @@ def run(
                 progress.best, progress.stale = (measure, 0) if best else (progress.best, progress.stale + 1)
                 history.append(record(tracker, workers, progress.step, row))
             if saves and workers.leads:
-                checkpoint = checkpoint_of(config, average.network, manifest, progress.step, latest(history))
+                checkpoint = checkpoint_of(config, average.network, manifest, progress.step, latest(history), statistics)
                 save(
                     place, config=config, network=network, average=average, optimizer=optimizer, progress=progress,
                     checkpoint=checkpoint, best=best,
@@ -142,11 +147,28 @@ def run(
     return Outcome(step=progress.step, ended=progress.ended(config), metrics=latest(history))
 
 
-def build(config: TrainConfig, device: torch.device) -> tuple[AccompanimentUNet, Average, torch.optim.AdamW]:
-    """A network whose first weights depend on the seed alone, its average, and AdamW without decay of gains and biases."""
+def initial_checkpoint(config: TrainConfig, place: Place, codec: CodecIdentity) -> Checkpoint:
+    """The checkpoint to begin from; UserError when its network is another preset's or its latents are another codec's."""
+    checkpoint = load_checkpoint(localise(place))
+    if checkpoint.network != PRESETS[config.preset]():
+        raise UserError(f"--init {place} is not a checkpoint of preset {config.preset}: give the --preset that it was trained with")
+    if checkpoint.codec != codec:
+        raise UserError(
+            f"--init {place} belongs to codec {checkpoint.codec.id} ({checkpoint.codec.weights_sha256[:8]}), {config.data} holds latents "
+            f"of {codec.id} ({codec.weights_sha256[:8]}): prepare the songs with the checkpoint's codec"
+        )
+    return checkpoint
+
+
+def build(
+    config: TrainConfig, device: torch.device, initial: Checkpoint | None = None
+) -> tuple[AccompanimentUNet, Average, torch.optim.AdamW]:
+    """A network that begins from `initial` or from the seed alone, its average, and AdamW without decay of gains and biases."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = AccompanimentUNet(PRESETS[config.preset]())
+    if initial is not None:
+        network.load_state_dict(initial.state)
     network.to(device).train()
     matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
@@ -198,14 +220,16 @@ def learning_rate(config: TrainConfig, progress: Progress) -> float:
     return config.learning_rate * warm * (config.final_rate + (1 - config.final_rate) * (1 + math.cos(math.pi * done)) / 2)
 
 
-def checkpoint_of(config: TrainConfig, network: AccompanimentUNet, manifest: Manifest, step: int, metrics: dict[str, float]) -> Checkpoint:
+def checkpoint_of(
+    config: TrainConfig, network: AccompanimentUNet, manifest: Manifest, step: int, metrics: dict[str, float], statistics: LatentStatistics
+) -> Checkpoint:
     """Its name tells apart any two models: config, dataset and step."""
     dataset = dataset_identity(config.data, manifest)
     return Checkpoint(
         name=f"{config.preset}-{config.hash()}-{dataset.digest[:8]}-{step}",
         network=network.config,
         state=network.state_dict(),
-        statistics=statistics_of(manifest),
+        statistics=statistics,
         codec=codec_identity(manifest),
         dataset=dataset,
         step=step,

@@ -176,3 +176,28 @@ def test_first_weights_depend_on_the_seed_alone(data: str, tmp_path: Path) -> No
 
 def test_latest_takes_the_last_of_each() -> None:
     assert latest([{"step": 1, "a": 1.0, "b": 2.0}, {"step": 2, "a": 3.0}]) == {"a": 3.0, "b": 2.0}
+
+
+def test_a_run_begins_from_a_checkpoint_with_its_normalisation(data: str, tmp_path: Path) -> None:
+    run(config(data, tmp_path / "first"))
+    first = load_checkpoint(tmp_path / "first")
+    other = write_latents(tmp_path / "other", songs=5)
+    changed = {"init": str(tmp_path / "first"), "learning_rate": 1e-9, "steps": 2, "validate_every": 2}
+    run(config(other, tmp_path / "tuned", **changed))
+    tuned = load_checkpoint(tmp_path / "tuned")
+    assert tuned.statistics == first.statistics
+    assert tuned.dataset != first.dataset
+    assert all(torch.allclose(tuned.state[name], first.state[name], atol=1e-6) for name in first.state)
+    fresh = config(other, tmp_path / "fresh", **{**changed, "init": None})
+    run(fresh)
+    assert any(not torch.allclose(load_checkpoint(tmp_path / "fresh").state[name], first.state[name], atol=1e-3) for name in first.state)
+
+
+def test_a_checkpoint_of_another_preset_or_codec_is_refused(data: str, tmp_path: Path) -> None:
+    run(config(data, tmp_path / "first", steps=1))
+    init = str(tmp_path / "first")
+    with pytest.raises(UserError, match="not a checkpoint of preset paper"):
+        run(config(data, tmp_path / "run", preset="paper", init=init))
+    foreign = write_latents(tmp_path / "foreign", codec_sha256="f" * 64)
+    with pytest.raises(UserError, match="belongs to codec"):
+        run(config(foreign, tmp_path / "run", init=init))
