@@ -43,8 +43,8 @@ def generate(
     checkpoint: A checkpoint's or a training run's place; by default the one that ships with backline.
     codec: The codec, when it is not the embedded one and is kept somewhere else than where it was trained.
     seed: The same seed, vocal and checkpoint give the same audio.
-    steps: Denoising steps.
-    guidance: Guidance scale; 1 is none.
+    steps: Denoising steps; by default the checkpoint's own number.
+    guidance: Guidance scale, 1 is none; by default the checkpoint's own.
     candidates: How many accompaniments to make; the best-fitting one is written.
     mix: Write vocal and accompaniment together.
     """

@@ -46,13 +46,7 @@ def generate_file(request: GenerateRequest) -> int:
     """Writes the accompaniment (or the mix) of a vocal file and says how well it fits."""
     from model.accompany import GenerationConfig, mix, within_full_scale
 
-    usual = GenerationConfig()
-    config = GenerationConfig(
-        seed=request.seed,
-        candidates=request.candidates,
-        steps=usual.steps if request.steps is None else request.steps,
-        guidance=usual.guidance if request.guidance is None else request.guidance,
-    )
+    config = GenerationConfig(seed=request.seed, candidates=request.candidates, steps=request.steps, guidance=request.guidance)
     vocal = Place(request.vocal)
     if not vocal.exists():
         raise UserError(f"{request.vocal}: no such file; give an audio file of a vocal")

@@ -23,7 +23,7 @@ from model.errors import ModelError
 from model.evaluator import Evaluator, evaluator_for
 from model.fit import Fit, Listener
 from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SEGMENT_FRAMES
-from model.sampling import Progress, SamplerConfig, Solver
+from model.sampling import USUAL_SAMPLING, Progress, Sampling, Solver
 from model.unet import VocalFeatures
 from model.windows import Lane, Window, denoise, noise, windows
 
@@ -38,30 +38,34 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """What may be asked of one accompaniment."""
+    """What may be asked of one accompaniment; None is the checkpoint's own, see `Sampling`."""
 
     seed: int = 0
-    steps: int = 20
-    guidance: float = 2.0
-    """1 follows the vocal as learned, more follows it harder, 0 ignores it."""
+    steps: int | None = None
+    guidance: float | None = None
     guidance_rescale: float = 0.7
     """φ of Lin et al. 2023, 0 to 1: how much of guidance's gain in level is taken back."""
-    solver: Solver = "dpmpp-2m"
+    solver: Solver | None = None
     candidates: int = 1
     """How many are made, as many at a time as the device takes; the best fitting is returned."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise ModelError(f"seed={self.seed}: must lie in 0..{2**63 - 1}")
-        if not 0 <= self.guidance <= 20:
-            raise ModelError(f"guidance={self.guidance}: must lie in 0..20; 2 is usual")
         if not 0 <= self.guidance_rescale <= 1:
             raise ModelError(f"guidance_rescale={self.guidance_rescale}: must lie in 0..1")
         if not 1 <= self.candidates <= 64:
             raise ModelError(f"candidates={self.candidates}: must lie in 1..64")
-        if not 1 <= self.steps <= 800:
+        if self.sampling(USUAL_SAMPLING).steps > 800:
             raise ModelError(f"steps={self.steps}: must lie in 1..800; 20 is usual")
-        SamplerConfig(solver=self.solver, steps=self.steps)
+
+    def sampling(self, usual: Sampling) -> Sampling:
+        """What is asked, and where nothing is, what is usual."""
+        return Sampling(
+            solver=usual.solver if self.solver is None else self.solver,
+            steps=usual.steps if self.steps is None else self.steps,
+            guidance=usual.guidance if self.guidance is None else self.guidance,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +239,7 @@ class _Song:
 
     def __init__(self, accompanist: Accompanist, request: Request, clock: StageClock) -> None:
         self.vocal_CN, self.config = _checked(request.vocal_CN), request.config
+        self._sampling = self.config.sampling(accompanist.checkpoint.sampling)
         self._accompanist, self._clock = accompanist, clock
         with clock.stage("encode"):
             self._gain = level_gain(self.vocal_CN, accompanist.checkpoint.statistics.vocal_level_db)
@@ -248,7 +253,7 @@ class _Song:
     @property
     def steps(self) -> int:
         """Denoising steps of all candidates and windows."""
-        return self.config.candidates * len(self._windows) * self.config.steps
+        return self.config.candidates * len(self._windows) * self._sampling.steps
 
     def _lane(self, candidate: int) -> Lane:
         config, accompanist = self.config, self._accompanist
@@ -258,8 +263,8 @@ class _Song:
             condition=self._condition,
             draw=lambda window: (drawn.to(accompanist.device) for drawn in noise(config.seed, candidate, window.start, window.frames)),
             schedule=accompanist.schedule,
-            sampler=SamplerConfig(solver=config.solver, steps=config.steps),
-            guidance=config.guidance,
+            sampler=self._sampling,
+            guidance=self._sampling.guidance,
             rescale=config.guidance_rescale,
         )
 
@@ -268,7 +273,7 @@ class _Song:
         if self._features is None or self._features[0] != window:
             cut_BCT = self._vocal_up_to(window.start + window.frames)[:, :, window.start :]
             self._features = window, self._accompanist.features(cut_BCT)
-        null = None if self.config.guidance == 1 else self._accompanist.null_features(window.frames)
+        null = None if self._sampling.guidance == 1 else self._accompanist.null_features(window.frames)
         return self._features[1], null
 
     def _vocal_up_to(self, stop: int) -> Tensor:

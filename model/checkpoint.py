@@ -1,6 +1,6 @@
 """A checkpoint: one folder that holds all that inference needs, JSON beside safetensors.
 
-checkpoint.json      schema version, network config, latent statistics, codec and dataset identity, step, metrics
+checkpoint.json      schema version, network config, latent statistics, codec and dataset identity, step, metrics, usual sampling
 model.safetensors    the averaged (EMA) weights
 """
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from model.codec_base import CodecIdentity
 from model.errors import ModelError
 from model.geometry import LATENT_CHANNELS
+from model.sampling import USUAL_SAMPLING, Sampling
 from model.unet import AccompanimentUNet, UNetConfig
 
 SCHEMA_VERSION = 1
@@ -94,6 +95,7 @@ class Checkpoint:
     dataset: DatasetIdentity
     step: int
     metrics: dict[str, float]
+    sampling: Sampling = USUAL_SAMPLING
 
     def build(self, device: str | torch.device = "cpu") -> AccompanimentUNet:
         """The network with these weights, in evaluation mode."""
@@ -123,6 +125,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             "dataset": asdict(checkpoint.dataset),
             "step": checkpoint.step,
             "metrics": checkpoint.metrics,
+            "sampling": asdict(checkpoint.sampling),
             "weights_sha256": _sha256(temporary / WEIGHTS_FILE),
         }
         try:
@@ -160,7 +163,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     weights = place / WEIGHTS_FILE
     if not weights.is_file():
         raise ModelError(f"{place} has no {WEIGHTS_FILE}: a checkpoint is {CONFIG_FILE} and {WEIGHTS_FILE}; copy both")
-    expected = {"schema_version", "name", "network", "statistics", "codec", "dataset", "step", "metrics", "weights_sha256"}
+    expected = {"schema_version", "name", "network", "statistics", "codec", "dataset", "step", "metrics", "sampling", "weights_sha256"}
+    record.setdefault("sampling", {})  # the first checkpoints have none
     if set(record) != expected:
         raise ModelError(f"{place / CONFIG_FILE} lacks {sorted(expected - set(record))} and has unknown {sorted(set(record) - expected)}")
     step, metrics = record["step"], record["metrics"]
@@ -183,6 +187,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         dataset=_record(DatasetIdentity, record["dataset"], place),
         step=step,
         metrics=metrics,
+        sampling=_record(Sampling, record["sampling"], place),
     )
 
 

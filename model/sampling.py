@@ -36,6 +36,23 @@ class SamplerConfig:
             raise ModelError(f"steps={self.steps}: must be at least 1; 20 is enough for dpmpp-2m")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sampling(SamplerConfig):
+    """How a checkpoint is sampled where the caller does not say. A distilled student's names the timesteps that it has learned."""
+
+    guidance: float = 2.0
+    """1 follows the vocal as learned, more follows it harder, 0 ignores it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.guidance <= 20:
+            raise ModelError(f"guidance={self.guidance}: must lie in 0..20; 2 is usual")
+
+
+USUAL_SAMPLING = Sampling()
+"""Of checkpoints that name none."""
+
+
 def timesteps(schedule: Schedule, steps: int) -> list[int]:
     """Descending steps from the last timestep down, evenly spaced ("trailing", Lin et al. 2023, table 2)."""
     if not 1 <= steps <= schedule.steps:

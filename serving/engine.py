@@ -11,7 +11,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -98,7 +98,6 @@ class Engine:
     def info(self) -> ModelInfo:
         """What `GET /v1/models` says of this model."""
         checkpoint = self.accompanist.checkpoint
-        defaults = GenerationConfig()
         return ModelInfo(
             id=checkpoint.name,
             step=checkpoint.step,
@@ -108,8 +107,8 @@ class Engine:
             dataset_digest=checkpoint.dataset.digest,
             sample_rate_hz=SAMPLE_RATE_HZ,
             max_duration_s=self.config.max_duration_s,
-            default_steps=defaults.steps,
-            default_guidance=defaults.guidance,
+            default_steps=checkpoint.sampling.steps,
+            default_guidance=checkpoint.sampling.guidance,
             streams_windows=False,
         )
 
@@ -125,10 +124,7 @@ class Engine:
 
     def _generation_config(self, request: AccompanimentRequest) -> GenerationConfig:
         seed = secrets.randbelow(2**32) if request.seed is None else request.seed
-        config = GenerationConfig(seed=seed, candidates=request.candidates)
-        if request.steps is not None:
-            config = replace(config, steps=request.steps)
-        return config if request.guidance is None else replace(config, guidance=request.guidance)
+        return GenerationConfig(seed=seed, candidates=request.candidates, steps=request.steps, guidance=request.guidance)
 
     @contextmanager
     def _model(self, cancelled: threading.Event) -> Iterator[float]:

@@ -27,7 +27,11 @@ class AccompanimentRequest(BaseModel):
     )
     steps: int | None = Field(default=None, ge=1, le=MAX_STEPS, description="Denoising steps; the model's own number when absent")
     guidance: float | None = Field(
-        default=None, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False, description="How strictly the band follows the vocal; 1 is unguided"
+        default=None,
+        ge=0,
+        le=MAX_GUIDANCE,
+        allow_inf_nan=False,
+        description="How strictly the band follows the vocal; 1 is unguided, the model's own when absent",
     )
     candidates: int = Field(default=1, ge=1, le=MAX_CANDIDATES, description="Takes to make; the one that fits best is returned")
     output: Output = Field(default="accompaniment", description="`stems` is a ZIP of vocal, accompaniment and mix")

@@ -108,7 +108,7 @@ def request(accompanist: "Accompanist", duration_s: float, candidates: int, roun
     made = min((accompanist.accompany(vocal_CN, config) for _ in range(rounds)), key=lambda one: sum(one.stage_s.values()))
     stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in made.stage_s.items())
     whole_s = sum(made.stage_s.values())
-    what = f"{duration_s:g} s, {config.steps} guided steps, {candidates} candidate{'s' if candidates > 1 else ''}"
+    what = f"{duration_s:g} s, {accompanist.checkpoint.sampling.steps} guided steps, {candidates} candidate{'s' if candidates > 1 else ''}"
     return f"| {what} | {whole_s:.2f} s = {stages}; {duration_s / whole_s:.0f}× real time |"
 
 

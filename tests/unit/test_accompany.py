@@ -21,8 +21,9 @@ from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics, load
 from model.codec import load_codec
 from model.codec_base import CodecIdentity
 from model.errors import ModelError
-from model.evaluator import BatchedEvaluator
+from model.evaluator import BatchedEvaluator, Evaluation
 from model.fit import NO_FIT, fit
+from model.sampling import Sampling
 from model.unet import AccompanimentUNet, UNetConfig
 from pipelines.segment import SegmentConfig, voice
 
@@ -203,11 +204,31 @@ def test_the_best_fitting_candidate_is_returned(accompanist: Accompanist) -> Non
     assert fit(sung_CN, made.audio_CN) == made.fit
 
 
-def test_guidance_one_needs_no_null_branch() -> None:
-    accompanist = Accompanist(tiny_checkpoint(), load_codec("embedded"))
-    asked = []
+def listening(accompanist: Accompanist) -> list[Evaluation]:
+    """The evaluations of the network, filled as they are asked for."""
+    asked: list[Evaluation] = []
     evaluate = accompanist._evaluator._evaluate
     accompanist._evaluator._evaluate = lambda evaluation: asked.append(evaluation) or evaluate(evaluation)
+    return asked
+
+
+def test_a_checkpoint_is_sampled_as_it_says() -> None:
+    """A student of four steps with guidance folded in: four evaluations, at its timesteps, unless the caller asks for others."""
+    student = replace(tiny_checkpoint(), sampling=Sampling(solver="ddim", steps=4, guidance=1.0))
+    accompanist = Accompanist(student, load_codec("embedded"))
+    asked = listening(accompanist)
+    own = accompanist.accompany(vocal(60_000)).audio_CN
+    assert [evaluation.t for evaluation in asked] == [799, 599, 399, 199]
+    named = GenerationConfig(solver="ddim", steps=4, guidance=1.0)
+    assert np.array_equal(own, Accompanist(tiny_checkpoint(), load_codec("embedded")).accompany(vocal(60_000), named).audio_CN)
+    asked.clear()
+    accompanist.accompany(vocal(60_000), GenerationConfig(steps=2, guidance=2.0))
+    assert [evaluation.t for evaluation in asked] == [799, 799, 399, 399]
+
+
+def test_guidance_one_needs_no_null_branch() -> None:
+    accompanist = Accompanist(tiny_checkpoint(), load_codec("embedded"))
+    asked = listening(accompanist)
     plain = accompanist.accompany(vocal(60_000), replace(QUICK, guidance=1.0)).audio_CN
     assert len(asked) == QUICK.steps
     nearly = accompanist.accompany(vocal(60_000), replace(QUICK, guidance=1.0 + 1e-6, guidance_rescale=0.0)).audio_CN

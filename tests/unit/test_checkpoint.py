@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics, load_checkpoint, save_checkpoint
 from model.codec_base import CodecIdentity
 from model.errors import ModelError
+from model.sampling import USUAL_SAMPLING, Sampling
 from model.unet import AccompanimentUNet, UNetConfig
 
 NETWORK = UNetConfig(channels=(8, 16), vocal_blocks=(1, 1), heads=1, head_channels=8, time_channels=8)
@@ -35,6 +36,7 @@ def checkpoint(seed: int = 0) -> Checkpoint:
         dataset=DatasetIdentity(uri="s3://bucket/data", digest="d" * 64),
         step=1234,
         metrics={"validation/loss": 0.25},
+        sampling=Sampling(solver="ddim", steps=4, guidance=1.0),
     )
 
 
@@ -91,6 +93,14 @@ def test_the_built_network_answers_as_the_one_saved(folder: Path) -> None:
     assert not built.training
 
 
+def test_a_checkpoint_from_before_sampling_was_recorded_loads(folder: Path) -> None:
+    path = folder / "checkpoint.json"
+    record = json.loads(path.read_text())
+    assert record.pop("sampling") == {"solver": "ddim", "steps": 4, "guidance": 1.0}
+    path.write_text(json.dumps(record))
+    assert_same(load_checkpoint(folder), replace(checkpoint(), sampling=USUAL_SAMPLING))
+
+
 def edit(folder: Path, **changes: object) -> None:
     path = folder / "checkpoint.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -128,7 +138,7 @@ def test_refuses_text_that_is_no_json(folder: Path) -> None:
         load_checkpoint(folder)
 
 
-@pytest.mark.parametrize("field", ["network", "statistics", "codec", "dataset"])
+@pytest.mark.parametrize("field", ["network", "statistics", "codec", "dataset", "sampling"])
 def test_refuses_unknown_fields(folder: Path, field: str) -> None:
     edit(folder, **{field: {"surprise": 1}})
     with pytest.raises(ModelError, match="surprise"):
@@ -146,7 +156,8 @@ def test_refuses_unknown_and_missing_entries(folder: Path) -> None:
     [
         ("network", None, None), ("statistics", None, "x"), ("codec", None, []), ("step", None, "x"), ("step", None, None),
         ("metrics", None, None), ("network", "groups", 0), ("network", "channels", None), ("statistics", "vocal_level_db", None),
-        ("statistics", "vocal_mean", None), ("statistics", "vocal_std", ["x"] * 64),
+        ("statistics", "vocal_mean", None), ("statistics", "vocal_std", ["x"] * 64), ("sampling", None, None),
+        ("sampling", "solver", "euler"), ("sampling", "steps", "four"), ("sampling", "guidance", None),
     ],
 )  # fmt: skip
 def test_refuses_damaged_values(folder: Path, entry: str, field: str | None, value: object) -> None:

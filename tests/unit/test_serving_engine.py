@@ -3,6 +3,7 @@
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import serving_parts as parts
 
 from infra.audio_files import AudioTooLong, decode
 from infra.errors import UserError
-from model.accompany import mix
+from model.accompany import Accompanist, mix
 from model.errors import ModelError
+from model.sampling import Sampling
 from serving.engine import CancelledRequestError, Engine, EngineConfig, render
 from serving.loading import load_engine
 from serving.schema import AccompanimentRequest, StageSeconds
@@ -94,6 +96,15 @@ def test_cancelled_while_waiting(engine: Engine) -> None:
         cancelled.set()
         with pytest.raises(CancelledRequestError):
             waiting.result()
+
+
+def test_a_models_own_sampling_is_used_and_told(engine: Engine) -> None:
+    checkpoint = replace(engine.accompanist.checkpoint, sampling=Sampling(solver="ddim", steps=3, guidance=1.0))
+    student = Engine(Accompanist(checkpoint, engine.accompanist.codec))
+    assert (student.info().default_steps, student.info().default_guidance) == (3, 1.0)
+    own = student.generate(parts.vocal(), AccompanimentRequest(seed=7))
+    assert own.audio == student.generate(parts.vocal(), AccompanimentRequest(seed=7, steps=3, guidance=1.0)).audio
+    assert own.audio != student.generate(parts.vocal(), QUICK).audio
 
 
 def test_a_hung_model_is_seen(engine: Engine) -> None:
