@@ -24,6 +24,7 @@ from model.evaluator import Evaluator, evaluator_for
 from model.fit import Fit, Listener
 from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SEGMENT_FRAMES
 from model.sampling import USUAL_SAMPLING, Progress, Sampling, Solver
+from model.tuning import IN_TUNE, speed_into_tune, stretched, stretched_pieces
 from model.unet import VocalFeatures
 from model.windows import Lane, Window, denoise, noise, windows
 
@@ -242,11 +243,13 @@ class _Song:
         self._sampling = self.config.sampling(accompanist.checkpoint.sampling)
         self._accompanist, self._clock = accompanist, clock
         with clock.stage("encode"):
-            self._gain = level_gain(self.vocal_CN, accompanist.checkpoint.statistics.vocal_level_db)
-        self._encoding = accompanist.codec.encode_pieces(torch.from_numpy(self.vocal_CN)[None], gain=self._gain)
+            self._slower = speed_into_tune(self.vocal_CN)
+            tuned_CN = self.vocal_CN if self._slower == IN_TUNE else stretched(self.vocal_CN, self._slower)
+            self._gain = level_gain(tuned_CN, accompanist.checkpoint.statistics.vocal_level_db)
+        self._encoding = accompanist.codec.encode_pieces(torch.from_numpy(tuned_CN)[None], gain=self._gain)
         self._vocal_BCT = torch.empty(1, LATENT_CHANNELS, 0)
         self._features: tuple[Window, VocalFeatures] | None = None
-        frames = -(-self.vocal_CN.shape[1] // HOP_SAMPLES)
+        frames = -(-tuned_CN.shape[1] // HOP_SAMPLES)
         self._windows = windows(frames, accompanist.window_frames, accompanist.overlap_frames)
         self.lanes = [self._lane(candidate) for candidate in range(self.config.candidates)]
 
@@ -285,12 +288,15 @@ class _Song:
         return self._vocal_BCT[:, :, :stop]
 
     def render(self, latents_BCT: Iterator[Tensor], audio_CN: np.ndarray) -> Iterator[np.ndarray]:
-        """Fills audio_CN (2, N) with a candidate's audio at the vocal's own level, and yields each part of it once it is there."""
+        """Fills audio_CN (2, N) with a candidate's audio at the vocal's own level and tuning, and yields each part once it is there."""
         restore = self._accompanist.checkpoint.statistics.restore_accompaniment
+        pieces = (piece_BCN[0].numpy() for piece_BCN in self._accompanist.codec.decode_pieces(map(restore, latents_BCT)))
+        if self._slower != IN_TUNE:
+            pieces = stretched_pieces(pieces, 1 / self._slower, audio_CN.shape[1])
         filled = 0
-        for piece_BCN in self._clock.each("render", self._accompanist.codec.decode_pieces(map(restore, latents_BCT))):
-            part_CN = audio_CN[:, filled : filled + piece_BCN.shape[2]]
-            np.divide(piece_BCN[0, :, : part_CN.shape[1]].numpy(), np.float32(self._gain), out=part_CN)
+        for piece_CN in self._clock.each("render", pieces):
+            part_CN = audio_CN[:, filled : filled + piece_CN.shape[1]]
+            np.divide(piece_CN[:, : part_CN.shape[1]], np.float32(self._gain), out=part_CN)
             filled += part_CN.shape[1]
             if part_CN.shape[1]:
                 part_CN.flags.writeable = False

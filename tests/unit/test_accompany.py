@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from model.errors import ModelError
 from model.evaluator import BatchedEvaluator, Evaluation
 from model.fit import NO_FIT, fit
 from model.sampling import Sampling
+from model.tuning import speed_into_tune, stretched
 from model.unet import AccompanimentUNet, UNetConfig
 from pipelines.segment import SegmentConfig, voice
 
@@ -178,6 +180,18 @@ def test_a_stream_is_the_same_audio_earlier(windowed: Accompanist, samples: int)
     assert made.fit == whole.fit
     assert told[-1] == (told[-1][1], told[-1][1])
     assert set(made.stage_s) == {"encode", "diffuse", "render", "fit"}
+
+
+def test_a_flat_singer_gets_the_band_of_one_in_tune_as_flat_as_she_is(windowed: Accompanist) -> None:
+    flat_CN = stretched(vocal(300_000), Fraction(44, 43))
+    ratio = speed_into_tune(flat_CN)
+    assert 1200 * np.log2(float(ratio)) == pytest.approx(-1200 * np.log2(44 / 43), abs=3)
+    made = windowed.accompany(flat_CN, QUICK)
+    assert made.audio_CN.shape == flat_CN.shape
+    in_tune = windowed.accompany(stretched(flat_CN, ratio), QUICK)
+    moved_CN = stretched(in_tune.audio_CN, 1 / ratio)[:, : flat_CN.shape[1]]
+    assert np.abs(made.audio_CN - moved_CN)[:, :-200].max() < 1e-4 * np.abs(moved_CN).max()
+    assert np.array_equal(np.concatenate(list(windowed.stream(flat_CN, QUICK)), axis=1), made.audio_CN)
 
 
 def test_the_first_sound_comes_before_the_last_window(windowed: Accompanist) -> None:
