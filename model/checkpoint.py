@@ -1,10 +1,9 @@
 """A checkpoint: one folder that holds all that inference needs, JSON beside safetensors.
 
 checkpoint.json      schema version, network config, latent statistics, codec and dataset identity, step, metrics, usual sampling
-model.safetensors    the averaged (EMA) weights
+model.safetensors    the averaged (EMA) weights, or shards of them with their index (`model.weight_files`)
 """
 
-import hashlib
 import json
 import math
 import os
@@ -16,8 +15,6 @@ from typing import TypeVar
 from uuid import uuid4
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.codec_base import CodecIdentity
@@ -25,10 +22,10 @@ from model.errors import ModelError
 from model.geometry import LATENT_CHANNELS
 from model.sampling import USUAL_SAMPLING, Sampling
 from model.unet import AccompanimentUNet, UNetConfig
+from model.weight_files import load_weights, save_weights, weights_sha256
 
 SCHEMA_VERSION = 1
 CONFIG_FILE = "checkpoint.json"
-WEIGHTS_FILE = "model.safetensors"
 SHIPPED_CHECKPOINT = Path(__file__).parent / "weights" / "accompanist"
 """The checkpoint that comes with the project, for who names none."""
 
@@ -104,9 +101,10 @@ class Checkpoint:
         return unet.to(device).eval().requires_grad_(False)
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, dtype: torch.dtype | None = None, shard_bytes: int | None = None) -> None:
     """Writes the folder beside its place and renames it there: a reader, or a kill, never meets a half-written one.
 
+    dtype: what the weights are stored as (None: as they are); they are float32 again when loaded. shard_bytes: the most a file may hold.
     An existing folder is replaced as a whole. To add files of one's own (a training state), save into a temporary folder,
     add them, and hand that to `replace_folder`.
     """
@@ -114,8 +112,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     temporary = folder.with_name(f".{folder.name}.{uuid4().hex}")
     temporary.mkdir(parents=True)
     try:
-        weights = {name: tensor.detach().to("cpu").contiguous() for name, tensor in checkpoint.state.items()}
-        save_file(weights, temporary / WEIGHTS_FILE)
+        save_weights(temporary, checkpoint.state, dtype=dtype, shard_bytes=shard_bytes)
         record = {
             "schema_version": SCHEMA_VERSION,
             "name": checkpoint.name,
@@ -126,7 +123,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             "step": checkpoint.step,
             "metrics": checkpoint.metrics,
             "sampling": asdict(checkpoint.sampling),
-            "weights_sha256": _sha256(temporary / WEIGHTS_FILE),
+            "weights_sha256": weights_sha256(temporary),
         }
         try:
             text = json.dumps(record, indent=2, allow_nan=False)
@@ -160,9 +157,6 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     version = record.get("schema_version") if isinstance(record, dict) else None
     if version != SCHEMA_VERSION:
         raise ModelError(f"{place} has schema version {version!r}: this program reads {SCHEMA_VERSION}; use the version that wrote it")
-    weights = place / WEIGHTS_FILE
-    if not weights.is_file():
-        raise ModelError(f"{place} has no {WEIGHTS_FILE}: a checkpoint is {CONFIG_FILE} and {WEIGHTS_FILE}; copy both")
     expected = {"schema_version", "name", "network", "statistics", "codec", "dataset", "step", "metrics", "sampling", "weights_sha256"}
     record.setdefault("sampling", {})  # the first checkpoints have none
     if set(record) != expected:
@@ -171,13 +165,12 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     if not isinstance(step, int) or not isinstance(metrics, dict):
         raise ModelError(f"{place / CONFIG_FILE}: step is {step!r}, metrics are {metrics!r}; need a number, a table: copy the file again")
     network = _record(UNetConfig, record["network"], place)
-    if _sha256(weights) != record["weights_sha256"]:
-        raise ModelError(f"{weights} is not the file that {CONFIG_FILE} was written with (SHA-256 differs): copy the checkpoint again")
-    try:
-        state = load_file(weights)
-    except SafetensorError as error:
-        raise ModelError(f"{weights} is not a safetensors file ({error}): copy the checkpoint again") from error
-    _check_state(network, state, str(weights))
+    if weights_sha256(place) != record["weights_sha256"]:
+        raise ModelError(
+            f"{place}: its weights are not those that {CONFIG_FILE} was written with (SHA-256 differs): copy the checkpoint again"
+        )
+    state = load_weights(place)
+    _check_state(network, state, str(place))
     return Checkpoint(
         name=str(record["name"]),
         network=network,
@@ -222,8 +215,3 @@ def _check_state(network: UNetConfig, state: Mapping[str, Tensor], where: str) -
             f"{where}: tensors do not fit the network: {len(missing)} missing {missing[:2]}, {len(unknown)} unknown {unknown[:2]}, "
             f"{len(wrong)} of another shape {sorted(wrong)[:2]}; weights and config must come from one checkpoint"
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

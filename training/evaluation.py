@@ -29,7 +29,7 @@ from model.errors import ModelError
 from model.geometry import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from training import figures
 from training.config import TrainConfig
-from training.scores import EvaluationReport, Measures, measure, summarise
+from training.scores import GENERATED, OTHER, REAL, EvaluationReport, Measures, measure, summarise
 
 log = logging.getLogger(__name__)
 
@@ -113,20 +113,17 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         step=checkpoint.step,
         dataset=data.uri,
         out=out.uri,
-        wins=float(np.mean([a.overall > b.overall for a, b in zip(measured["generated"], measured[OTHER], strict=True)])),
+        wins=float(np.mean([a.overall > b.overall for a, b in zip(measured[GENERATED], measured[OTHER], strict=True)])),
     )
     write(report, out, pairs[: config.audio_files], generated)
     track(config, report, checkpoint, data, out, settings)
     return report
 
 
-REAL, OTHER = "real, through the codec", "another song's, through the codec"
-
-
 def rows_of(pairs: list[HeldOut], generated: list[np.ndarray], index: int, other_CN: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """The kinds of accompaniment that are scored against vocal `index`."""
     real_CN = pairs[index].real_CN
-    yield "generated", generated[index]
+    yield GENERATED, generated[index]
     yield REAL, real_CN
     yield OTHER, other_CN
     turned = [(index + shift) % len(pairs) for shift in range(1, len(pairs))]  # each vocal another stranger, not all the same

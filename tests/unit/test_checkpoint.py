@@ -14,6 +14,7 @@ from model.codec_base import CodecIdentity
 from model.errors import ModelError
 from model.sampling import USUAL_SAMPLING, Sampling
 from model.unet import AccompanimentUNet, UNetConfig
+from model.weight_files import INDEX_FILE, weight_files
 
 NETWORK = UNetConfig(channels=(8, 16), vocal_blocks=(1, 1), heads=1, head_channels=8, time_channels=8)
 
@@ -196,3 +197,46 @@ def test_statistics_are_checked_and_invert() -> None:
     latent_BCT = torch.randn(2, 64, 5)
     again = statistics.restore_accompaniment(statistics.normalise_accompaniment(latent_BCT))
     torch.testing.assert_close(again, latent_BCT, rtol=1e-5, atol=1e-5)
+
+
+def test_halved_and_sharded_weights_come_back_as_float32(tmp_path: Path) -> None:
+    saved = checkpoint()
+    save_checkpoint(tmp_path / "small", saved, dtype=torch.float16, shard_bytes=7_000)
+    files = weight_files(tmp_path / "small")
+    assert len(files) > 2
+    # A header of JSON comes with each file's tensors.
+    assert all(path.stat().st_size < 7_000 + 8_000 for path in files)
+    loaded = load_checkpoint(tmp_path / "small")
+    assert all(tensor.dtype == torch.float32 for tensor in loaded.state.values())
+    assert all(torch.equal(loaded.state[name], tensor.half().float()) for name, tensor in saved.state.items())
+    names = [name for path in files for name in load_file(path)]
+    assert sorted(names) == sorted(saved.state)
+    index = json.loads((tmp_path / "small" / INDEX_FILE).read_text())
+    assert index["metadata"]["total_size"] == 2 * sum(tensor.numel() for tensor in saved.state.values())
+
+
+def test_refuses_a_missing_altered_or_foreign_shard(tmp_path: Path) -> None:
+    def saved(name: str) -> Path:
+        save_checkpoint(tmp_path / name, checkpoint(), shard_bytes=13_000)
+        return tmp_path / name
+
+    missing = saved("missing")
+    weight_files(missing)[1].unlink()
+    with pytest.raises(ModelError, match="lacks model-00002"):
+        load_checkpoint(missing)
+    altered = saved("altered")
+    file = weight_files(altered)[-1]
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ModelError, match="SHA-256 differs"):
+        load_checkpoint(altered)
+    outside = saved("outside")
+    index = json.loads((outside / INDEX_FILE).read_text())
+    index["weight_map"] = dict.fromkeys(index["weight_map"], "../altered/model-00001-of-00002.safetensors")
+    (outside / INDEX_FILE).write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="not in its folder"):
+        load_checkpoint(outside)
+    with pytest.raises(ModelError, match="more than the 10 of a shard"):
+        save_checkpoint(tmp_path / "never", checkpoint(), shard_bytes=10)
+    assert not (tmp_path / "never").exists()

@@ -8,7 +8,7 @@ import pytest
 
 from model.geometry import SAMPLE_RATE_HZ
 from training.evaluation import EvaluateConfig
-from training.scores import EvaluationReport, Measures, bands_db, measure, summarise
+from training.scores import OTHER, REAL, EvaluationReport, Measures, bands_db, measure, summarise
 
 SECONDS = 6
 
@@ -49,16 +49,29 @@ def test_intervals_are_over_songs_not_segments() -> None:
     assert (certain.low, certain.high) == (same(0.5), same(0.5))
 
 
+def report_of(**values: float) -> EvaluationReport:
+    rows = tuple(summarise(name, [same(value)], ["a"]) for name, value in values.items())
+    names = {"real": REAL, "other": OTHER}
+    rows = tuple(replace(row, name=names.get(row.name, row.name)) for row in rows)
+    return EvaluationReport(rows=rows, songs=1, seconds=6.0, checkpoint="c", step=3, dataset="d", out="o", wins=0.5)
+
+
 def test_the_report_is_a_table_in_json_and_markdown() -> None:
-    row = summarise("generated", [same(0.5)], ["a"])
-    report = EvaluationReport(
-        rows=(row, replace(row, name="silence")), songs=1, seconds=6.0, checkpoint="c", step=3, dataset="d", out="o", wins=0.5
-    )
-    assert json.loads(report.to_json())["rows"][1]["name"] == "silence"
+    report = report_of(generated=0.5, real=0.6, other=0.1, silence=0.0)
+    assert json.loads(report.to_json())["rows"][3]["name"] == "silence"
+    assert EvaluationReport.from_json(report.to_json()) == report
     text = report.to_markdown()
     assert "50% of segments" in text
-    assert [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")] == ["accompaniment", "generated", "silence"]
+    assert "harmony 80%, rhythm 80%" in text
+    names = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
+    assert names == ["accompaniment", "generated", REAL, OTHER, "silence"]
     assert {len(cells) for cells in report.cells()} == {len(report.header())}
+
+
+def test_the_way_runs_from_another_songs_to_the_real_one() -> None:
+    assert report_of(generated=0.1, real=0.6, other=0.1).way("harmony") == 0
+    assert report_of(generated=0.7, real=0.6, other=0.1).way("rhythm") == pytest.approx(1.2)
+    assert np.isnan(report_of(generated=0.7, real=0.1, other=0.1).way("rhythm"))
 
 
 @pytest.mark.parametrize(
