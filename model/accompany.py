@@ -31,6 +31,8 @@ from model.windows import Lane, Window, denoise, noise, windows
 PEAK_DBFS = -1.0
 # Below this much under its loudest frame, and below this level at all, a vocal counts as resting.
 ACTIVE_RANGE_DB, ACTIVE_FLOOR_DB = 35.0, -60.0
+# What lasts less than three latent frames (0.14 s) and is this much louder than all that lasts longer is a bump, if there are few.
+BUMP_FRAMES, BUMP_DB, MOST_BUMPS = 3, 8.0, 0.01
 # Null features kept, one for each length of window: guided requests of the same length share them.
 NULL_LENGTHS = 4
 
@@ -244,7 +246,7 @@ class _Song:
         self._accompanist, self._clock = accompanist, clock
         with clock.stage("encode"):
             self._slower = speed_into_tune(self.vocal_CN)
-            tuned_CN = self.vocal_CN if self._slower == IN_TUNE else stretched(self.vocal_CN, self._slower)
+            tuned_CN = without_bumps(self.vocal_CN if self._slower == IN_TUNE else stretched(self.vocal_CN, self._slower))
             self._gain = level_gain(tuned_CN, accompanist.checkpoint.statistics.vocal_level_db)
         self._encoding = accompanist.codec.encode_pieces(torch.from_numpy(tuned_CN)[None], gain=self._gain)
         self._vocal_BCT = torch.empty(1, LATENT_CHANNELS, 0)
@@ -343,6 +345,22 @@ def active_level_db(audio_CN: np.ndarray) -> float:
     threshold = max(float(power_T.max()) * 10 ** (-ACTIVE_RANGE_DB / 10), 10 ** (ACTIVE_FLOOR_DB / 10))
     active_T = power_T[power_T >= threshold]
     return 10 * float(np.log10(active_T.mean())) if len(active_T) else -np.inf
+
+
+def without_bumps(vocal_CN: np.ndarray) -> np.ndarray:
+    """A vocal whose few clicks and knocks (at most 1% of its latent frames) are cut 8 dB above what it holds for longer; else itself.
+
+    One full-scale click in a quiet recording would count as its level, and the band would play far above the voice.
+    """
+    frames = vocal_CN.shape[1] // HOP_SAMPLES
+    if frames < BUMP_FRAMES:
+        return vocal_CN
+    framed_CTN = vocal_CN[:, : frames * HOP_SAMPLES].reshape(len(vocal_CN), frames, HOP_SAMPLES)
+    peak_T = np.maximum(framed_CTN.max(axis=(0, 2)), -framed_CTN.min(axis=(0, 2)))
+    held_T = np.lib.stride_tricks.sliding_window_view(peak_T, BUMP_FRAMES).min(axis=1)
+    ceiling = float(held_T.max()) * 10 ** (BUMP_DB / 20)
+    bumps = int(np.count_nonzero(peak_T > ceiling))
+    return np.clip(vocal_CN, -ceiling, ceiling) if 0 < bumps <= MOST_BUMPS * frames else vocal_CN
 
 
 def level_gain(vocal_CN: np.ndarray, target_db: float) -> float:

@@ -17,6 +17,7 @@ from model.accompany import (
     active_level_db,
     level_gain,
     mix,
+    without_bumps,
 )
 from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics, load_checkpoint, save_checkpoint
 from model.codec import load_codec
@@ -281,6 +282,25 @@ def test_silence_is_accompanied(accompanist: Accompanist) -> None:
     made = accompanist.accompany(np.zeros((2, 50_000), np.float32), QUICK)
     assert np.isfinite(made.audio_CN).all()
     assert made.fit == NO_FIT
+
+
+def test_a_click_in_a_quiet_vocal_does_not_raise_the_band(accompanist: Accompanist) -> None:
+    quiet_CN = vocal(220_500, 0.005)
+    clicked_CN = quiet_CN.copy()
+    clicked_CN[:, 100_000:100_090] = 0.9
+    assert level_gain(without_bumps(clicked_CN), -24.0) > 0.5 * level_gain(quiet_CN, -24.0)
+    bands_db = [active_level_db(accompanist.accompany(sung_CN, QUICK).audio_CN) for sung_CN in (quiet_CN, clicked_CN)]
+    assert bands_db[1] < bands_db[0] + 8
+
+
+def test_what_is_sung_is_no_bump() -> None:
+    sung_CN = vocal(220_500)
+    clapped_CN = np.zeros_like(sung_CN)
+    clapped_CN[:, ::22_050] = 0.8  # twice a second
+    shout_CN = 0.001 * sung_CN
+    shout_CN[:, 88_200:99_225] = sung_CN[:, :11_025]
+    for vocal_CN in (sung_CN, clapped_CN, shout_CN, np.zeros_like(sung_CN), sung_CN[:, :3_000]):
+        assert without_bumps(vocal_CN) is vocal_CN
 
 
 def test_level_is_of_the_sung_frames_only() -> None:
