@@ -14,6 +14,7 @@ app.command("pipelines.__main__:corpus", name="corpus", help="Write the demo cor
 app.command("pipelines.__main__:listening_set", name="listening-set", help="Write demo vocals under the conditions of real ones.")
 app.command("pipelines.__main__:prepare", name="prepare", help="Turn any source of songs into a latent dataset.")
 app.command("training.__main__:train", name="train", help="Train on a latent dataset, on Ray, tracked in MLflow.")
+app.command("training.__main__:distil", name="distil", help="Teach a checkpoint's music to students of fewer steps.")
 app.command("training.__main__:evaluate", name="evaluate", help="Score a checkpoint beside its baselines.")
 app.command("training.__main__:codec", name="codec", help="Train the embedded codec on song folders.")
 app.command("infra.submit:submit", name="submit", help="Run prepare, train or evaluate as a job on a Ray cluster.")

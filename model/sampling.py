@@ -60,14 +60,23 @@ def timesteps(schedule: Schedule, steps: int) -> list[int]:
     return [round(schedule.steps - index * schedule.steps / steps) - 1 for index in range(steps)]
 
 
-def guide(condition_BCT: Tensor, null_BCT: Tensor, *, guidance: float, rescale: float = 0.0) -> Tensor:
-    """v_null + g·(v_cond − v_null) (Ho & Salimans 2022, eq. 6) with the rescale of Lin et al. 2023 (eq. 15, 16), each sample for itself."""
+def guide(condition_BCT: Tensor, null_BCT: Tensor, *, guidance: float, rescale: float = 0.0, valid_BT: Tensor | None = None) -> Tensor:
+    """v_null + g·(v_cond − v_null) (Ho & Salimans 2022, eq. 6) with the rescale of Lin et al. 2023 (eq. 15, 16), each sample for itself.
+    valid_BT: the frames that the rescale looks at; None is all."""
     v_BCT = torch.lerp(null_BCT, condition_BCT, guidance)
     if not rescale:
         return v_BCT
-    wanted_B11, found_B11 = (part_BCT.std(dim=(1, 2), correction=0, keepdim=True) for part_BCT in (condition_BCT, v_BCT))
+    wanted_B11, found_B11 = (_deviation(part_BCT, valid_BT) for part_BCT in (condition_BCT, v_BCT))
     gain_B11 = wanted_B11 / found_B11.clamp(min=torch.finfo(v_BCT.dtype).tiny)
     return v_BCT * (1 + rescale * (gain_B11 - 1))
+
+
+def _deviation(v_BCT: Tensor, valid_BT: Tensor | None) -> Tensor:
+    if valid_BT is None:
+        return v_BCT.std(dim=(1, 2), correction=0, keepdim=True)
+    share_B1T = valid_BT.to(v_BCT).unsqueeze(1) / (v_BCT.shape[1] * valid_BT.sum(dim=1).clamp(min=1).view(-1, 1, 1))
+    mean_B11 = (v_BCT * share_B1T).sum(dim=(1, 2), keepdim=True)
+    return ((v_BCT - mean_B11) ** 2 * share_B1T).sum(dim=(1, 2), keepdim=True).sqrt()
 
 
 def solve(noise_BCT: Tensor, schedule: Schedule, config: SamplerConfig, fresh_noise: Callable[[], Tensor] | None = None) -> Solving:

@@ -1,4 +1,4 @@
-"""`python -m training train|evaluate|codec`: the entry points of a Ray job, and the commands that `backline` shows."""
+"""`python -m training train|distil|evaluate|codec`: the entry points of a Ray job, and the commands that `backline` shows."""
 
 import sys
 from typing import Annotated
@@ -9,6 +9,7 @@ from infra import commands
 from model.errors import ModelError
 from training.codec import CodecTrainConfig
 from training.config import TrainConfig
+from training.distil import DistilConfig
 from training.evaluation import EvaluateConfig
 
 app = App(name="training", help="Train on a latent dataset, score a checkpoint, train the embedded codec.")
@@ -25,6 +26,16 @@ def train(config: Annotated[TrainConfig, Parameter(name="*")]) -> int:
         f"checkpoint {result.checkpoint}\n"
         f"MLflow run {result.mlflow_run_id} in {result.tracking_uri}\n"
     )
+    return 0
+
+
+@app.command
+def distil(config: Annotated[DistilConfig, Parameter(name="*")]) -> int:
+    """Teach a checkpoint's music to students of fewer steps."""
+    from training.distil import distil as run
+
+    for result in run(config):
+        sys.stdout.write(f"{result.checkpoint}: step {result.step} ({result.ended}), loss {result.metrics['train_loss']:.4g}\n")
     return 0
 
 

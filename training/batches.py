@@ -54,7 +54,7 @@ class Batch:
     """True where the vocal is hidden from the network."""
 
     def to(self, device: torch.device) -> "Batch":
-        if device.type == "cpu":
+        if device.type == self.t_B.device.type:
             return self
         return Batch(**{name: value.pin_memory().to(device, non_blocking=True) for name, value in vars(self).items()})
 

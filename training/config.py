@@ -32,6 +32,21 @@ PRESET_VALUES: dict[str, dict[str, float]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """What the checkpoint that a training begins from teaches its student; `backline distil` sets it phase by phase."""
+
+    steps: int
+    """The student's; the teacher takes twice as many."""
+    guidance: float
+    """The teacher's, folded into the student."""
+    guidance_rescale: float = 0.7
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"distillation.steps is {self.steps}, below 1: give the student's number of steps")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A training run; fields that are 0 take the preset's value, so that a config in hand is always whole."""
 
@@ -70,6 +85,8 @@ class TrainConfig:
     condition_dropout: float = 0.1
     """Share of samples that see no vocal, so that guidance has something to lean on."""
     loss: DiffusionLossConfig = field(default_factory=DiffusionLossConfig)
+    distillation: Distillation | None = None
+    """Learn from `init` as a teacher instead of from the latents alone."""
 
     validate_every: int = 0
     validation_segments: int = 64
@@ -132,6 +149,8 @@ class TrainConfig:
         for name in ("learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, not above 0: give a positive number")
+        if self.distillation is not None and self.init is None:
+            raise ValueError("distillation is set without init: give the checkpoint that teaches")
         if self.anneal_by_time and not self.max_minutes:
             raise ValueError("anneal_by_time is set without max_minutes: give the minutes that the annealing should follow")
 

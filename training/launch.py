@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from infra.cluster import connect
 from infra.errors import UserError
 from infra.records import read_manifest
@@ -19,7 +21,7 @@ from infra.tracking import RUN_FILE, RunHandle, Store, Tracker, keep, open_run, 
 from model.errors import ModelError
 from training import figures
 from training.config import TrainConfig
-from training.evaluation import log_samples, run_handle
+from training.evaluation import device, log_samples, run_handle
 from training.loop import Outcome, latest, run
 from training.state import check_resumable, codec_identity, dataset_identity, read_metrics, read_saved
 from training.workers import Workers
@@ -85,7 +87,7 @@ def train(config: TrainConfig) -> TrainResult:
     with ending(tracker, store):
         if config.workers == 0:
             tracker.watch_system()
-            outcome = run(config, data=data, out=out, init=init, tracker=tracker)
+            outcome = run(config, data=data, out=out, init=init, workers=Workers(device=torch.device(device())), tracker=tracker)
         else:
             outcome = run_on_ray(config, data, out, init, name, tracker.handle, settings.log_level)
         history = read_metrics(out)

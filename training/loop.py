@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from training.state import (
     save,
     write_metrics,
 )
+from training.teacher import Teacher
 from training.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,10 @@ def run(
         progress = restore(saved, network, average, optimizer)
         history = read_metrics(place, up_to=progress.step)
         log.info("going on from step %d of %s", progress.step, place)
-    shared = {"crop_frames": config.crop_frames, "timesteps": schedule.steps, "micro_batch": config.micro_batch}
+    teacher = None if initial is None or config.distillation is None else Teacher(initial, config.distillation, schedule)
+    # A student's t are places in its own few timesteps, until its teacher has seen them.
+    timesteps = schedule.steps if teacher is None else teacher.config.steps
+    shared = {"crop_frames": config.crop_frames, "timesteps": timesteps, "micro_batch": config.micro_batch}
     ranks = {"rank": workers.rank, "world_size": workers.size}
     batches = Batches(
         read_latents(data, "train"), statistics, seed=config.seed, batch_size=config.batch_size,
@@ -88,6 +92,7 @@ def run(
         read_latents(data, "validation"), statistics, segments=config.validation_segments,
         per_segment=config.validation_timesteps, **shared, **ranks,
     )  # fmt: skip
+    held_out = [[at_work(config, batch, teacher, workers.device) for batch in group] for group in held_out]
 
     # Step, log, validate, save
     meter = Meter(workers)
@@ -101,7 +106,8 @@ def run(
             rate = learning_rate(config, progress)
             loss = torch.zeros((), device=workers.device)
             for batch in micro_batches:
-                part = batch_loss(config, network, schedule, batch.to(workers.device)).loss / len(micro_batches)
+                batch = at_work(config, batch, teacher, workers.device)
+                part = batch_loss(config, network, schedule, batch).loss / len(micro_batches)
                 part.backward()
                 loss += part.detach()
             workers.average_gradients(network.parameters())
@@ -136,6 +142,8 @@ def run(
                 history.append(record(tracker, workers, progress.step, row))
             if saves and workers.leads:
                 checkpoint = checkpoint_of(config, average.network, manifest, progress.step, latest(history), statistics)
+                if teacher is not None:
+                    checkpoint = replace(checkpoint, sampling=teacher.sampling, name=f"{checkpoint.name}-in-{teacher.config.steps}")
                 save(
                     place, config=config, network=network, average=average, optimizer=optimizer, progress=progress,
                     checkpoint=checkpoint, best=best,
@@ -177,11 +185,24 @@ def build(
     return network, Average(network, config.ema_decay), optimizer
 
 
+def at_work(config: TrainConfig, batch: Batch, teacher: Teacher | None, device: torch.device) -> Batch:
+    """A batch where it is needed, and what the teacher makes of it where there is one."""
+    batch = batch.to(device)
+    if teacher is None:
+        return batch
+    with autocast(config, device):
+        return teacher.lesson(batch)
+
+
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """The config's precision for what is computed inside."""
+    half = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
+
+
 def batch_loss(config: TrainConfig, network: AccompanimentUNet, schedule: Schedule, batch: Batch) -> DiffusionLoss:
     """The velocity loss of one batch, in the config's precision."""
-    device = batch.t_B.device.type
-    half = config.precision == "bf16" or (config.precision == "auto" and device == "cuda" and torch.cuda.is_bf16_supported())
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=half):
+    with autocast(config, batch.t_B.device):
         vocal = network.encode_vocal(batch.vocal_BCT, batch.valid_BT, batch.drop_B)
 
         def denoise(x_BCT: Tensor, t_B: Tensor) -> Tensor:
@@ -199,15 +220,15 @@ def validate(
     sums = torch.zeros(len(held_out), 3, dtype=torch.float64, device=workers.device)  # loss, squared error, samples
     for index, group in enumerate(held_out):
         for batch in group:
-            loss = batch_loss(config, network, schedule, batch.to(workers.device))
+            loss = batch_loss(config, network, schedule, batch)
             sums[index] += torch.stack([loss.per_sample_B.sum(), loss.mse_B.sum(), torch.ones_like(loss.mse_B).sum()]).to(sums)
     sums = workers.total(sums)
     if sums[:, 2].sum() == 0:
         return rows
     rows["validation/loss"] = float(sums[:, 0].sum() / sums[:, 2].sum())
-    for index in range(len(held_out)):
-        t = int((index + 0.5) / len(held_out) * schedule.steps)
-        rows[f"validation/error_t{t:03d}"] = float(sums[index, 1] / sums[index, 2])
+    for index, group in enumerate(held_out):
+        if group:  # a worker may have no segments
+            rows[f"validation/error_t{int(group[0].t_B[0]):03d}"] = float(sums[index, 1] / sums[index, 2])
     return rows
 
 

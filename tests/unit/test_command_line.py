@@ -17,7 +17,7 @@ def backline(*tokens: str) -> subprocess.CompletedProcess[str]:
 def test_help_names_every_command() -> None:
     answered = backline("--help")
     assert answered.returncode == 0
-    for name in ("demo", "doctor", "corpus", "listening-set", "prepare", "train", "evaluate", "generate", "serve", "submit"):
+    for name in ("demo", "doctor", "corpus", "listening-set", "prepare", "train", "distil", "evaluate", "generate", "serve", "submit"):
         assert f" {name} " in answered.stdout
 
 
@@ -34,6 +34,8 @@ def test_help_names_every_command() -> None:
         (("prepare", "--source", "pairs:/nowhere/at/all", "--out", "x"), "/nowhere/at/all"),
         (("train", "--data", "/nowhere/at/all", "--out", "x"), "/nowhere/at/all"),
         (("train", "--data", "x", "--out", "y", "--preset", "huge"), "huge"),
+        (("distil", "--teacher", "x", "--data", "y", "--out", "z", "--student-steps", "3"), "doubled"),
+        (("distil", "--teacher", "/nowhere/at/all", "--data", "y", "--out", "z"), "/nowhere/at/all"),
         (("generate", "/nowhere/vocal.wav", "--out", "band.wav"), "/nowhere/vocal.wav"),
         (("generate", "vocal.wav", "--out", "band.aiff"), ".aiff"),
         (("serve", "--port", "99999"), "99999"),
