@@ -1,14 +1,21 @@
 """The benchmarks start, and what `peers.py` says follows from what it measured."""
 
 import importlib.util
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from infra.benchmarks.peers import Row, crowded, short, table
 from infra.benchmarks.peers_systems import Part, check_size
+from model.checkpoint import load_checkpoint, save_checkpoint
+from model.codec import load_codec
+from model.sampling import Sampling
+from tests.serving_parts import tiny_checkpoint
+from tests.tiny_latents import write_latents
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(path for path in (ROOT / "infra/benchmarks").glob("*.py") if "__main__" in path.read_text())
@@ -29,6 +36,30 @@ def test_every_benchmark_explains_itself(path: Path) -> None:
     answered = started(path, "--help")
     assert answered.returncode == 0, answered.stderr
     assert answered.stdout.startswith(f"usage: {path.name}")
+
+
+def test_steps_measures_solvers_and_students(tmp_path: Path) -> None:
+    codec = load_codec("embedded").identity
+    data = write_latents(tmp_path / "latents", codec_id=codec.id, codec_sha256=codec.weights_sha256)
+    checkpoint = load_checkpoint(tiny_checkpoint(tmp_path / "tiny"))
+    save_checkpoint(tmp_path / "student", replace(checkpoint, sampling=Sampling(solver="ddim", steps=3, guidance=1.0)))
+    answered = started(
+        ROOT / "infra/benchmarks/steps.py", "--data", data, "--checkpoint", str(tmp_path / "tiny"), "--students", str(tmp_path / "student"),
+        "--steps", "2", "40", "--songs", "2", "--out", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert answered.returncode == 0, answered.stderr
+    written = (tmp_path / "out/steps.md").read_text()
+    assert written.strip() == answered.stdout.strip()
+    rows = json.loads((tmp_path / "out/steps.json").read_text())["rows"]
+    asked = [("ddim", 40), *(("dpmpp-2m", steps) for steps in (40, 3, 2)), ("ddim", 3), ("ddim", 2)]
+    asked += [*(("ancestral", steps) for steps in (40, 3, 2)), ("student, ddim", 3)]
+    assert [(row["name"], row["sampling"]["steps"]) for row in rows] == asked
+    assert all(f"| {name} | {steps} |" in written for name, steps in asked)
+    evaluations = {(row["name"], row["sampling"]["steps"]): row["evaluations"] for row in rows}
+    assert (evaluations["ddim", 3], evaluations["student, ddim", 3]) == (6, 3)
+    to_ddim = {(row["name"], row["sampling"]["steps"]): row["to_ddim"] for row in rows}
+    assert to_ddim["ddim", 40] is None
+    assert to_ddim["dpmpp-2m", 40] < to_ddim["ddim", 3] < to_ddim["ancestral", 40]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is not None, reason="transformers is installed beside backline")
