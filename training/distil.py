@@ -46,14 +46,14 @@ class DistilConfig:
 
     steps: int = 1_000
     max_minutes: float = 0.0
-    """Minutes of all phases together, in equal shares; then the annealing follows the clock too. 0 = no limit."""
+    """Minutes of all phases together, the guided first one's share twice the others'; the annealing follows them. 0 = no limit."""
     batch_size: int = 16
     micro_batch_size: int = 0
     """Segments that go through the network at once; 0 = a worker's whole share."""
     crop_frames: int = 512
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """auto = bf16 where there is a GPU that has it, else float32."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-4
     warmup_steps: int = 20
     final_rate: float = 0.02
     ema_decay: float = 0.99
@@ -110,7 +110,7 @@ def phase_config(config: DistilConfig, index: int, teacher: Checkpoint, place: P
         resume=config.resume,
         seed=config.seed + index,  # other crops and noise in each phase
         steps=config.steps,
-        max_minutes=config.max_minutes / len(config.phases),
+        max_minutes=config.max_minutes * (1 if index else 2) / (len(config.phases) + 1),
         anneal_by_time=bool(config.max_minutes),
         batch_size=config.batch_size,
         micro_batch_size=config.micro_batch_size,

@@ -195,14 +195,15 @@ def test_a_resumed_phase_equals_an_uninterrupted_one(data: str, teacher: str, tm
 
 
 def test_phases_halve_and_only_the_first_is_guided(teacher: str) -> None:
-    config = DistilConfig(teacher=teacher, data="data", out="out", student_steps=2, first_steps=16, max_minutes=8.0)
+    config = DistilConfig(teacher=teacher, data="data", out="out", student_steps=2, first_steps=16, max_minutes=10.0)
     assert config.phases == [16, 8, 4, 2]
     first = phase_config(config, 0, load_checkpoint(Path(teacher)), Place(teacher))
     assert first.distillation == Distillation(steps=16, guidance=2.0)
-    assert (first.preset, first.max_minutes, first.anneal_by_time) == ("small", 2.0, True)
+    assert (first.preset, first.max_minutes, first.anneal_by_time) == ("small", 4.0, True)
     student = dataclasses.replace(load_checkpoint(Path(teacher)), sampling=Sampling(solver="ddim", steps=4, guidance=1.0))
     last = phase_config(dataclasses.replace(config, guidance=3.0), 3, student, Place("out/steps-4/best"))
     assert last.distillation == Distillation(steps=2, guidance=1.0)
+    assert last.max_minutes == 2.0
     assert last.seed != first.seed
     assert DistilConfig(teacher="t", data="d", out="o", student_steps=4, first_steps=4).phases == [4]
 
