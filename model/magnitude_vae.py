@@ -137,7 +137,9 @@ def magnitudes_of(features_BTF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     log_magnitude, pan, width = features_BTF.split([FRAMES_PER_LATENT * MAGNITUDE_BANDS, STEREO_BANDS, STEREO_BANDS], dim=-1)
     log_magnitude = log_magnitude.reshape(batch, frames * FRAMES_PER_LATENT, MAGNITUDE_BANDS).clamp(-14.0, 3.0)
     # The floor is taken off, and half as much again for the network's error: silence is silence, not 2,048 bins of floor.
-    magnitude = ((2 * log_magnitude).exp() - 1.5 * MAGNITUDE_FLOOR**2).clamp_min(0).sqrt()
+    power = (2 * log_magnitude).exp() - 1.5 * MAGNITUDE_FLOOR**2
+    # No root of zero: its slope is infinite, and training differentiates this.
+    magnitude = torch.where(power > 0, power.clamp_min(MAGNITUDE_FLOOR**4).sqrt(), 0.0)
     return _spread(magnitude), _spread_stereo(pan.clamp(-MAX_PAN, MAX_PAN)), _spread_stereo(width.clamp(0, MAX_WIDTH))
 
 

@@ -62,23 +62,22 @@ def _window_power(frames: int, device: torch.device) -> Tensor:
 
 
 def _forward(frames_BJN: Tensor) -> Tensor:
-    """Real FFT; on a CPU by pocketfft, which is several times as fast there as torch's."""
-    if frames_BJN.device.type == "cpu":
+    """Real FFT; on a CPU by pocketfft, which is several times as fast there as torch's, unless a gradient is wanted."""
+    if frames_BJN.device.type == "cpu" and not frames_BJN.requires_grad:
         return torch.from_numpy(scipy.fft.rfft(frames_BJN.numpy(), workers=torch.get_num_threads()))
     return torch.fft.rfft(frames_BJN)
 
 
 def _inverse(spectrum_BJK: Tensor) -> Tensor:
-    if spectrum_BJK.device.type == "cpu":
+    if spectrum_BJK.device.type == "cpu" and not spectrum_BJK.requires_grad:
         return torch.from_numpy(scipy.fft.irfft(spectrum_BJK.numpy(), n=WINDOW_SAMPLES, workers=torch.get_num_threads()))
     return torch.fft.irfft(spectrum_BJK, n=WINDOW_SAMPLES)
 
 
 def impose(magnitude_BJK: Tensor, guess_BJK: Tensor) -> Tensor:
     """The guess's phase under the given magnitudes."""
-    parts = torch.view_as_real(guess_BJK)
-    inverse = (parts.square().sum(-1) + 1e-20).rsqrt()
-    return torch.view_as_complex(parts * (magnitude_BJK * inverse).unsqueeze(-1))
+    inverse = (guess_BJK.real.square() + guess_BJK.imag.square() + 1e-20).rsqrt()
+    return guess_BJK * (magnitude_BJK * inverse)
 
 
 def find_phase(magnitude_BJK: Tensor, *, rounds: int, momentum: float, grid_frames: int) -> Tensor:

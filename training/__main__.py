@@ -8,9 +8,11 @@ from cyclopts import App, Parameter
 from infra import commands
 from model.errors import ModelError
 from training.codec import CodecTrainConfig
+from training.codec_adversarial import AdversarialConfig
 from training.config import TrainConfig
 from training.distil import DistilConfig
 from training.evaluation import EvaluateConfig
+from training.release import ReleaseConfig
 
 app = App(name="training", help="Train on a latent dataset, score a checkpoint, train the embedded codec.")
 
@@ -51,11 +53,29 @@ def evaluate(config: Annotated[EvaluateConfig, Parameter(name="*")]) -> int:
 
 
 @app.command
+def release(config: Annotated[ReleaseConfig, Parameter(name="*")]) -> int:
+    """Write a run's best checkpoint as small files, with its model card."""
+    from training.release import release as run
+
+    sys.stdout.write(f"{run(config)}\n")
+    return 0
+
+
+@app.command
 def codec(config: Annotated[CodecTrainConfig, Parameter(name="*")]) -> int:
     """Train the embedded codec on song folders."""
     from training.codec import train_codec
 
     train_codec(config)
+    return 0
+
+
+@app.command
+def codec_adversarial(config: Annotated[AdversarialConfig, Parameter(name="*")]) -> int:
+    """Train the embedded codec's decoder on, against discriminators."""
+    from training.codec_adversarial import train_adversarially
+
+    train_adversarially(config)
     return 0
 
 

@@ -3,8 +3,6 @@
 Shapes: B batch, F features of a latent frame, T latent frames, C latent channels.
 """
 
-import dataclasses
-import json
 import logging
 import math
 import time
@@ -14,8 +12,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -25,6 +21,18 @@ from model.geometry import LATENT_CHANNELS
 from model.magnitude_vae import BAND_SEGMENTS, FRAMES_PER_LATENT, MAGNITUDE_BANDS, STEREO_BANDS, MagnitudeVAE, MagnitudeVAEConfig
 from training.codec_data import LOG_MAGNITUDES, corpus_features, crop, feature_statistics, find_songs, passes
 from training.codec_report import measure_songs
+from training.codec_state import (
+    average_in,
+    choose_device,
+    load_state,
+    moments,
+    prefixed,
+    save_state,
+    set_moments,
+    under,
+    wants_bf16,
+    write_log,
+)
 
 log = logging.getLogger(__name__)
 
@@ -85,12 +93,22 @@ class CodecTrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss:
-    """The terms of one batch."""
+class FeatureLoss:
+    """The terms that compare features."""
 
     magnitude: Tensor
     level: Tensor
     stereo: Tensor
+
+    def total(self, level_weight: float, stereo_weight: float) -> Tensor:
+        return self.magnitude + level_weight * self.level + stereo_weight * self.stereo
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """The terms of one batch."""
+
+    features: FeatureLoss
     kl: Tensor
 
 
@@ -99,6 +117,12 @@ def codec_loss(network: MagnitudeVAE, features_BTF: Tensor, noise_BTC: Tensor, p
     mean, log_variance = network.posterior(features_BTF)
     mean, log_variance = mean.float(), log_variance.float()
     predicted = network.reconstruct(mean + noise_BTC * (0.5 * log_variance).exp()).float()
+    kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+    return Loss(features=feature_loss(predicted, features_BTF, pitch_weight), kl=kl)
+
+
+def feature_loss(predicted: Tensor, features_BTF: Tensor, pitch_weight: float) -> FeatureLoss:
+    """How far predicted features (B, T, F) are from the true ones."""
     target = features_BTF[..., :LOG_MAGNITUDES].unflatten(-1, (FRAMES_PER_LATENT, MAGNITUDE_BANDS))
     error = (predicted[..., :LOG_MAGNITUDES] - features_BTF[..., :LOG_MAGNITUDES]).abs().unflatten(-1, (FRAMES_PER_LATENT, MAGNITUDE_BANDS))
     # What lies 60 dB below a frame's loudest band is hardly heard beside it; a fifth of the weight keeps silence silent.
@@ -110,8 +134,7 @@ def codec_loss(network: MagnitudeVAE, features_BTF: Tensor, noise_BTC: Tensor, p
     audible = (target.amax(dim=(-1, -2)) > math.log(1e-3)).float().unsqueeze(-1)
     stereo_error = (predicted[..., LOG_MAGNITUDES:] - features_BTF[..., LOG_MAGNITUDES:]).abs()
     stereo = (stereo_error * audible).sum() / (audible.sum() * 2 * STEREO_BANDS + 1)
-    kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-    return Loss(magnitude=magnitude, level=level, stereo=stereo, kl=kl)
+    return FeatureLoss(magnitude=magnitude, level=level, stereo=stereo)
 
 
 def frame_level(log_magnitude: Tensor) -> Tensor:
@@ -137,8 +160,8 @@ def learning_rate_at(step: int, config: CodecTrainConfig) -> float:
 def train_codec(config: CodecTrainConfig) -> dict[str, float]:
     """Trains, saves and evaluates; returns the last figures on held-out songs. The codec is in `config.out / "codec"`."""
     torch.set_num_threads(config.threads)
-    device = _device(config.device)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=_wants_bf16(config.precision, device))
+    device = choose_device(config.device)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=wants_bf16(config.precision, device))
     if not config.resume and _state_file(config).exists():
         raise UserError(f"{config.out} holds a run already: add --resume to go on with it, or choose another --out")
     songs = find_songs(config.corpus, config.held_out)
@@ -165,21 +188,21 @@ def train_codec(config: CodecTrainConfig) -> dict[str, float]:
         )
         with autocast:
             loss = codec_loss(network, batch, noise, config.pitch_weight)
-        total = loss.magnitude + config.level_weight * loss.level + config.stereo_weight * loss.stereo + config.kl_weight * loss.kl
+        total = loss.features.total(config.level_weight, config.stereo_weight) + config.kl_weight * loss.kl
         optimizer.zero_grad()
         total.backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
         optimizer.step()
-        _update(average, network, min(config.ema_decay, (step + 1) / (step + 10)))
+        average_in(average, network, min(config.ema_decay, (step + 1) / (step + 10)))
 
         last = step + 1 == config.steps
         if step % 50 == 0 or last:
-            _write_log(
+            write_log(
                 config.out,
                 step=step,
-                magnitude=loss.magnitude.item(),
-                level=loss.level.item(),
-                stereo=loss.stereo.item(),
+                magnitude=loss.features.magnitude.item(),
+                level=loss.features.level.item(),
+                stereo=loss.features.stereo.item(),
                 kl=loss.kl.item(),
                 gradient=float(norm),
                 learning_rate=learning_rate_at(step, config),
@@ -190,7 +213,7 @@ def train_codec(config: CodecTrainConfig) -> dict[str, float]:
         if (step + 1) % config.evaluate_every == 0 or last:
             statistics = export(config, average, features, device)
             figures = measure_songs(load_embedded(config.out / "codec", codec_id="trained", device=str(device)), songs.held_out)
-            _write_log(config.out, step=step, **statistics, **figures)
+            write_log(config.out, step=step, **statistics, **figures)
     return figures
 
 
@@ -221,64 +244,22 @@ def export(config: CodecTrainConfig, average: dict[str, Tensor], features: list[
     }
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
-
-
-def _wants_bf16(precision: str, device: torch.device) -> bool:
-    """auto = wherever the hardware multiplies bf16: there a step takes a fifth of the time."""
-    if precision == "auto":
-        return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-    return precision == "bf16"
-
-
-@torch.no_grad()
-def _update(average: dict[str, Tensor], network: nn.Module, decay: float) -> None:
-    for name, value in network.state_dict().items():
-        average[name].lerp_(value, 1 - decay)
-
-
 def _save(config: CodecTrainConfig, step: int, network: MagnitudeVAE, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]) -> None:
-    """Weights, average, AdamW's moments and, in the header, the step: one file, replaced at once. The config lies beside it, to read."""
-    path = _state_file(config)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-    tensors |= {f"average.{name}": value for name, value in average.items()}
-    for name, parameter in network.named_parameters():
-        tensors |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state[parameter].items()}
-    temporary = path.with_name(f"{path.name}.part")
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, temporary, metadata={"step": str(step)})
-    temporary.replace(path)
-    document = {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()}
-    path.with_name("training.json").write_text(json.dumps({"step": step, "config": document}, indent=2) + "\n")
+    tensors = prefixed("network", network.state_dict()) | prefixed("average", average)
+    save_state(_state_file(config), step, tensors | prefixed("optimizer", moments(network, optimizer)), config)
 
 
 def _restore(config: CodecTrainConfig, network: MagnitudeVAE, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]) -> int:
     """The step at which the stored run stopped, its state loaded; 0 where there is none."""
-    path = _state_file(config)
-    if not path.is_file():
+    if not _state_file(config).is_file():
         return 0
-    with safe_open(path, framework="pt") as file:
-        step = int(file.metadata()["step"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
-    network.load_state_dict({name.removeprefix("network."): value for name, value in tensors.items() if name.startswith("network.")})
-    for name in average:
-        average[name].copy_(tensors[f"average.{name}"])
-    for name, parameter in network.named_parameters():
-        own = {key: tensors[f"optimizer.{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-        optimizer.state[parameter] = {key: value if key == "step" else value.to(parameter.device) for key, value in own.items()}
+    step, tensors = load_state(_state_file(config))
+    network.load_state_dict(under("network", tensors))
+    for name, value in under("average", tensors).items():
+        average[name].copy_(value)
+    set_moments(network, optimizer, under("optimizer", tensors))
     return step
 
 
 def _state_file(config: CodecTrainConfig) -> Path:
     return config.out / "last" / "training.safetensors"
-
-
-def _write_log(out: Path, **values: float) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    rounded = {name: round(value, 5) if isinstance(value, float) else value for name, value in values.items()}
-    log.info("codec: %s", " ".join(f"{name}={value}" for name, value in rounded.items()))
-    with (out / "log.jsonl").open("a") as lines:
-        lines.write(json.dumps(rounded) + "\n")

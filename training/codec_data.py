@@ -3,8 +3,10 @@
 Shapes: B batch, F features of a latent frame, T latent frames, C channels, N samples.
 """
 
+import json
 import logging
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,8 @@ from model.phase import spectrum
 STEMS = ("vocals", "accompaniment", "mixture")
 LOG_MAGNITUDES = FRAMES_PER_LATENT * MAGNITUDE_BANDS
 CHUNK_SAMPLES = 256 * HOP_SAMPLES
+# Demo songs of these seeds are for evaluation: no weights that ship may have heard them.
+RESERVED_SEEDS = range(1000)
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +45,26 @@ def song_folders(corpus: Path) -> list[Path]:
 
 
 def find_songs(corpus: Path, held_out: int) -> Songs:
-    """A corpus's songs; the first ones by name (the lowest seeds) are held out."""
+    """A corpus's songs; the first ones by name (the lowest seeds) are held out. Raises UserError where others have a reserved seed."""
     folders = song_folders(corpus)
     if len(folders) <= held_out:
         raise UserError(
             f"corpus {corpus}: {len(folders)} song folders with {', '.join(f'{stem}.wav' for stem in STEMS)}, {held_out} of them held out; "
-            "need at least one more: backline corpus --out DIR --songs 32 --seed 0"
+            "need at least one more: backline corpus --out DIR --songs 32 --seed 1000"
+        )
+    reserved = [folder.name for folder in folders[held_out:] if _seed(folder) in RESERVED_SEEDS]
+    if reserved:
+        raise UserError(
+            f"corpus {corpus}: {reserved[0]} and {len(reserved) - 1} more have seeds {RESERVED_SEEDS.start} to {RESERVED_SEEDS.stop - 1}, "
+            "which are for evaluation and never trained on; take them out, or render others: backline corpus --seed 1000"
         )
     return Songs(training=tuple(folders[held_out:]), held_out=tuple(folders[:held_out]))
+
+
+def _seed(folder: Path) -> int | None:
+    """The demo song's seed; None for a song that is no demo."""
+    description = folder / "song.json"
+    return json.loads(description.read_text()).get("seed") if description.is_file() else None
 
 
 def read_stem(path: Path) -> Tensor:
@@ -120,6 +136,68 @@ def crop(features: list[Tensor], batch_size: int, crop_frames: int, rng: np.rand
     louder = 0.5 * (power.clamp_min(0) * gain**2 + MAGNITUDE_FLOOR**2).log()
     pan, width = crops[..., LOG_MAGNITUDES : LOG_MAGNITUDES + STEREO_BANDS], crops[..., LOG_MAGNITUDES + STEREO_BANDS :]
     return torch.cat([louder, pan * flip, width], dim=-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioCrops:
+    """Random crops of stems, read from disk a step ahead by `readers` threads; a crop is a function of the seed and the step alone."""
+
+    stems: tuple[Path, ...]
+    samples: int
+    batch_size: int
+    speeds: tuple[float, ...]
+    seed: int
+    pool: ThreadPoolExecutor
+    ahead: dict[int, list[Future[Tensor]]]
+
+    def at(self, step: int) -> Tensor:
+        """The crops (B, 2, N) of a step."""
+        futures = self.ahead.pop(step, None) or self._ask(step)
+        self.ahead[step + 1] = self._ask(step + 1)
+        return torch.stack([future.result() for future in futures])
+
+    def _ask(self, step: int) -> list[Future[Tensor]]:
+        return [self.pool.submit(self._read, step, index) for index in range(self.batch_size)]
+
+    def _read(self, step: int, index: int) -> Tensor:
+        """One crop at one of the speeds and a gain of −18 to +6 dB, left and right swapped in half of them."""
+        rng = np.random.default_rng([self.seed, step, index])
+        speed = float(rng.choice(self.speeds))
+        path = self.stems[rng.integers(len(self.stems))]
+        wanted = self.samples if speed == 1.0 else int(self.samples * speed) + 1
+        with soundfile.SoundFile(path) as file:
+            file.seek(int(rng.integers(0, file.frames - wanted + 1)))
+            audio_NC = file.read(wanted, dtype="float32", always_2d=True)
+        if speed != 1.0:
+            audio_NC = soxr.resample(audio_NC, SAMPLE_RATE_HZ * speed, SAMPLE_RATE_HZ, quality="MQ")[: self.samples]
+            audio_NC = np.pad(audio_NC, ((0, self.samples - len(audio_NC)), (0, 0)))
+        audio_NC = audio_NC * np.float32(10 ** (rng.uniform(-18, 6) / 20))
+        return torch.from_numpy(np.ascontiguousarray(audio_NC.T if rng.random() < 0.5 else audio_NC.T[::-1]))
+
+
+def audio_crops(
+    folders: tuple[Path, ...], *, samples: int, batch_size: int, speeds: tuple[float, ...], seed: int, readers: int
+) -> AudioCrops:
+    """Crops of the songs' stems; stems that are too short are left out."""
+    stems = [folder / f"{stem}.wav" for folder in folders for stem in STEMS]
+    found = []
+    for path in stems:
+        header = soundfile.info(path)
+        if header.samplerate != SAMPLE_RATE_HZ or header.channels != AUDIO_CHANNELS:
+            raise UserError(f"{path}: {header.samplerate} Hz, {header.channels} channels; need {SAMPLE_RATE_HZ} Hz stereo: convert it")
+        if header.frames > samples * max(*speeds, 1.0) + 1:
+            found.append(path)
+    if not found:
+        raise UserError(f"no stem of the corpus is longer than {samples / SAMPLE_RATE_HZ:.1f} s; take smaller crops or longer songs")
+    return AudioCrops(
+        stems=tuple(found),
+        samples=samples,
+        batch_size=batch_size,
+        speeds=speeds,
+        seed=seed,
+        pool=ThreadPoolExecutor(readers, "crops"),
+        ahead={},
+    )
 
 
 def passes(features: list[Tensor], crop_frames: int, device: torch.device) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""What survives a codec: chords, beats, notes, loudness and width of whole songs, beside a 64-band mel with Griffin-Lim.
+"""What survives a codec: spectra, chords, beats, notes, loudness and width of whole songs, beside a 64-band mel with Griffin-Lim.
 
 Shapes: C audio channels, N samples, T latent frames, J spectral frames, K frequency bins.
 """
@@ -22,6 +22,7 @@ from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_
 from model.magnitude_vae import FRAMES_PER_LATENT
 from model.phase import find_phase, spectrum, waveform
 from training.codec_data import read_stem, song_folders
+from training.codec_stft import WINDOWS, stft_distance_db
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ class CodecReportConfig:
     """Song folders; the first `songs` by name are measured."""
     out: Path
     """The Markdown file to write; figures of every song go beside it as JSON."""
-    codec: str = "embedded"
+    codecs: tuple[str, ...] = ("embedded",)
+    """Ids as `model.codec.load_codec` takes them; the time is the first one's. A folder's row has the folder's name."""
     songs: int = 3
     threads: int = 2
 
@@ -48,6 +50,8 @@ class CodecReportConfig:
             raise UserError(f"songs={self.songs}: must be 1 or more")
         if self.threads < 1:
             raise UserError(f"threads={self.threads}: must be 1 or more")
+        if not self.codecs:
+            raise UserError("codecs=(): name one or more, for example embedded")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,10 @@ class Survival:
     """Share of the original's voiced frames that are within 50 cents."""
     mel_distance_db: float
     """Mean distance of the mixture's mel spectrum in dB, over what is less than 60 dB below the loudest."""
+    stft_distance_db: float
+    """The same on all bins of windows of 256 to 4,096 samples, mean over the windows and both channels."""
+    si_sdr_db: float
+    """Scale-invariant signal-to-distortion ratio of the mixture's samples: poor wherever phase is not transmitted but found anew."""
     level_error_db: float
     """Loudness less the original's."""
     width_error_db: float
@@ -126,6 +134,8 @@ def survival(through: Through, folder: Path) -> Survival:
         note_error_cents=float(np.median(cents)) if cents.size else float("inf"),
         notes_kept=float((cents <= 50).sum() / max(1, voiced.sum())),
         mel_distance_db=_mel_distance_db(original["mixture"], decoded["mixture"]),
+        stft_distance_db=float(np.mean([stft_distance_db(original["mixture"], decoded["mixture"], window) for window in WINDOWS])),
+        si_sdr_db=_si_sdr_db(original["mixture"], decoded["mixture"]),
         level_error_db=listen.rms_db(mixture) - listen.rms_db(original["mixture"].numpy()),
         width_error_db=_width_db(decoded["mixture"]) - _width_db(original["mixture"]),
     )
@@ -159,6 +169,14 @@ def _mel_distance_db(original_CN: Tensor, decoded_CN: Tensor) -> float:
     audible = mels[0] > low
     difference = 10 * (mels[0].clamp_min(low).log10() - mels[1].clamp_min(low).log10()).abs()
     return float(difference[audible].mean()) if bool(audible.any()) else 0.0
+
+
+def _si_sdr_db(original_CN: Tensor, decoded_CN: Tensor) -> float:
+    """Le Roux et al. 2019, eq. 5, over both channels, between −100 and 100 dB."""
+    original, decoded = original_CN.double().flatten(), decoded_CN.double().flatten()
+    target = (decoded @ original) / original.square().sum().clamp_min(1e-12) * original
+    share = float(target.square().sum() / (decoded - target).square().sum().clamp_min(1e-12))
+    return 10 * math.log10(min(max(share, 1e-10), 1e10))
 
 
 def _width_db(audio_CN: Tensor) -> float:
@@ -200,21 +218,21 @@ def cost(codec: Codec, *, rounds: int = 3) -> Cost:
 
 
 def report(config: CodecReportConfig) -> dict[str, dict[str, float]]:
-    """Measures original, codec and baseline, writes the table, returns the means by system."""
+    """Measures original, codecs and baseline, writes the table, returns the means by system."""
     torch.set_num_threads(config.threads)
     folders = song_folders(config.corpus)[: config.songs]
     if len(folders) < config.songs:
         raise UserError(f"corpus {config.corpus}: {len(folders)} song folders, fewer than songs={config.songs}; ask for fewer")
-    codec = load_codec(config.codec)
-    systems: dict[str, Through] = {
-        "original": lambda audio_CN: audio_CN,
-        codec.identity.id: through_codec(codec),
-        "64-band mel": mel_griffin_lim,
-    }
+    codecs = [load_codec(name) for name in config.codecs]
+    systems: dict[str, Through] = {"original": lambda audio_CN: audio_CN}
+    systems |= {codec.identity.id: through_codec(codec) for codec in codecs}
+    if len(systems) <= len(codecs):
+        raise UserError(f"codecs={', '.join(config.codecs)}: two have the same name, {codecs[-1].identity.id}; rename a folder")
+    systems["64-band mel"] = mel_griffin_lim
     rows = {name: [survival(through, folder) for folder in folders] for name, through in systems.items()}
     fields = list(Survival.__dataclass_fields__)
     means = {name: {field: float(np.mean([getattr(row, field) for row in found])) for field in fields} for name, found in rows.items()}
-    spent = cost(codec)
+    spent = cost(codecs[0])
     lines = ["| " + " | ".join(["song", "system", *fields]) + " |", "|" + "---|" * (len(fields) + 2)]
     for name, found in rows.items():
         for folder, row in zip(folders, found, strict=True):

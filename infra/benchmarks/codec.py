@@ -16,11 +16,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="song folders of `backline corpus`; the lowest seeds are measured")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--codec", default="embedded")
+    parser.add_argument("--codec", action="append", help="one or more, for example embedded, a codec folder, stable-audio-open:FOLDER")
     parser.add_argument("--songs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
-    report(CodecReportConfig(corpus=given.corpus, out=given.out, codec=given.codec, songs=given.songs, threads=given.threads))
+    report(
+        CodecReportConfig(
+            corpus=given.corpus, out=given.out, codecs=tuple(given.codec or ["embedded"]), songs=given.songs, threads=given.threads
+        )
+    )
     print(given.out.read_text())
 
 
