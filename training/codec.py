@@ -22,6 +22,7 @@ from model.magnitude_vae import BAND_SEGMENTS, FRAMES_PER_LATENT, MAGNITUDE_BAND
 from training.codec_data import LOG_MAGNITUDES, corpus_features, crop, feature_statistics, find_songs, passes
 from training.codec_report import measure_songs
 from training.codec_state import (
+    anneal,
     average_in,
     choose_device,
     load_state,
@@ -152,9 +153,7 @@ def band_weights(pitch_weight: float, device: torch.device) -> Tensor:
 
 
 def learning_rate_at(step: int, config: CodecTrainConfig) -> float:
-    """Linear warm-up, then a cosine to a hundredth."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return config.learning_rate * warm * (0.505 + 0.495 * math.cos(math.pi * min(1.0, step / config.steps)))
+    return config.learning_rate * anneal(step, step / config.steps, config.warmup_steps)
 
 
 def train_codec(config: CodecTrainConfig) -> dict[str, float]:

@@ -9,7 +9,6 @@ Shapes: B batch, C channels, F features of a latent frame, T latent frames, J sp
 
 import copy
 import logging
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from training.codec_data import LOG_MAGNITUDES, audio_crops, find_songs
 from training.codec_discriminators import PatchDiscriminator, discriminator_loss, generator_loss, loudest, picture
 from training.codec_report import measure_songs
 from training.codec_state import (
+    anneal,
     average_in,
     choose_device,
     load_state,
@@ -165,11 +165,6 @@ def pictures(features_BTF: Tensor, audio_BN: Tensor) -> tuple[Tensor, Tensor]:
     bands_BJK = features_BTF[..., :LOG_MAGNITUDES].unflatten(-1, (FRAMES_PER_LATENT, MAGNITUDE_BANDS)).flatten(1, 2)
     attacks_BKJ = magnitudes(audio_BN[: len(features_BTF)], ATTACK_WINDOW, ATTACK_HOP)
     return bands_BJK, attacks_BKJ.log().transpose(1, 2)
-
-
-def anneal(step: int, progress: float, warmup_steps: int) -> float:
-    """Linear warm-up, then a cosine to a hundredth at progress 1."""
-    return min(1.0, (step + 1) / max(1, warmup_steps)) * (0.505 + 0.495 * math.cos(math.pi * min(1.0, progress)))
 
 
 def train_adversarially(config: AdversarialConfig) -> dict[str, float]:

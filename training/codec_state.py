@@ -1,8 +1,9 @@
-"""What the codec's two trainings share: where they run, what they log, and how they save and go on, without pickle."""
+"""What the codec's two trainings share: where they run, how fast they learn, what they log, and how they save and go on, without pickle."""
 
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ def wants_bf16(precision: str, device: torch.device) -> bool:
     if precision == "auto":
         return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
     return precision == "bf16"
+
+
+def anneal(step: int, progress: float, warmup_steps: int) -> float:
+    """Linear warm-up, then a cosine to a hundredth at progress 1."""
+    return min(1.0, (step + 1) / max(1, warmup_steps)) * (0.505 + 0.495 * math.cos(math.pi * min(1.0, progress)))
 
 
 @torch.no_grad()
