@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check peers lock clean
+.PHONY: demo test check peers lock clean weights-corpus weights-codec weights-checkpoint weights-student
 
 demo: $(STAMP)
 	$(BIN)/backline demo
@@ -25,6 +25,33 @@ peers: $(VENV)/peers/.installed
 $(VENV)/peers/.installed: infra/benchmarks/peers.lock $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --require-hashes --no-deps --target $(VENV)/peers -r $<
 	@touch $@
+
+# The weights that ship, one command a part; each goes on where it stopped (model/weights/README.md has the figures, and what to give on a GPU).
+WEIGHTS ?= runs/weights
+WORKERS ?= 2
+SONGS ?= 1200
+CODEC ?= embedded
+CODEC_MINUTES ?= 26
+TRAINING ?= --preset paper --batch-size 8 --crop-frames 512 --precision bf16 --learning-rate 1e-3 --warmup-steps 200 --ema-decay 0.998 \
+	--steps 30000 --validate-every 500 --max-minutes 70 --anneal-by-time
+DISTILLATION ?= --batch-size 8 --crop-frames 256 --precision bf16 --steps 5000 --max-minutes 12
+# A training on few cores is a thread of its own; on a GPU it makes no difference.
+ALONE := OMP_NUM_THREADS=1
+
+weights-corpus: $(STAMP)
+	$(ALONE) $(BIN)/python -m pipelines demo-latents --out $(WEIGHTS)/latents --songs $(SONGS) --seed 2000 --workers $(WORKERS) --codec $(CODEC)
+
+weights-codec: $(STAMP)
+	$(ALONE) $(BIN)/python -m pipelines corpus --out $(WEIGHTS)/codec-songs --songs 90 --seed 1000 --duration-s 44 --workers $(WORKERS)
+	$(BIN)/python -m training codec --corpus $(WEIGHTS)/codec-songs --out $(WEIGHTS)/codec --resume
+	$(BIN)/python -m training codec-adversarial --corpus $(WEIGHTS)/codec-songs --init $(WEIGHTS)/codec/codec --out $(WEIGHTS)/codec-adversarial \
+		--max-minutes $(CODEC_MINUTES) --resume
+
+weights-checkpoint: $(STAMP)
+	$(ALONE) $(BIN)/python -m training train --data $(WEIGHTS)/latents --out $(WEIGHTS)/run --workers 0 --samples 0 --resume $(TRAINING)
+
+weights-student: $(STAMP)
+	$(ALONE) $(BIN)/python -m training distil --teacher $(WEIGHTS)/run --data $(WEIGHTS)/latents --out $(WEIGHTS)/students --resume $(DISTILLATION)
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; ok = (3, 11) <= v < (3, 14); sys.exit(0 if ok else "backline needs Python 3.11 to 3.13, this is %d.%d: make PYTHON=python3.11" % v)'
