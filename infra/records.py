@@ -31,6 +31,8 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 PREPARATION = "preparation.json"
 SPLITS = ("train", "validation")
+# Demo songs of these seeds are for evaluation: no weights that ship may have heard them.
+RESERVED_SEEDS = range(1000)
 READERS = 16
 ROOT = Path(__file__).resolve().parents[1]
 

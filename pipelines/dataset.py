@@ -92,7 +92,7 @@ def begin(out: Place, codec: "CodecIdentity", segment: SegmentConfig, validation
 
 def split_of(song_id: str, validation_share: float) -> Split:
     """The split of a song, from its id alone: it stays when songs are added."""
-    return "validation" if _position(song_id) < validation_share else "train"
+    return "validation" if position(song_id) < validation_share else "train"
 
 
 def write_song(out: Place, found: FoundSong, song: EncodedSong, split: Split) -> None:
@@ -139,7 +139,7 @@ def balance(out: Place, songs: dict[str, dict[str, Any]], movable: Sequence[str]
         candidates = [song_id for song_id in movable if song_id in songs] or list(songs)
         if held or not candidates or (split == "validation" and len(songs) < 2):
             continue
-        song_id = pick(candidates, key=_position)
+        song_id = pick(candidates, key=position)
         row = songs[song_id]
         place = _latents_place(out, song_id, row["split"])
         table = read_table([place], latents(LATENT_CHANNELS, SEGMENT_FRAMES))
@@ -201,7 +201,7 @@ def commit(out: Place, stored: Stored, codec: "CodecIdentity", separator: str | 
     return manifest
 
 
-def _position(song_id: str) -> float:
+def position(song_id: str) -> float:
     """0 to 1, even over songs, the same on every machine."""
     return int.from_bytes(hashlib.sha256(song_id.encode()).digest()[:8], "big") / 2**64
 

@@ -2,7 +2,8 @@
 
 For training at scale, and on a machine that has torch and nothing else: two cores make some 2,000 songs an hour. Each song is encoded at
 several speeds (1.06 is a semitone higher, its voice smaller and its tempo faster), each time through another microphone and room
-(`pipelines.corpus.capture`), so that no vocal is heard twice. Songs are the unit of commit: run again, only what is missing is made.
+(`pipelines.corpus.capture`), so that no vocal is heard twice. Songs are the unit of commit: run again, only what is missing is made. What
+was made with other settings at the same place stays in the dataset beside it.
 
 Shapes: C channels, N samples.
 """
@@ -20,16 +21,16 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from infra.errors import UserError
-from infra.records import MANIFEST, Manifest, Split
+from infra.records import MANIFEST, RESERVED_SEEDS, Manifest, Split
 from infra.settings import Settings
 from infra.storage import Place
 from model.geometry import SAMPLE_RATE_HZ
 from pipelines import dataset
-from pipelines.corpus import RESERVED_SEEDS, compose, render
+from pipelines.corpus import compose, render
 from pipelines.corpus.capture import apply_capture, draw_capture
 from pipelines.corpus.chance import Chance
 from pipelines.encode import Encoder, open_codec
-from pipelines.segment import Reject, Segment, SegmentConfig, SegmentedSong, SongIdentity, cut
+from pipelines.segment import SegmentConfig, SongIdentity, segment_audio
 from pipelines.sources import FoundSong
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class DemoLatentsConfig:
     workers: int = 2
     """Processes."""
     duration_s: float = 44.0
-    """About how long a song is; at most one segment, so that as many songs as possible fit into the time."""
+    """About how long a song is; near one segment, so that as many songs as possible fit into the time."""
     speeds: tuple[float, ...] = (1.0, 0.944, 1.059)
     capture: bool = True
     """Send each vocal through a microphone and a room of its own."""
@@ -80,6 +81,7 @@ class DemoLatentsSummary:
     made: int
     """Songs that this run rendered."""
     rejected: int
+    """Of them and the ones there before, songs at one speed that no segment of could be used."""
     manifest: Manifest
 
     def __str__(self) -> str:
@@ -99,20 +101,28 @@ def make_demo_latents(config: DemoLatentsConfig) -> DemoLatentsSummary:
     out.check()
     codec = open_codec(config.codec, Settings.from_environment().s3, "cpu").identity
     dataset.begin(out, codec, config.segment, config.validation_share)
+    version = take_version(config)
+    wanted = {take_url(seed, speed, config): version for seed in seeds_of(config) for speed in config.speeds}
     stored = dataset.read_stored(out)
-    done = stored.done({take_url(seed, speed, config): take_version(config) for seed in seeds_of(config) for speed in config.speeds})
-    missing = [seed for seed in seeds_of(config) if any(take_url(seed, speed, config) not in done for speed in config.speeds)]
-    with tqdm(total=len(missing), desc="demo latents", unit="song", disable=None) as bar:
-        for _ in _each_song(config, codec, missing):
+    done = stored.done(wanted)
+    missing = [seed for seed in seeds_of(config) if any(done.get(take_url(seed, speed, config)) != version for speed in config.speeds)]
+    splits = take_splits(config) | {seed: row["split"] for row in stored.songs.values() if (seed := take_seed(row["url"])) is not None}
+    replaced: dict[int, list[str]] = {seed: [] for seed in missing}
+    for song_id, row in stored.songs.items():
+        if row["url"] in wanted and done.get(row["url"]) != version:
+            replaced[int(take_seed(row["url"]) or 0)].append(song_id)
+    jobs = [_Job(seed=seed, split=splits[seed], replaced=tuple(replaced[seed])) for seed in missing]
+    with tqdm(total=len(jobs), desc="demo latents", unit="song", disable=None) as bar:
+        for _ in _each_song(config, codec, jobs):
             bar.update()
     stored = dataset.read_stored(out)
     if not stored.songs:
         (out / MANIFEST).delete()
         raise UserError(f"{out}: not one song passed the gates, see {out}/rejects; loosen --segment settings")
-    dataset.balance(out, stored.songs, list(stored.songs))
     dataset.remove_orphans(out, stored)
     manifest = dataset.commit(out, stored, codec, None)
-    return DemoLatentsSummary(out=str(out), songs=config.songs, made=len(missing), rejected=len(stored.rejects), manifest=manifest)
+    rejected = sum(row["segment"] is None and row["url"] in wanted for row in stored.rejects)
+    return DemoLatentsSummary(out=str(out), songs=config.songs, made=len(missing), rejected=rejected, manifest=manifest)
 
 
 def seeds_of(config: DemoLatentsConfig) -> range:
@@ -129,19 +139,40 @@ def take_version(config: DemoLatentsConfig) -> str:
     return f"generator {compose(config.seed, config.duration_s).generator_version}"
 
 
-def take_split(seed: int, validation_share: float) -> Split:
-    """Every take of a song is in the song's split."""
-    return dataset.split_of(f"demo {seed}", validation_share)
+def take_seed(url: str) -> int | None:
+    """The seed in an address of `take_url`; None for another song's."""
+    seed = url.removeprefix("demo:").partition("?")[0]
+    return int(seed) if url.startswith("demo:") and seed.isdigit() else None
 
 
-def _each_song(config: DemoLatentsConfig, codec: "CodecIdentity", seeds: list[int]) -> Iterator[int]:
-    if not seeds:
+def take_splits(config: DemoLatentsConfig) -> dict[int, Split]:
+    """The split of each seed, and so of all its takes; both splits have at least one song."""
+    positions = {seed: dataset.position(f"demo {seed}") for seed in seeds_of(config)}
+    splits: dict[int, Split] = {
+        seed: "validation" if position < config.validation_share else "train" for seed, position in positions.items()
+    }
+    splits[min(positions, key=positions.__getitem__)] = "validation"
+    splits[max(positions, key=positions.__getitem__)] = "train"
+    return splits
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """One song for a worker; `replaced` are rows of its addresses that another generator made."""
+
+    seed: int
+    split: Split
+    replaced: tuple[str, ...]
+
+
+def _each_song(config: DemoLatentsConfig, codec: "CodecIdentity", jobs: list[_Job]) -> Iterator[int]:
+    if not jobs:
         return
     # spawn: a forked child would inherit locks of the threads that numpy and torch hold.
     with ProcessPoolExecutor(
-        min(config.workers, len(seeds)), mp_context=get_context("spawn"), initializer=_open_encoder, initargs=(config, codec)
+        min(config.workers, len(jobs)), mp_context=get_context("spawn"), initializer=_open_encoder, initargs=(config, codec)
     ) as pool:
-        futures = [pool.submit(_write_takes, seed, config) for seed in seeds]
+        futures = [pool.submit(_write_takes, job, config) for job in jobs]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -163,31 +194,28 @@ def _open_encoder(config: DemoLatentsConfig, codec: "CodecIdentity") -> None:
     _encoder = Encoder(config.codec, codec, Settings.from_environment().s3)
 
 
-def _write_takes(seed: int, config: DemoLatentsConfig) -> int:
+def _write_takes(job: _Job, config: DemoLatentsConfig) -> int:
     """Composes and renders one song, and stores it at each speed."""
     if _encoder is None:
         raise RuntimeError("a worker began without its encoder")
-    record = compose(seed, config.duration_s)
+    out = Place(config.out)
+    for song_id in job.replaced:
+        dataset.remove_song(out, song_id)
+    record = compose(job.seed, config.duration_s)
     song = render(record)
     for speed in config.speeds:
         vocal_CN, accompaniment_CN = (at_speed(audio_CN, speed) for audio_CN in (song.vocals_CN, song.accompaniment_CN))
         if config.capture:
-            name = f"{seed}/{speed:g}"
+            name = f"{job.seed}/{speed:g}"
             vocal_CN = apply_capture(vocal_CN, draw_capture(Chance("capture", name)), name).astype(np.float32)
         digest = hashlib.sha256(np.ascontiguousarray(np.concatenate([vocal_CN, accompaniment_CN]) * 32768).astype(np.int16).tobytes())
         identity = SongIdentity(
             song_id=digest.hexdigest()[:16], audio_sha256=digest.hexdigest(), title=record.title, artist="backline", license=record.license
         )
-        pieces = list(cut(vocal_CN, accompaniment_CN, config.segment))
-        segmented = SegmentedSong(
-            identity=identity,
-            duration_s=vocal_CN.shape[1] / SAMPLE_RATE_HZ,
-            segments=tuple(piece for piece in pieces if isinstance(piece, Segment)),
-            rejects=tuple(piece for piece in pieces if isinstance(piece, Reject)),
-        )
-        found = FoundSong(url=take_url(seed, speed, config), source="demo", version=take_version(config))
-        dataset.write_song(Place(config.out), found, _encoder.encode(segmented), take_split(seed, config.validation_share))
-    return seed
+        segmented = segment_audio(identity, vocal_CN, accompaniment_CN, config.segment)
+        found = FoundSong(url=take_url(job.seed, speed, config), source="demo", version=take_version(config))
+        dataset.write_song(out, found, _encoder.encode(segmented), job.split)
+    return job.seed
 
 
 def at_speed(audio_CN: NDArray[np.float32], speed: float) -> NDArray[np.float32]:

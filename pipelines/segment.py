@@ -123,14 +123,24 @@ def segment_song(song: FoundSong, place: Place, config: SegmentConfig, known: fr
         vocal_CN, accompaniment_CN = (_stem(name, file) for name, file in zip(STEMS, files, strict=True))
         del files
         stage = "segment"
-        vocal_CN, accompaniment_CN = _equal_lengths(vocal_CN, accompaniment_CN, config)
-        pieces = list(cut(vocal_CN, accompaniment_CN, config))
-        segments = tuple(piece for piece in pieces if isinstance(piece, Segment))
-        rejects = tuple(piece for piece in pieces if isinstance(piece, Reject))
-        if not segments:
-            raise SongError(f"none of its {len(rejects)} segments can be used: {rejects[0].reason}")
+        return segment_audio(identity, *_equal_lengths(vocal_CN, accompaniment_CN, config), config)
     except (SongError, AudioError, MissingObjectError) as error:
         return SegmentedSong(identity=identity, rejects=(Reject(stage=stage, reason=str(error)),))
+
+
+def segment_audio(
+    identity: SongIdentity, vocal_CN: NDArray[np.float32], accompaniment_CN: NDArray[np.float32], config: SegmentConfig
+) -> SegmentedSong:
+    """Cut and measure stems of one length; rejected as a whole when none of it can be used."""
+    try:
+        pieces = list(cut(vocal_CN, accompaniment_CN, config))
+    except SongError as error:
+        return SegmentedSong(identity=identity, rejects=(Reject(stage="segment", reason=str(error)),))
+    segments = tuple(piece for piece in pieces if isinstance(piece, Segment))
+    rejects = tuple(piece for piece in pieces if isinstance(piece, Reject))
+    if not segments:
+        reason = f"none of its {len(rejects)} segments can be used: {rejects[0].reason}"
+        return SegmentedSong(identity=identity, rejects=(Reject(stage="segment", reason=reason),))
     return SegmentedSong(identity=identity, duration_s=vocal_CN.shape[1] / SAMPLE_RATE_HZ, segments=segments, rejects=rejects)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from infra.errors import UserError
+from infra.records import RESERVED_SEEDS
 from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, SAMPLE_RATE_HZ
 from model.magnitude_vae import FRAMES_PER_LATENT, MAGNITUDE_BANDS, MAGNITUDE_FLOOR, STEREO_BANDS, features_of
 from model.phase import spectrum
@@ -25,8 +26,6 @@ from model.phase import spectrum
 STEMS = ("vocals", "accompaniment", "mixture")
 LOG_MAGNITUDES = FRAMES_PER_LATENT * MAGNITUDE_BANDS
 CHUNK_SAMPLES = 256 * HOP_SAMPLES
-# Demo songs of these seeds are for evaluation: no weights that ship may have heard them.
-RESERVED_SEEDS = range(1000)
 
 log = logging.getLogger(__name__)
 

@@ -110,6 +110,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         songs=len(set(song_ids)),
         seconds=max(pair.vocal_CN.shape[1] for pair in pairs) / SAMPLE_RATE_HZ,
         checkpoint=place.uri,
+        model=checkpoint.name,
         step=checkpoint.step,
         dataset=data.uri,
         out=out.uri,

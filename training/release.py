@@ -12,9 +12,9 @@ from infra.errors import UserError
 from infra.records import MANIFEST, Manifest, code_version, read_manifest
 from infra.settings import Settings
 from infra.storage import MissingObjectError, Place, localise
-from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from model.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint, save_checkpoint
 from model.unet import AccompanimentUNet, count_parameters
-from training.config import PRESET_VALUES, TrainConfig
+from training.config import TrainConfig
 from training.scores import EvaluationReport
 from training.state import STATE_JSON
 
@@ -59,23 +59,35 @@ def release(config: ReleaseConfig) -> Path:
     Raises: UserError when the run has no saved state, or the evaluation is of another checkpoint.
     """
     settings = Settings.from_environment()
-    run = Place(config.run)
+    run, folder = Place(config.run), Path(config.out).resolve()
+    _check_out(config.out, folder)
     try:
         state = json.loads((run / "last" / STATE_JSON).read_bytes())
     except MissingObjectError as error:
-        raise UserError(f"{run} holds no training run (last/{STATE_JSON}): give the folder that train or distil wrote") from error
+        raise UserError(
+            f"{run} holds no training run (last/{STATE_JSON}): give the folder that train wrote, or a phase of distil's, OUT/steps-4"
+        ) from error
     best = load_checkpoint(localise(run, settings.cache))
     report = None if config.evaluation is None else _evaluation(Place(config.evaluation), best)
-    folder = Path(config.out)
     save_checkpoint(folder, replace(best, name=config.name), dtype=PRECISIONS[config.precision], shard_bytes=SHARD_BYTES)
     (folder / CARD).write_text(card(config, best, state, report))
     return folder
 
 
+def _check_out(given: str, folder: Path) -> None:
+    """A release replaces its folder as a whole: only an earlier release may be there."""
+    if given.startswith("s3:"):
+        raise UserError(f"--out {given}: a release is written to a folder of this machine; upload it from there")
+    if folder.exists() and any(folder.iterdir()):
+        names = {path.name for path in folder.iterdir()}
+        if CONFIG_FILE not in names or names & {"last", "best"}:
+            raise UserError(f"--out {given} holds other things than a released checkpoint, and would be replaced: give a new folder")
+
+
 def _evaluation(place: Place, checkpoint: Checkpoint) -> EvaluationReport:
     report = EvaluationReport.from_json((place / "evaluation.json").read_bytes())
-    if report.step != checkpoint.step:
-        raise UserError(f"{place} scores step {report.step}, the run's best is step {checkpoint.step}: evaluate the run again")
+    if report.model != checkpoint.name:
+        raise UserError(f"{place} scores {report.model}, the run's best is {checkpoint.name}: evaluate the run again")
     return report
 
 
@@ -91,11 +103,12 @@ def card(config: ReleaseConfig, checkpoint: Checkpoint, state: dict[str, Any], r
         "data": config.data,
         "dataset": _dataset(given["data"], checkpoint),
         "training": (
-            f"{checkpoint.step:,} steps of {given['batch_size']} × {given['crop_frames']} frames"
-            f" ({checkpoint.step * given['batch_size']:,} samples), {progress['minutes']:.0f} minutes on {config.machine}"
+            f"{checkpoint.step:,} steps of {given['batch_size']} × {given['crop_frames']} frames "
+            f"({checkpoint.step * given['batch_size']:,} samples), the best of {progress['step']:,} in {progress['minutes']:.0f} minutes "
+            f"on {config.machine}"
         ),
         "validation loss": f"{checkpoint.metrics.get('validation/loss', math.nan):.4f}",
-        "code": code_version(),
+        "code, when released": code_version(),
         "licence": config.licence,
     }
     lines = [f"# {config.name}", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
@@ -119,11 +132,17 @@ def _dataset(uri: str, checkpoint: Checkpoint) -> str:
 
 
 def command(given: dict[str, Any]) -> str:
-    """The command line of a run: what differs from the preset, places by their last part."""
-    usual = TrainConfig(data="", out="", preset=given["preset"]).to_dict() | PRESET_VALUES[given["preset"]]
+    """The command line of a run: what differs from the preset, places by their last part. A phase of a distillation names its teacher."""
+    usual = dict(_flat(json.loads(json.dumps(TrainConfig(data="", out="", preset=given["preset"]).to_dict()))))
     words = ["python -m training train", f"--data {_last(given['data'])}", f"--out {_last(given['out'])}", f"--preset {given['preset']}"]
-    for name, value in given.items():
-        if name in ("data", "out", "preset", "resume") or value == usual.get(name) or isinstance(value, dict):
+    left_out = {"data", "out", "preset", "resume"}
+    if lesson := given.get("distillation"):
+        words = ["python -m training distil", f"--teacher {_last(given['init'])}", f"--data {_last(given['data'])}", "--out students"]
+        words += [f"--first-steps {lesson['steps']}", f"--student-steps {lesson['steps']}", f"--guidance {lesson['guidance']:g}"]
+        # What a distillation sets itself, phase by phase.
+        left_out |= {"init", "distillation", "loss", "condition_dropout", "samples", "experiment", "workers"}
+    for name, value in _flat(given):
+        if name.partition(".")[0] in left_out or value == usual.get(name):
             continue
         flag = "--" + name.replace("_", "-")
         if isinstance(value, bool):
@@ -133,6 +152,14 @@ def command(given: dict[str, Any]) -> str:
         else:
             words.append(f"{flag} {_last(value) if name == 'init' else value}")
     return " ".join(words)
+
+
+def _flat(given: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Nested settings under dotted names, as the command line has them."""
+    rows: list[tuple[str, Any]] = []
+    for name, value in given.items():
+        rows += [(f"{name}.{inner}", part) for inner, part in value.items()] if isinstance(value, dict) else [(name, value)]
+    return rows
 
 
 def _last(uri: str) -> str:

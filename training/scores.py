@@ -57,6 +57,8 @@ class EvaluationReport:
     songs: int
     seconds: float
     checkpoint: str
+    model: str
+    """The checkpoint's name, which tells it from any other."""
     step: int
     dataset: str
     out: str

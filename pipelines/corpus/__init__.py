@@ -1,12 +1,11 @@
 """The demo corpus: pop songs composed, sung and played from a seed, with their truth."""
 
-from pipelines.corpus.compose import RESERVED_SEEDS, compose
+from pipelines.corpus.compose import compose
 from pipelines.corpus.record import SongRecord, read_song_json
 from pipelines.corpus.render import RenderedSong, render
 from pipelines.corpus.write import CorpusConfig, CorpusSummary, write_corpus
 
 __all__ = [
-    "RESERVED_SEEDS",
     "CorpusConfig",
     "CorpusSummary",
     "RenderedSong",

@@ -12,8 +12,6 @@ from pipelines.corpus.styles import COMMON_CHORDS, PROGRAMS
 from pipelines.corpus.variation import invent_loop, vary_bass, vary_groove
 
 DEFAULT_DURATION_S = 62.0
-RESERVED_SEEDS = range(1000)
-"""Songs for evaluation: nothing that ships was ever trained on them."""
 SUNG = ("verse", "pre-chorus", "chorus", "bridge")
 TAIL_S = 2.2
 # Kind of voice, lowest and highest note, tract scale, vibrato rates (Hz).

@@ -10,8 +10,9 @@ from multiprocessing import get_context
 from tqdm import tqdm
 
 from infra.errors import UserError
+from infra.records import RESERVED_SEEDS
 from infra.storage import Place
-from pipelines.corpus.compose import RESERVED_SEEDS, compose
+from pipelines.corpus.compose import compose
 from pipelines.corpus.conditions import CONDITIONS, SAME_PERFORMANCE, Severity, vocal_under
 from pipelines.corpus.record import GENERATOR_VERSION
 from pipelines.corpus.render import render

@@ -3,14 +3,17 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from infra.errors import UserError
-from infra.records import read_latents, read_manifest
+from infra.records import RESERVED_SEEDS, SONGS, read_latents, read_manifest, write_table
 from infra.storage import Place
 from model import listen
-from pipelines.corpus import RESERVED_SEEDS, compose, render
-from pipelines.demo_latents import DemoLatentsConfig, at_speed, make_demo_latents, take_split
+from pipelines import dataset
+from pipelines.corpus import compose, render
+from pipelines.demo_latents import DemoLatentsConfig, at_speed, make_demo_latents, take_seed, take_splits
+from pipelines.segment import SegmentConfig
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +53,36 @@ def test_takes_of_a_song_share_its_split(config: DemoLatentsConfig) -> None:
     make_demo_latents(config)
     counts = read_manifest(Place(config.out)).counts
     assert counts.train_songs % len(config.speeds) == counts.validation_songs % len(config.speeds) == 0
-    splits = [take_split(seed, 0.1) for seed in range(1000, 3000)]
-    assert 140 < splits.count("validation") < 260
+    wide = take_splits(DemoLatentsConfig(out="latents", songs=2_000, validation_share=0.1))
+    assert 140 < list(wide.values()).count("validation") < 260
+    for seed in range(1000, 1050):
+        assert sorted(take_splits(DemoLatentsConfig(out="latents", songs=2, seed=seed)).values()) == ["train", "validation"]
+
+
+def test_takes_of_another_generator_are_made_again_in_their_split(config: DemoLatentsConfig) -> None:
+    made = make_demo_latents(config)
+    out = Place(config.out)
+    row = min(dataset.read_stored(out).songs.values(), key=lambda row: row["url"])
+    stale = {**row, "song_id": "0" * 16, "source_version": "generator 0"}
+    dataset.remove_song(out, row["song_id"])
+    write_table(out / f"songs/{stale['song_id']}.parquet", pa.Table.from_pylist([stale], schema=SONGS))
+    (out / f"latents/split={row['split']}/{stale['song_id']}.parquet").write_bytes(b"")
+    again = make_demo_latents(config)
+    assert again.made == 1
+    assert again.manifest == made.manifest
+    takes = {one["url"]: one["split"] for one in dataset.read_stored(out).songs.values()}
+    assert {split for url, split in takes.items() if take_seed(url) == take_seed(row["url"])} == {row["split"]}
+    assert len(takes) == made.manifest.counts.songs
+
+
+def test_a_take_that_no_segment_of_can_be_used_is_a_reject_and_not_made_again(tmp_path: Path) -> None:
+    strict = DemoLatentsConfig(
+        out=str(tmp_path / "latents"), songs=2, seed=1200, duration_s=10.0, speeds=(1.0, 1.9), workers=1,
+        segment=SegmentConfig(min_duration_s=8.0),
+    )  # fmt: skip
+    summary = make_demo_latents(strict)
+    assert (summary.made, summary.rejected, summary.manifest.counts.songs) == (2, 2, 2)
+    assert make_demo_latents(strict).made == 0
 
 
 def test_a_faster_take_is_shorter_and_a_semitone_higher() -> None:

@@ -53,7 +53,7 @@ def report_of(**values: float) -> EvaluationReport:
     rows = tuple(summarise(name, [same(value)], ["a"]) for name, value in values.items())
     names = {"real": REAL, "other": OTHER}
     rows = tuple(replace(row, name=names.get(row.name, row.name)) for row in rows)
-    return EvaluationReport(rows=rows, songs=1, seconds=6.0, checkpoint="c", step=3, dataset="d", out="o", wins=0.5)
+    return EvaluationReport(rows=rows, songs=1, seconds=6.0, checkpoint="c", model="m", step=3, dataset="d", out="o", wins=0.5)
 
 
 def test_the_report_is_a_table_in_json_and_markdown() -> None:
