@@ -50,7 +50,7 @@ ATTACK_WINDOW, ATTACK_HOP = 512, 256
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialConfig:
-    """A run of the second stage. The defaults made the weights that ship."""
+    """A run of the second stage. infra/benchmarks/codec.md says what made the weights that ship."""
 
     corpus: Path
     """Song folders, each with vocals.wav, accompaniment.wav and mixture.wav."""
@@ -197,9 +197,14 @@ def train_adversarially(config: AdversarialConfig) -> dict[str, float]:
     # The decoder alone: even the mean of twice the same encoder is not the same, it loses the sign of a zero.
     beginning = {name: value.detach().clone() for name, value in network.state_dict().items() if name.startswith("decoder")}
     average = {name: value.clone() for name, value in beginning.items()}
-    step = 0
+    step, minutes = 0, 0.0
     if config.resume and state_file.is_file():
         step, tensors = load_state(state_file)
+        minutes = float(tensors["minutes"])
+        if any(not torch.equal(tensors[f"beginning.{name}"].to(device), value) for name, value in beginning.items()):
+            raise UserError(
+                f"the run at {config.out} began from another decoder than {config.init} holds: give that --init, or another --out"
+            )
         network.load_state_dict(under("network", tensors))
         judges.load_state_dict(under("judges", tensors))
         set_moments(network, optimizer, under("optimizer", tensors))
@@ -207,11 +212,14 @@ def train_adversarially(config: AdversarialConfig) -> dict[str, float]:
         average = {name: value.to(device) for name, value in under("average", tensors).items()}
     log.info("codec: %d stems, %s, steps %d to %d", len(crops.stems), device, step, config.steps)
     figures: dict[str, float] = {}
-    began = time.monotonic()
+    earlier, began = minutes, time.monotonic()
+
+    def over() -> bool:
+        return step >= config.steps or 0 < config.max_minutes <= minutes
 
     with tqdm(desc="codec: adversarial", initial=step, total=config.steps, disable=None) as bar:
-        while step < config.steps:
-            minutes = (time.monotonic() - began) / 60
+        while not over():
+            minutes = earlier + (time.monotonic() - began) / 60
             progress = max(step / config.steps, minutes / config.max_minutes if config.max_minutes else 0.0)
             rate = anneal(step, progress, config.warmup_steps)
             for group, base in zip(
@@ -258,9 +266,10 @@ def train_adversarially(config: AdversarialConfig) -> dict[str, float]:
             optimizer.step()
             average_in(average, network, min(config.ema_decay, (step + 1) / (step + 10)))
             step += 1
+            minutes = earlier + (time.monotonic() - began) / 60
             bar.update()
 
-            last = step == config.steps or 0 < config.max_minutes <= (time.monotonic() - began) / 60
+            last = over()
             if step % 50 == 0 or last:
                 write_log(
                     config.out,
@@ -274,12 +283,9 @@ def train_adversarially(config: AdversarialConfig) -> dict[str, float]:
                     judged=judged.item(),
                     gradient=float(norm),
                     rate=rate,
-                    elapsed_s=time.monotonic() - began,
+                    elapsed_s=60 * minutes,
                 )
-            if step % config.save_every == 0 or last:
-                tensors = prefixed("network", network.state_dict()) | prefixed("average", average) | prefixed("judges", judges.state_dict())
-                tensors |= prefixed("optimizer", moments(network, optimizer))
-                save_state(state_file, step, tensors | prefixed("judges_optimizer", moments(judges, judges_optimizer)), config)
+            # The codec before the state: what says that the run is over comes last.
             if step % config.evaluate_every == 0 or last:
                 blended = copy.deepcopy(network)
                 blended.load_state_dict(
@@ -288,6 +294,9 @@ def train_adversarially(config: AdversarialConfig) -> dict[str, float]:
                 save_embedded(config.out / "codec", blended, phase)
                 figures = measure_songs(load_embedded(config.out / "codec", codec_id="trained", device=str(device)), songs.held_out)
                 write_log(config.out, step=step, **figures)
-            if last:
-                break
+            if step % config.save_every == 0 or last:
+                tensors = prefixed("network", network.state_dict()) | prefixed("average", average) | prefixed("judges", judges.state_dict())
+                tensors |= prefixed("optimizer", moments(network, optimizer)) | prefixed("beginning", beginning)
+                tensors |= prefixed("judges_optimizer", moments(judges, judges_optimizer)) | {"minutes": torch.tensor(minutes)}
+                save_state(state_file, step, tensors, config)
     return figures

@@ -187,7 +187,9 @@ def _width_db(audio_CN: Tensor) -> float:
 def measure_songs(codec: Codec, folders: Sequence[Path]) -> dict[str, float]:
     """Mean figures of songs through a codec: what training logs at each evaluation."""
     rows = [survival(through_codec(codec), folder) for folder in folders]
-    return {name: float(np.mean([abs(getattr(row, name)) for row in rows])) for name in Survival.__dataclass_fields__}
+    errors = ("level_error_db", "width_error_db")  # either way is wrong, and must not cancel
+    values = {name: [getattr(row, name) for row in rows] for name in Survival.__dataclass_fields__}
+    return {name: float(np.mean(np.abs(found) if name in errors else found)) for name, found in values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

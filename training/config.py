@@ -174,8 +174,8 @@ class TrainConfig:
 
 # Fields that may differ between a run and its resumption: how long, how many hands, how it is watched.
 WATCHING = (
-    "out", "data", "workers", "resume", "micro_batch_size", "max_minutes", "patience", "log_every", "save_every", "codec", "experiment",
-    "samples", "max_failures",
+    "out", "data", "init", "workers", "resume", "micro_batch_size", "max_minutes", "patience", "log_every", "save_every", "codec",
+    "experiment", "samples", "max_failures",
 )  # fmt: skip
 MAY_CHANGE = (*WATCHING, "steps", "validate_every", "validation_segments", "anneal_by_time")
 

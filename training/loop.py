@@ -17,7 +17,7 @@ from infra.records import Manifest, read_latents, read_manifest
 from infra.storage import Place, localise
 from infra.tracking import Tracker
 from model.checkpoint import Checkpoint, LatentStatistics, load_checkpoint
-from model.codec_base import CodecIdentity
+from model.codec_base import CodecIdentity, tensors_sha256
 from model.diffusion import DiffusionLoss, Schedule, velocity_loss
 from model.unet import PRESETS, AccompanimentUNet
 from training.batches import Batch, Batches, statistics_of, validation_batches
@@ -72,10 +72,15 @@ def run(
     schedule = Schedule(steps=PRESETS[config.preset]().diffusion_steps).to(workers.device)
     initial = None if config.init is None else initial_checkpoint(config, init or Place(config.init), codec)
     statistics = statistics_of(manifest) if initial is None else initial.statistics
+    began_from = None if initial is None else tensors_sha256(initial.state)
     network, average, optimizer = build(config, workers.device, initial)
     saved, progress, history = read_saved(place), Progress(), list[dict[str, float]]()
     if saved is not None:
         check_resumable(saved, config, codec, dataset)
+        if saved.initial != began_from:
+            raise UserError(
+                f"the run at {place} began from other weights than {config.init} holds now: give those, or choose another --out"
+            )
         progress = restore(saved, network, average, optimizer)
         history = read_metrics(place, up_to=progress.step)
         log.info("going on from step %d of %s", progress.step, place)
@@ -141,12 +146,12 @@ def run(
                 progress.best, progress.stale = (measure, 0) if best else (progress.best, progress.stale + 1)
                 history.append(record(tracker, workers, progress.step, row))
             if saves and workers.leads:
-                checkpoint = checkpoint_of(config, average.network, manifest, progress.step, latest(history), statistics)
+                checkpoint = checkpoint_of(config, average.network, manifest, progress.step, latest(history), statistics, began_from)
                 if teacher is not None:
                     checkpoint = replace(checkpoint, sampling=teacher.sampling, name=f"{checkpoint.name}-in-{teacher.config.steps}")
                 save(
                     place, config=config, network=network, average=average, optimizer=optimizer, progress=progress,
-                    checkpoint=checkpoint, best=best,
+                    checkpoint=checkpoint, best=best, initial=began_from,
                 )  # fmt: skip
                 write_metrics(place, history)
             if validates and report is not None:
@@ -242,12 +247,13 @@ def learning_rate(config: TrainConfig, progress: Progress) -> float:
 
 
 def checkpoint_of(
-    config: TrainConfig, network: AccompanimentUNet, manifest: Manifest, step: int, metrics: dict[str, float], statistics: LatentStatistics
-) -> Checkpoint:
-    """Its name tells apart any two models: config, dataset and step."""
+    config: TrainConfig, network: AccompanimentUNet, manifest: Manifest, step: int, metrics: dict[str, float],
+    statistics: LatentStatistics, began_from: str | None = None,
+) -> Checkpoint:  # fmt: skip
+    """Its name tells apart any two models: config, dataset, what it began from, and step."""
     dataset = dataset_identity(config.data, manifest)
     return Checkpoint(
-        name=f"{config.preset}-{config.hash()}-{dataset.digest[:8]}-{step}",
+        name="-".join((config.preset, config.hash(), dataset.digest[:8], *([began_from[:8]] if began_from else []), str(step))),
         network=network.config,
         state=network.state_dict(),
         statistics=statistics,

@@ -60,6 +60,8 @@ class SavedState:
     dataset: DatasetIdentity
     progress: Progress
     tensors: dict[str, Tensor]
+    initial: str | None
+    """Digest of the weights that the run began from; None: from its seed."""
 
 
 class Average:
@@ -88,7 +90,7 @@ def codec_identity(manifest: Manifest) -> CodecIdentity:
 
 def save(
     run: Place, *, config: TrainConfig, network: nn.Module, average: Average, optimizer: torch.optim.Optimizer, progress: Progress,
-    checkpoint: Checkpoint, best: bool,
+    checkpoint: Checkpoint, best: bool, initial: str | None = None,
 ) -> None:  # fmt: skip
     """Writes RUN/last (what a resume needs, and a checkpoint), and RUN/best when this is the best so far."""
     description = {
@@ -97,6 +99,7 @@ def save(
         "codec": dataclasses.asdict(checkpoint.codec),
         "dataset": dataclasses.asdict(checkpoint.dataset),
         "progress": dataclasses.asdict(progress),
+        "initial": initial,
         # Streams are counters: this is the whole state of order, crop, timestep, noise and dropout on every rank.
         "streams": {"seed": config.seed, "samples_drawn": progress.step * config.batch_size},
     }
@@ -163,6 +166,7 @@ def read_saved(run: Place) -> SavedState | None:
         dataset=DatasetIdentity(**described["dataset"]),
         progress=Progress(**described["progress"]),
         tensors=tensors,
+        initial=described.get("initial"),
     )
 
 

@@ -160,12 +160,13 @@ def measure(arguments: argparse.Namespace) -> tuple[list[str], list[Row]]:
     songs = held_out(arguments, checkpoint, codec)
     students = [load_checkpoint(folder) for folder in arguments.students]
     guidance = checkpoint.sampling.guidance if arguments.guidance is None else arguments.guidance
-    rescale, most = GenerationConfig().guidance_rescale, max(arguments.steps)
+    rescale = GenerationConfig().guidance_rescale
     usual = Player(checkpoint, songs)
     solvers: list[Solver] = [solver for solver in get_args(Solver) if solver in arguments.solvers]
     # What students have learned is asked of the checkpoint too.
     counts = sorted({*arguments.steps, *(student.sampling.steps for student in students)}, reverse=True)
     # The most steps first: distances are measured to them.
+    most = counts[0]
     asked = [Sampling(solver=solver, steps=steps, guidance=guidance) for solver in solvers for steps in counts]
     reference_sampling = Sampling(solver="ddim", steps=most, guidance=guidance)
     asked = [reference_sampling, *(sampling for sampling in asked if sampling != reference_sampling)]

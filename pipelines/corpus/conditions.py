@@ -1,7 +1,8 @@
 """A song's vocal under the conditions that real ones come in: other rooms, devices and separators, other singing, no singing.
 
-Those of `SAME_PERFORMANCE` treat the rendered vocal; the others edit the record and sing it again. They are for evaluation, so they share
-no code with `capture`, which training vocals go through. Each depends on the song's seed and the condition alone.
+Those of `SAME_PERFORMANCE` treat the rendered vocal; the others edit the record and sing it again. They are for evaluation: of `capture`,
+which training vocals go through, they share the form of a room's answer (another draw of it) and nothing else. Each depends on the song's
+seed and the condition alone.
 
 Shapes: C channels, N samples, F bins, T frames.
 """
@@ -158,7 +159,8 @@ def _free_tempo(record: SongRecord, severity: Severity) -> SongRecord:
     turns = noise(int(record.duration_s / 3) + 3, "rubato", record.seed)
     pace = scipy.ndimage.gaussian_filter1d(np.interp(times_s / 3, np.arange(turns.size), turns), 12)
     pace -= pace.mean()
-    moved_s = np.cumsum(0.05 * (1 + severity.rubato * pace / np.abs(pace).max()))
+    steps_s = 0.05 * (1 + severity.rubato * pace / np.abs(pace).max())
+    moved_s = np.cumsum(steps_s) - steps_s[0]
 
     def at(time_s: float) -> float:
         return float(np.interp(time_s, times_s, moved_s))

@@ -30,7 +30,8 @@ _LEVEL = {
 
 @lru_cache(maxsize=4)
 def load_kit(kit: str, tune: float = 1.0, damp: float = 1.0) -> dict[int, Array]:
-    """General MIDI drum key to a full-velocity stroke, shape (2, n), with level and place; `tune` scales pitches, `damp` lengths."""
+    """General MIDI drum key to a full-velocity stroke, shape (2, n), with level and place; `tune` scales the pitches of
+    drums and cymbals, `damp` the lengths of kick, snare and cymbals."""
     kick_hz, kick_s, snare_hz, snare_s, bright = _KITS[kit]
     kick_hz, snare_hz, bright = kick_hz * tune, snare_hz * tune, bright * tune
     kick_s, snare_s = kick_s * damp, snare_s * damp

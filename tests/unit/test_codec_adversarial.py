@@ -1,5 +1,6 @@
 """The codec's second stage: the encoder stays as it is, discriminators learn, a resumed run equals an uninterrupted one."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def test_only_the_decoder_learns_and_a_resumed_run_equals_an_uninterrupted_one(
     train_adversarially(config(corpus, tmp_path / "parts", init, resume=True))
     whole, parts = (load_file(tmp_path / name / "last" / "adversarial.safetensors") for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole if name != "minutes")
 
     before, after = (load_file(folder / "model.safetensors") for folder in (init, tmp_path / "whole" / "codec"))
     assert before.keys() == after.keys()
@@ -108,6 +109,13 @@ def test_a_time_limit_ends_the_run_annealed(corpus: Path, init: Path, tmp_path: 
     train_adversarially(config(corpus, tmp_path / "short", init, steps=1_000, max_minutes=1e-6))
     logged = [json.loads(line) for line in (tmp_path / "short" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in logged] == [1, 1]
+    # Time spent counts: a run that is over stays as it is, and another decoder cannot go on with it.
+    state = (tmp_path / "short" / "last" / "adversarial.safetensors").read_bytes()
+    again = config(corpus, tmp_path / "short", init, steps=1_000, max_minutes=1e-6, resume=True)
+    train_adversarially(again)
+    assert (tmp_path / "short" / "last" / "adversarial.safetensors").read_bytes() == state
+    with pytest.raises(UserError, match="another decoder"):
+        train_adversarially(dataclasses.replace(again, init=tmp_path / "short" / "codec"))
     assert logged[0]["rate"] == pytest.approx(0.01)
     assert load_codec(str(tmp_path / "short" / "codec")).identity.id == "codec"
 

@@ -208,7 +208,7 @@ def test_phases_halve_and_only_the_first_is_guided(teacher: str) -> None:
     assert DistilConfig(teacher="t", data="d", out="o", student_steps=4, first_steps=4).phases == [4]
 
 
-@pytest.mark.parametrize(("student", "first"), [(4, 12), (4, 2), (0, 16), (3, 16)])
+@pytest.mark.parametrize(("student", "first"), [(4, 12), (4, 2), (3, 16)])
 def test_steps_that_do_not_halve_are_refused(student: int, first: int) -> None:
     with pytest.raises(ValueError, match="doubled"):
         DistilConfig(teacher="t", data="d", out="o", student_steps=student, first_steps=first)
@@ -219,3 +219,17 @@ def test_a_lesson_needs_a_teacher() -> None:
         TrainConfig(data="d", out="o", distillation=Distillation(steps=4, guidance=2.0))
     with pytest.raises(ValueError, match="below 1"):
         Distillation(steps=0, guidance=2.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"steps": 0}, "steps is 0, below 1"),
+        ({"student_steps": 0}, "student_steps is 0, below 1"),
+        ({"first_steps": 512, "student_steps": 4}, "give 400 or fewer"),
+        ({"workers": 3}, "shared by 3 workers"),
+    ],
+)
+def test_wrong_settings_are_named_before_any_work(changes: dict[str, int], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        DistilConfig(teacher="t", data="d", out="o", **changes)  # type: ignore[arg-type]

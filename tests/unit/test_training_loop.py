@@ -201,3 +201,17 @@ def test_a_checkpoint_of_another_preset_or_codec_is_refused(data: str, tmp_path:
     foreign = write_latents(tmp_path / "foreign", codec_sha256="f" * 64)
     with pytest.raises(UserError, match="belongs to codec"):
         run(config(foreign, tmp_path / "run", init=init))
+
+
+def test_a_run_goes_on_from_the_weights_that_it_began_from_wherever_they_lie(data: str, tmp_path: Path) -> None:
+    run(config(data, tmp_path / "first", steps=2, validate_every=2))
+    (tmp_path / "first").rename(tmp_path / "moved")
+    tuning = config(data, tmp_path / "tuned", init=str(tmp_path / "moved"), steps=2, validate_every=2)
+    run(tuning)
+    run(config(data, tmp_path / "second", steps=2, validate_every=2, seed=5))
+    with pytest.raises(UserError, match="began from other weights"):
+        run(dataclasses.replace(tuning, init=str(tmp_path / "second"), steps=4))
+    (tmp_path / "moved").rename(tmp_path / "again")
+    assert run(dataclasses.replace(tuning, init=str(tmp_path / "again"), steps=4)).step == 4
+    names = {load_checkpoint(tmp_path / place).name for place in ("again", "second", "tuned")}
+    assert len(names) == 3
