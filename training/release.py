@@ -69,7 +69,9 @@ def release(config: ReleaseConfig) -> Path:
         ) from error
     best = load_checkpoint(localise(run, settings.cache))
     report = None if config.evaluation is None else _evaluation(Place(config.evaluation), best)
-    save_checkpoint(folder, replace(best, name=config.name), dtype=PRECISIONS[config.precision], shard_bytes=SHARD_BYTES)
+    # Where the dataset lay concerns nobody else; its digest says which it was.
+    released = replace(best, name=config.name, dataset=replace(best.dataset, uri=_last(best.dataset.uri)))
+    save_checkpoint(folder, released, dtype=PRECISIONS[config.precision], shard_bytes=SHARD_BYTES)
     (folder / CARD).write_text(card(config, best, state, report))
     return folder
 
@@ -114,7 +116,8 @@ def card(config: ReleaseConfig, checkpoint: Checkpoint, state: dict[str, Any], r
     lines = [f"# {config.name}", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
     lines += ["", "## How it was made", "", "```sh", command(given), "```", "", "## Limits", "", config.limits]
     if report is not None:
-        lines += ["", "## Figures", "", *report.to_markdown().splitlines()[2:]]
+        named = replace(report, dataset=_last(report.dataset))
+        lines += ["", "## Figures", "", *named.to_markdown().splitlines()[2:]]
     return "\n".join(lines) + "\n"
 
 
