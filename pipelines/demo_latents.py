@@ -9,10 +9,8 @@ Shapes: C channels, N samples.
 """
 
 import hashlib
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +28,7 @@ from pipelines.corpus import compose, render
 from pipelines.corpus.capture import apply_capture, draw_capture
 from pipelines.corpus.chance import Chance
 from pipelines.encode import Encoder, open_codec
+from pipelines.processes import in_processes
 from pipelines.segment import SegmentConfig, SongIdentity, segment_audio
 from pipelines.sources import FoundSong
 
@@ -113,7 +112,9 @@ def make_demo_latents(config: DemoLatentsConfig) -> DemoLatentsSummary:
             replaced[int(take_seed(row["url"]) or 0)].append(song_id)
     jobs = [_Job(seed=seed, split=splits[seed], replaced=tuple(replaced[seed])) for seed in missing]
     with tqdm(total=len(jobs), desc="demo latents", unit="song", disable=None) as bar:
-        for _ in _each_song(config, codec, jobs):
+        for _ in in_processes(
+            partial(_write_takes, config=config), jobs, config.workers, initializer=_open_encoder, initargs=(config, codec)
+        ):
             bar.update()
     stored = dataset.read_stored(out)
     if not stored.songs:
@@ -163,22 +164,6 @@ class _Job:
     seed: int
     split: Split
     replaced: tuple[str, ...]
-
-
-def _each_song(config: DemoLatentsConfig, codec: "CodecIdentity", jobs: list[_Job]) -> Iterator[int]:
-    if not jobs:
-        return
-    # spawn: a forked child would inherit locks of the threads that numpy and torch hold.
-    with ProcessPoolExecutor(
-        min(config.workers, len(jobs)), mp_context=get_context("spawn"), initializer=_open_encoder, initargs=(config, codec)
-    ) as pool:
-        futures = [pool.submit(_write_takes, job, config) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            for future in futures:
-                future.cancel()
 
 
 _encoder: Encoder | None = None

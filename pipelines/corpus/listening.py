@@ -3,9 +3,8 @@
 import json
 import logging
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from functools import partial
 
 from tqdm import tqdm
 
@@ -17,6 +16,7 @@ from pipelines.corpus.conditions import CONDITIONS, SAME_PERFORMANCE, Severity, 
 from pipelines.corpus.record import GENERATOR_VERSION
 from pipelines.corpus.render import render
 from pipelines.corpus.write import wav_bytes
+from pipelines.processes import in_processes
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,7 @@ def write_listening_set(config: ListeningSetConfig) -> ListeningSet:
             log.info("wrote %s: %s, %s", song.song_id, song.style, song.voice)
             songs.append(song)
             bar.update()
+    songs.sort(key=lambda song: song.seed)
     listening_set = ListeningSet(conditions=CONDITIONS, same_performance=tuple(SAME_PERFORMANCE), severity=Severity(), songs=tuple(songs))
     (Place(config.out) / LISTENING_SET).write_bytes(listening_set.to_json())
     return listening_set
@@ -101,10 +102,8 @@ def _each_song(config: ListeningSetConfig) -> Iterator[ListeningSong]:
     seeds = range(config.seed, config.seed + config.songs)
     if config.workers == 1 or config.songs == 1:
         yield from (_write_song(seed, config) for seed in seeds)
-        return
-    # spawn: a forked child would inherit locks of the threads that numpy and a caller's Ray hold.
-    with ProcessPoolExecutor(min(config.workers, config.songs), mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_write_song, seeds, [config] * config.songs)
+    else:
+        yield from in_processes(partial(_write_song, config=config), seeds, config.workers)
 
 
 def _write_song(seed: int, config: ListeningSetConfig) -> ListeningSong:

@@ -4,9 +4,8 @@ import hashlib
 import io
 import logging
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 
 import numpy as np
 import soundfile as sf
@@ -21,6 +20,7 @@ from pipelines.corpus.mix import side_to_mid_db
 from pipelines.corpus.record import Rendering, SongRecord, read_song_json, song_json
 from pipelines.corpus.render import Band, RenderedSong, render
 from pipelines.corpus.voice import F0_RATE_HZ
+from pipelines.processes import in_processes
 
 log = logging.getLogger(__name__)
 
@@ -116,16 +116,8 @@ def write_corpus(config: CorpusConfig) -> CorpusSummary:
 def _each_song(config: CorpusConfig, seeds: range) -> Iterator[SongDone]:
     if config.workers == 1 or len(seeds) == 1:
         yield from (write_song(seed, config) for seed in seeds)
-        return
-    # spawn: a forked child would inherit locks of the threads that numpy and a caller's Ray hold.
-    with ProcessPoolExecutor(min(config.workers, len(seeds)), mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(write_song, seed, config) for seed in seeds]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            for future in futures:
-                future.cancel()
+    else:
+        yield from in_processes(partial(write_song, config=config), seeds, config.workers)
 
 
 def write_song(seed: int, config: CorpusConfig) -> SongDone:
