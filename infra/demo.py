@@ -44,7 +44,7 @@ class DemoConfig:
     minutes: float = 5.0
     """Training stops after this long at the latest."""
     seed: int = 3_000
-    """Seed of the corpus's first song. (The shipped weights were trained on seeds 1000 to 1044 and 2000 to 2063.)"""
+    """Seed of the corpus's first song. (The shipped weights were trained on seeds 1000 to 1199 and 2000 to 2175.)"""
 
     def __post_init__(self) -> None:
         if not 2 <= self.songs <= 10_000:
