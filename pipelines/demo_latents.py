@@ -1,6 +1,6 @@
 """Demo songs straight to latents: composed, rendered, varied and encoded in worker processes, no WAV in between, no Ray.
 
-For training at scale, and on a machine that has torch and nothing else: two cores make some 1,500 songs an hour. Each song is encoded at
+For training at scale, and on a machine that has torch and nothing else: two cores make some 1,700 songs an hour. Each song is encoded at
 several speeds (1.06 is a semitone higher, its voice smaller and its tempo faster), each time through another microphone and room
 (`pipelines.corpus.capture`), so that no vocal is heard twice. Songs are the unit of commit: run again, only what is missing is made. What
 was made with other settings at the same place stays in the dataset beside it.
