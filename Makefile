@@ -26,15 +26,17 @@ $(VENV)/peers/.installed: infra/benchmarks/peers.lock $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --require-hashes --no-deps --target $(VENV)/peers -r $<
 	@touch $@
 
-# The weights that ship, one command a part; each goes on where it stopped (model/weights/README.md has the figures, and what to give on a GPU).
+# The weights that ship, one command a part; each goes on where it stopped (figures: model/weights/README.md; on a GPU: infra/benchmarks/gpu-todo.md).
 WEIGHTS ?= runs/weights
 WORKERS ?= 2
 SONGS ?= 1200
 CODEC ?= embedded
-CODEC_MINUTES ?= 26
+CODEC_SONGS ?= 90
+CODEC_TRAINING ?= --steps 5300
+ADVERSARIAL_TRAINING ?= --max-minutes 26
 TRAINING ?= --preset paper --batch-size 8 --crop-frames 512 --precision bf16 --learning-rate 1e-3 --warmup-steps 200 --ema-decay 0.998 \
 	--steps 30000 --validate-every 500 --max-minutes 70 --anneal-by-time
-DISTILLATION ?= --batch-size 8 --crop-frames 256 --precision bf16 --steps 5000 --max-minutes 12
+DISTILLATION ?= --batch-size 8 --crop-frames 256 --precision bf16 --steps 20000 --max-minutes 22
 # A training on few cores is a thread of its own; on a GPU it makes no difference.
 ALONE := OMP_NUM_THREADS=1
 
@@ -42,10 +44,10 @@ weights-corpus: $(STAMP)
 	$(ALONE) $(BIN)/python -m pipelines demo-latents --out $(WEIGHTS)/latents --songs $(SONGS) --seed 2000 --workers $(WORKERS) --codec $(CODEC)
 
 weights-codec: $(STAMP)
-	$(ALONE) $(BIN)/python -m pipelines corpus --out $(WEIGHTS)/codec-songs --songs 90 --seed 1000 --duration-s 44 --workers $(WORKERS)
-	$(BIN)/python -m training codec --corpus $(WEIGHTS)/codec-songs --out $(WEIGHTS)/codec --resume
+	$(ALONE) $(BIN)/python -m pipelines corpus --out $(WEIGHTS)/codec-songs --songs $(CODEC_SONGS) --seed 1000 --duration-s 44 --workers $(WORKERS)
+	$(BIN)/python -m training codec --corpus $(WEIGHTS)/codec-songs --out $(WEIGHTS)/codec --resume $(CODEC_TRAINING)
 	$(BIN)/python -m training codec-adversarial --corpus $(WEIGHTS)/codec-songs --init $(WEIGHTS)/codec/codec --out $(WEIGHTS)/codec-adversarial \
-		--max-minutes $(CODEC_MINUTES) --resume
+		--resume $(ADVERSARIAL_TRAINING)
 
 weights-checkpoint: $(STAMP)
 	$(ALONE) $(BIN)/python -m training train --data $(WEIGHTS)/latents --out $(WEIGHTS)/run --workers 0 --samples 0 --resume $(TRAINING)

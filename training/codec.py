@@ -42,7 +42,7 @@ NEPERS_60_DB = 60 / 20 * math.log(10)
 
 @dataclass(frozen=True, kw_only=True)
 class CodecTrainConfig:
-    """A run of the codec's training. The defaults made the weights that ship."""
+    """A run of the codec's first training; infra/benchmarks/codec.md says what made the weights that ship."""
 
     corpus: Path
     """Song folders, each with vocals.wav, accompaniment.wav and mixture.wav."""
@@ -207,12 +207,13 @@ def train_codec(config: CodecTrainConfig) -> dict[str, float]:
                 learning_rate=learning_rate_at(step, config),
                 elapsed_s=time.monotonic() - began,
             )
-        if (step + 1) % config.save_every == 0 or last:
-            _save(config, step + 1, network, optimizer, average)
+        # The codec before the state: what says that the run is over comes last.
         if (step + 1) % config.evaluate_every == 0 or last:
             statistics = export(config, average, features, device)
             figures = measure_songs(load_embedded(config.out / "codec", codec_id="trained", device=str(device)), songs.held_out)
             write_log(config.out, step=step, **statistics, **figures)
+        if (step + 1) % config.save_every == 0 or last:
+            _save(config, step + 1, network, optimizer, average)
     return figures
 
 
