@@ -17,9 +17,10 @@ import numpy as np
 
 from infra import audio_files
 from infra.errors import UserError
-from model.accompany import Accompaniment, Accompanist, GenerationConfig, mix, within_full_scale
+from model.accompany import Accompaniment, Accompanist, GenerationConfig
 from model.fit import Fit as ModelFit
 from model.geometry import SAMPLE_RATE_HZ
+from model.level import mix, within_full_scale
 from serving.schema import AccompanimentRequest, AccompanimentResult, Fit, ModelInfo, StageSeconds
 
 log = logging.getLogger(__name__)

@@ -21,12 +21,13 @@ from infra.records import LatentTable, read_latents, read_manifest
 from infra.settings import Settings
 from infra.storage import MissingObjectError, Place, localise
 from infra.tracking import RUN_FILE, RunHandle, Tracker, open_run, store_of
-from model.accompany import Accompanist, GenerationConfig, mix, within_full_scale
+from model.accompany import Accompanist, GenerationConfig
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.codec import load_codec
 from model.codec_base import Codec
 from model.errors import ModelError
 from model.geometry import FRAME_RATE_HZ, SAMPLE_RATE_HZ
+from model.level import mix, within_full_scale
 from training import figures
 from training.config import TrainConfig
 from training.scores import GENERATED, OTHER, REAL, EvaluationReport, Measures, measure, summarise

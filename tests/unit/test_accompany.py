@@ -14,10 +14,6 @@ from model.accompany import (
     Accompanist,
     GenerationConfig,
     Request,
-    active_level_db,
-    level_gain,
-    mix,
-    without_bumps,
 )
 from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics, load_checkpoint, save_checkpoint
 from model.codec import load_codec
@@ -25,6 +21,7 @@ from model.codec_base import CodecIdentity
 from model.errors import ModelError
 from model.evaluator import BatchedEvaluator, Evaluation
 from model.fit import NO_FIT, fit
+from model.level import active_level_db, level_gain, mix, without_bumps
 from model.sampling import Sampling
 from model.tuning import speed_into_tune, stretched
 from model.unet import AccompanimentUNet, UNetConfig

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from infra.errors import UserError
 from infra.storage import Place, StorageError
-from model.accompany import active_level_db
 from model.geometry import HOP_SAMPLES, SAMPLE_RATE_HZ, SEGMENT_SAMPLES
+from model.level import active_level_db
 from pipelines.segment import Reject, Segment, SegmentConfig, cut, segment_song, voice
 from pipelines.sources import FoundSong, SongError, list_songs, parse_source
 

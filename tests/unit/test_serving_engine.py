@@ -13,8 +13,9 @@ import serving_parts as parts
 
 from infra.audio_files import AudioTooLong, decode
 from infra.errors import UserError
-from model.accompany import Accompanist, mix
+from model.accompany import Accompanist
 from model.errors import ModelError
+from model.level import mix
 from model.sampling import Sampling
 from serving.engine import CancelledRequestError, Engine, EngineConfig, render
 from serving.loading import load_engine
