@@ -35,7 +35,7 @@ from infra.storage import MissingObjectError, Place
 from model.geometry import HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ, SEGMENT_FRAMES
 from pipelines.encode import EncodedSegment, EncodedSong
 from pipelines.segment import Reject, SegmentConfig
-from pipelines.sources import FoundSong
+from pipelines.songs import FoundSong
 
 if TYPE_CHECKING:
     from model.codec_base import CodecIdentity

@@ -30,7 +30,7 @@ from pipelines.corpus.chance import Chance
 from pipelines.encode import Encoder, open_codec
 from pipelines.processes import in_processes
 from pipelines.segment import SegmentConfig, SongIdentity, segment_audio
-from pipelines.sources import FoundSong
+from pipelines.songs import FoundSong
 
 if TYPE_CHECKING:
     from model.codec_base import CodecIdentity

@@ -24,7 +24,8 @@ from pipelines import dataset
 from pipelines.dataset import Stored
 from pipelines.encode import EncodedSong, Encoder, open_codec
 from pipelines.segment import SegmentConfig, SegmentedSong, segment_song
-from pipelines.sources import FoundSong, list_songs, parse_source
+from pipelines.songs import FoundSong
+from pipelines.sources import list_songs, parse_source
 
 if TYPE_CHECKING:
     from model.codec_base import CodecIdentity
@@ -184,7 +185,7 @@ def run_graph(
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_S
     with DataContext.current(context):
-        rows: ray.data.Dataset = ray.data.from_items([asdict(song) for song in songs], override_num_blocks=len(songs))
+        rows: ray.data.Dataset = ray.data.from_items([{"found": pickle.dumps(song)} for song in songs], override_num_blocks=len(songs))
         rows = rows.map(partial(segment_row, place=place, config=config.segment, known=known), num_cpus=1)
         rows = rows.map(
             EncodeRow,  # type: ignore[arg-type]  # Ray takes a callable class too; its hint does not say so
@@ -199,14 +200,14 @@ def run_graph(
 
 
 def segment_row(row: dict[str, Any], *, place: Place, config: SegmentConfig, known: frozenset[str]) -> dict[str, Any]:
-    """Reads a `FoundSong`'s columns; gives found, segmented and segment_s.
+    """Reads found, a `FoundSong`; gives found, segmented and segment_s.
 
     Records travel pickled: Ray would do the same to them, with a warning for each block.
     """
     begun = time.perf_counter()
-    found = FoundSong(**row)
+    found: FoundSong = pickle.loads(row["found"])
     segmented = segment_song(found, place, config, known)
-    return {"found": pickle.dumps(found), "segmented": pickle.dumps(segmented, protocol=5), "segment_s": time.perf_counter() - begun}
+    return {"found": row["found"], "segmented": pickle.dumps(segmented, protocol=5), "segment_s": time.perf_counter() - begun}
 
 
 class EncodeRow:

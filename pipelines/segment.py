@@ -18,7 +18,8 @@ from infra.audio_files import AudioError, decode, to_stereo_44k
 from infra.errors import UserError
 from infra.storage import MissingObjectError, Place
 from model.geometry import HOP_SAMPLES, SAMPLE_RATE_HZ, SEGMENT_SAMPLES
-from pipelines.sources import SONG_RECORD, STEMS, FoundSong, SongError
+from pipelines.songs import SONG_RECORD, FoundSong, SongError
+from pipelines.sources import STEMS
 
 SILENCE_DB = -120.0
 
@@ -115,7 +116,7 @@ def segment_song(song: FoundSong, place: Place, config: SegmentConfig, known: fr
         if song.fault:
             raise SongError(song.fault)
         stage = "read"
-        files = [Place(address, place.access).read_bytes() for address in (song.vocals, song.accompaniment)]
+        files = [Place(file.address, place.access).read_bytes() for file in song.media]
         identity = _identify(files, Place(song.record, place.access).read_bytes() if song.record else b"{}", identity.title)
         if identity.song_id in known:
             return SegmentedSong(identity=identity)

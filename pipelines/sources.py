@@ -11,16 +11,12 @@ from pathlib import PurePosixPath
 
 from infra.errors import UserError
 from infra.storage import Place
+from pipelines.songs import SONG_RECORD, FoundSong, MediaFile
 
 SUPPORTED = ("demo", "pairs")
 PLANNED = ("folder", "musdb18", "moisesdb", "urls", "catalogue")
 STEMS = ("vocals", "accompaniment")
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
-SONG_RECORD = "song.json"
-
-
-class SongError(UserError):
-    """What is wrong with one song; it becomes a rejected row, and the rest goes on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,21 +28,6 @@ class Source:
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.place}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoundSong:
-    """One song folder. `fault` says why it cannot be used; then the files are empty."""
-
-    url: str
-    source: str
-    version: str
-    """Changes when one of the song's files does."""
-    vocals: str = ""
-    accompaniment: str = ""
-    record: str = ""
-    """Address of song.json, if there is one: title, artist and licence."""
-    fault: str = ""
 
 
 def parse_source(spec: str) -> Source:
@@ -101,8 +82,10 @@ def _song(source: Source, folder: str, files: dict[str, str]) -> FoundSong:
         url=url,
         source=source.kind,
         version=version,
-        vocals=str(place / found["vocals"][0]),
-        accompaniment=str(place / found["accompaniment"][0]),
+        media=(
+            MediaFile(address=str(place / found["vocals"][0]), role="vocals"),
+            MediaFile(address=str(place / found["accompaniment"][0]), role="accompaniment"),
+        ),
         record=str(place / SONG_RECORD) if SONG_RECORD in files else "",
     )
 

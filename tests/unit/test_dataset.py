@@ -12,7 +12,7 @@ from model.codec_base import CodecIdentity
 from pipelines.dataset import DUPLICATE, Stored, _write_rejects, begin, settle_duplicate, write_song
 from pipelines.encode import EncodedSong
 from pipelines.segment import Reject, SegmentConfig, SongIdentity
-from pipelines.sources import FoundSong
+from pipelines.songs import FoundSong
 
 
 def song(url: str, version: str = "1") -> dict[str, Any]:

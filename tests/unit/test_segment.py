@@ -14,7 +14,8 @@ from infra.storage import Place, StorageError
 from model.geometry import HOP_SAMPLES, SAMPLE_RATE_HZ, SEGMENT_SAMPLES
 from model.level import active_level_db
 from pipelines.segment import Reject, Segment, SegmentConfig, cut, segment_song, voice
-from pipelines.sources import FoundSong, SongError, list_songs, parse_source
+from pipelines.songs import FoundSong, MediaFile, SongError
+from pipelines.sources import list_songs, parse_source
 
 LEAST = round(SegmentConfig().min_duration_s * SAMPLE_RATE_HZ)
 
@@ -174,7 +175,8 @@ def test_half_a_surrogate_pair_is_replaced(tmp_path: Path) -> None:
 
 def test_a_storage_that_fails_is_no_fault_of_the_song(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    song = FoundSong(url="s3://b/x", source="pairs", version="", vocals="s3://b/x/vocals.wav", accompaniment="s3://b/x/accompaniment.wav")
+    media = (MediaFile(address="s3://b/x/vocals.wav", role="vocals"), MediaFile(address="s3://b/x/accompaniment.wav", role="accompaniment"))
+    song = FoundSong(url="s3://b/x", source="pairs", version="", media=media)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key")
     with pytest.raises(StorageError, match="cannot be reached"):

@@ -48,7 +48,7 @@ def test_folders_are_songs_or_say_why_not(tmp_path: Path) -> None:
     )
     put("one/vocals.wav", "two/vocals.wav", "two/vocals.mp3", "two/accompaniment.ogg", ".hidden/vocals.wav")
     good, one, two = list_songs(parse_source(f"pairs:{tmp_path}"))
-    assert (good.url, good.vocals, good.fault) == (str(tmp_path / "artist/good"), str(tmp_path / "artist/good/Vocals.WAV"), "")
+    assert (good.url, good.media[0].address, good.fault) == (str(tmp_path / "artist/good"), str(tmp_path / "artist/good/Vocals.WAV"), "")
     assert good.record.endswith("song.json")
     assert "no accompaniment" in one.fault
     assert "2 files for vocals" in two.fault
