@@ -1,5 +1,7 @@
 """Audio files: bytes ↔ float32 arrays, with limits that hold before and while decoding.
 
+libsndfile reads WAV, FLAC, MP3, OGG and their like, bit by bit as they are; containers (M4A, MP4, WebM, …) go to FFmpeg.
+
 Shape legend: C channels, N samples. Arrays are (C, N), full scale is ±1.
 """
 
@@ -14,16 +16,37 @@ import numpy as np
 import soundfile
 import soxr
 
+from infra.audio_limits import (
+    MAX_CHANNELS,
+    MAX_DURATION_S,
+    REMEDY,
+    AudioError,
+    AudioTooLong,
+    NotAudio,
+    UnreadableAudio,
+    check_format,
+    check_length,
+    check_samples,
+)
+from infra.container_audio import container_of, decode_container
 from infra.errors import UserError
 
+__all__ = [
+    "MAX_DURATION_S",
+    "MIME_TYPES",
+    "SAMPLE_RATE_HZ",
+    "Audio",
+    "AudioError",
+    "AudioTooLong",
+    "FileFormat",
+    "NotAudio",
+    "UnreadableAudio",
+    "decode",
+    "encode",
+    "to_stereo_44k",
+]
+
 SAMPLE_RATE_HZ = 44_100
-MAX_DURATION_S = 1_200.0
-MAX_CHANNELS = 8
-MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
-# A minute of silence in eight channels is a few kB of FLAC: duration alone does not bound the memory.
-MAX_DECODED_BYTES = 2**30
-# Float files scaled as integers or holding garbage overflow later, where nobody knows which file it was.
-MAX_PEAK = 100.0
 BLOCK_SAMPLES = 65_536
 # Programs that write a WAV to a pipe put the largest number of 32 or 31 bits, or a little less, where the length belongs.
 UNKNOWN_WAV_BYTES = frozenset((*range(2**31 - 2**12, 2**31 + 1), *range(2**32 - 2**12, 2**32)))
@@ -33,27 +56,10 @@ MIME_TYPES: Mapping[FileFormat, str] = MappingProxyType({"wav": "audio/wav", "fl
 
 _SUBTYPES = {"wav": "PCM_16", "flac": "PCM_16", "mp3": "MPEG_LAYER_III", "ogg": "VORBIS"}
 # libsndfile also opens MATLAB files and samplers' banks, whose signatures are so weak that a random binary can pass for one.
-_CONTAINERS = {"WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF", "MPEG", "M4A", "MP4"}
+_CONTAINERS = {"WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF", "MPEG"}
 _SIGNATURES = (b"RIFF", b"RIFX", b"RF64", b"riff", b"fLaC", b"OggS", b"ID3", b"FORM", b".snd", b"caff")
-_REMEDY = "export it as WAV, FLAC, MP3 or OGG"
 # ITU-R BS.775-3, table 2, from WAV's order L R C LFE Ls Rs; the LFE is left out, as there.
 _DOWNMIX_5_1 = np.array([[1, 0, 0.5**0.5, 0, 0.5**0.5, 0], [0, 1, 0.5**0.5, 0, 0, 0.5**0.5]], dtype=np.float32)
-
-
-class AudioError(UserError):
-    """A file that cannot be used as audio."""
-
-
-class NotAudio(AudioError):
-    """The bytes are no audio that this machine can decode (HTTP 415)."""
-
-
-class UnreadableAudio(AudioError):
-    """Audio by its signature, but damaged, empty, or holding samples that mean nothing (HTTP 400)."""
-
-
-class AudioTooLong(AudioError):
-    """Longer than the limit, or larger once decoded (HTTP 413)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,28 +81,26 @@ class _Stream(soundfile.SoundFile):
         return False
 
 
-def decode(data: bytes, *, max_duration_s: float = MAX_DURATION_S, max_channels: int = MAX_CHANNELS) -> Audio:
-    """Decode a whole file from memory.
+def decode(data: bytes, *, stream: int = 0, max_duration_s: float = MAX_DURATION_S, max_channels: int = MAX_CHANNELS) -> Audio:
+    """Decode one audio stream of a whole file from memory; `stream` counts from 0, and only containers hold more than one.
 
     What the header claims is checked before a sample is decoded, and what is really there again block by block. A WAV that claims more than
     it holds is refused, for the end of the recording is missing; one whose writer did not know its length (a pipe) gives what is there.
 
     Raises: NotAudio, UnreadableAudio, AudioTooLong; the message is one line with value, constraint and remedy.
     """
+    if stream < 0:
+        raise UserError(f"stream is {stream}: count from 0")
     if not data:
-        raise NotAudio(f"the file is empty (0 bytes); {_REMEDY}")
-    _check_wav_claim(data)
-    try:
-        with _Stream(io.BytesIO(data)) as file:
-            if file.format not in _CONTAINERS:
-                raise NotAudio(f"the file is {file.format}, not a common audio format; {_REMEDY}")
-            _check_header(file, max_duration_s, max_channels)
-            samples_NC = _read_blocks(file, max_duration_s)
-            rate_hz = int(file.samplerate)
-    except (soundfile.LibsndfileError, RuntimeError) as fault:
-        raise _fault(data, fault) from fault
-    _check_samples(samples_NC)
-    return Audio(samples_CN=np.ascontiguousarray(samples_NC.T), sample_rate_hz=rate_hz)
+        raise NotAudio(f"the file is empty (0 bytes); {REMEDY}")
+    if container_of(data):
+        samples_CN, rate_hz = decode_container(data, stream=stream, max_duration_s=max_duration_s, max_channels=max_channels)
+    elif stream:
+        raise UnreadableAudio(f"audio stream {stream} is wanted and the file holds one, number 0; check the file")
+    else:
+        samples_CN, rate_hz = _decode_file(data, max_duration_s, max_channels)
+    check_samples(samples_CN)
+    return Audio(samples_CN=samples_CN, sample_rate_hz=rate_hz)
 
 
 def to_stereo_44k(audio: Audio) -> np.ndarray:
@@ -143,6 +147,21 @@ def encode(samples_CN: np.ndarray, format: FileFormat = "wav", *, sample_rate_hz
     return _with_serial(data) if format == "ogg" else data
 
 
+def _decode_file(data: bytes, max_duration_s: float, max_channels: int) -> tuple[np.ndarray, int]:
+    """((C, N) float32, rate in Hz) through libsndfile."""
+    _check_wav_claim(data)
+    try:
+        with _Stream(io.BytesIO(data)) as file:
+            if file.format not in _CONTAINERS:
+                raise NotAudio(f"the file is {file.format}, not a common audio format; {REMEDY}")
+            check_format(file.samplerate, file.channels, max_channels)
+            if file.frames < 2**62:  # beyond that the header says "unknown"; the blocks are counted anyway
+                check_length(file.frames, file.samplerate, file.channels, max_duration_s)
+            return np.ascontiguousarray(_read_blocks(file, max_duration_s).T), int(file.samplerate)
+    except (soundfile.LibsndfileError, RuntimeError) as fault:
+        raise _fault(data, fault) from fault
+
+
 def _check_wav_claim(data: bytes) -> None:
     """Raises when a RIFF file's data chunk claims more bytes than follow it; libsndfile would silently shorten it."""
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
@@ -160,60 +179,24 @@ def _check_wav_claim(data: bytes) -> None:
         at += 8 + size + size % 2  # chunks begin at even places
 
 
-def _check_header(file: Any, max_duration_s: float, max_channels: int) -> None:
-    if not MIN_RATE_HZ <= file.samplerate <= MAX_RATE_HZ:
-        raise UnreadableAudio(f"sample rate {file.samplerate} Hz is not within {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz; export at 44100 Hz")
-    if file.channels > max_channels:
-        raise UnreadableAudio(f"{file.channels} channels are more than {max_channels}; export a stereo file")
-    if file.frames < 2**62:  # beyond that the header says "unknown"; the blocks are counted anyway
-        _check_length(file.frames, file, max_duration_s)
-
-
-def _check_length(samples: int, file: Any, max_duration_s: float) -> None:
-    duration_s = samples / file.samplerate
-    if duration_s > max_duration_s:
-        raise AudioTooLong(f"{duration_s:.1f} s of audio are more than the {max_duration_s:g} s allowed; cut it into shorter files")
-    if samples * file.channels * 4 > MAX_DECODED_BYTES:
-        size_mib = samples * file.channels * 4 / 2**20
-        raise AudioTooLong(
-            f"{duration_s:.1f} s at {file.samplerate} Hz in {file.channels} channels decode to {size_mib:.0f} MiB, "
-            f"more than the {MAX_DECODED_BYTES // 2**20} MiB allowed; export stereo at 44100 Hz or cut it"
-        )
-
-
 def _read_blocks(file: Any, max_duration_s: float) -> np.ndarray:
     """(N, C) float32; stops at the limit, whatever the header had claimed."""
     blocks: list[np.ndarray] = []
     samples = 0
     while len(block_NC := file.read(BLOCK_SAMPLES, dtype="float32", always_2d=True)):
         samples += len(block_NC)
-        _check_length(samples, file, max_duration_s)
+        check_length(samples, file.samplerate, file.channels, max_duration_s)
         blocks.append(block_NC)
     return np.concatenate(blocks) if blocks else np.zeros((0, file.channels), np.float32)
 
 
-def _check_samples(samples_NC: np.ndarray) -> None:
-    if not len(samples_NC):
-        raise UnreadableAudio("the file holds 0 samples, at least 1 is needed; check that the recording was saved")
-    low, high = float(samples_NC.min()), float(samples_NC.max())
-    if not (np.isfinite(low) and np.isfinite(high)):
-        bad = int(np.count_nonzero(~np.isfinite(samples_NC)))
-        raise UnreadableAudio(f"{bad} of {samples_NC.size} samples are NaN or infinite, all must be finite; export the file again")
-    if max(-low, high) > MAX_PEAK:
-        raise UnreadableAudio(f"peak {max(-low, high):.3g} is more than {MAX_PEAK:g} times full scale; normalise it to ±1")
-
-
 def _fault(data: bytes, fault: Exception) -> AudioError:
-    if data[4:8] == b"ftyp":
-        return NotAudio(f"M4A and MP4 are not decoded by libsndfile {soundfile.__libsndfile_version__}; {_REMEDY}")
-    if data[:4] == b"\x1aE\xdf\xa3":
-        return NotAudio(f"WebM is not decoded by libsndfile; {_REMEDY}")
     mpeg = len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0
     if data.startswith(_SIGNATURES) or mpeg:
         # libsndfile's text names the object in memory; only what follows says anything.
         reason = str(getattr(fault, "error_string", fault)).strip().rstrip(".")
-        return UnreadableAudio(f"the audio is damaged or cut short ({reason}); {_REMEDY} again")
-    return NotAudio(f"the file ({len(data)} bytes) is not audio; {_REMEDY}")
+        return UnreadableAudio(f"the audio is damaged or cut short ({reason}); {REMEDY} again")
+    return NotAudio(f"the file ({len(data)} bytes) is not audio; {REMEDY}")
 
 
 def _resample(samples_CN: np.ndarray, rate_hz: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra import audio_files
+from infra import audio_files, audio_limits
 from infra.audio_files import Audio, AudioError, AudioTooLong, NotAudio, UnreadableAudio, decode, encode, to_stereo_44k
 from infra.errors import UserError
 
@@ -156,7 +156,7 @@ def test_a_flac_of_unknown_length_is_read_and_still_limited() -> None:
 
 
 def test_a_bomb_of_silence_is_refused_by_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audio_files, "MAX_DECODED_BYTES", 100_000)
+    monkeypatch.setattr(audio_limits, "MAX_DECODED_BYTES", 100_000)
     assert decode(encode(np.zeros((2, 12_500), np.float32), "flac")).samples_CN.shape == (2, 12_500)
     with pytest.raises(AudioTooLong, match="MiB"):
         decode(encode(np.zeros((2, 12_501), np.float32), "flac"))
@@ -180,8 +180,8 @@ def test_the_limit_holds_in_every_format(format: str, seconds: float, fits: bool
         (b"hello, this is text\n" * 50, "not audio"),
         (b"\x89PNG\r\n\x1a\n" + bytes(200), "not audio"),
         (b"\x00", "not audio"),
-        (b"\x00\x00\x00\x18ftypM4A " + bytes(400), "M4A"),
-        (b"\x1aE\xdf\xa3" + bytes(400), "WebM"),
+        (b"#EXTM3U\n#EXTINF:9,\n/etc/hostname\n#EXT-X-ENDLIST\n", "not audio"),
+        (b"ffconcat version 1.0\nfile /etc/hostname\n", "not audio"),
     ],
 )
 def test_what_is_not_audio(data: bytes, words: str) -> None:
@@ -201,11 +201,20 @@ def test_what_is_not_audio(data: bytes, words: str) -> None:
         (file_of(noise(1, 99_999), format="OGG", subtype="VORBIS")[:60], "damaged"),
         (file_of(noise(1, 10), rate_hz=100), "sample rate 100 Hz"),
         (file_of(noise(9, 10)), "9 channels are more than 8"),
+        (b"\x00\x00\x00\x18ftypM4A " + bytes(400), "M4A.*damaged"),
+        (b"\x1aE\xdf\xa3" + bytes(400), "WebM.*damaged"),
     ],
 )
 def test_what_is_unreadable(data: bytes, words: str) -> None:
     with pytest.raises(UnreadableAudio, match=words):
         decode(data)
+
+
+def test_a_plain_file_holds_one_stream() -> None:
+    with pytest.raises(UnreadableAudio, match="audio stream 1 is wanted and the file holds one"):
+        decode(encode(noise(2, 100)), stream=1)
+    with pytest.raises(UserError, match="stream is -1"):
+        decode(encode(noise(2, 100)), stream=-1)
 
 
 @settings(max_examples=150, deadline=None)
