@@ -175,6 +175,8 @@ class HttpClient:
         if status not in TRANSIENT and status < 500:
             return
         retry_after_s = asked_pause_s(response.headers) if status in (429, 503) else 0.0
+        if status == 429:
+            retry_after_s = retry_after_s or self.config.backoff_s  # all of us are too many, whoever asks next
         if retry_after_s:
             self.hosts.hold_off(url.host, retry_after_s)
         raise PassingFault(f"{url} answered {status_text(status)}", retry_after_s)

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import httpx
 
-from infra.atomic import write_partial
+from infra.atomic import sync_folder, write_partial
 from infra.errors import UserError
 from pipelines.http_client import Answer, HttpClient, PassingFault, Unavailable
 from pipelines.songs import SongError
@@ -97,13 +97,19 @@ class Partial:
     def begin(self, download: Download) -> None:
         """Continue, or start, the file of which so much is there; later bytes are cut off."""
         with _explained(self.path):
+            if not download.bytes and self._record.exists():
+                # Before another file's bytes take the place of those that it counts.
+                self._record.unlink()
+                sync_folder(self._record.parent)
             self.file.truncate(download.bytes)
             self.file.seek(download.bytes)
             self.download = download
 
     def write(self, piece: bytes) -> None:
         with _explained(self.path):
-            self.file.write(piece)
+            rest = memoryview(piece)
+            while rest:  # unbuffered: a nearly full disk takes a part
+                rest = rest[self.file.write(rest) :]
             if self.file.tell() - self.download.bytes >= CHECKPOINT_BYTES:
                 self.count()
 
@@ -147,10 +153,9 @@ def fetch_file(partial: Partial, client: HttpClient, check: Check, headers: Mapp
         if partial.download.complete:
             return None
         return client.persist(partial.download.url, lambda: _attempt(partial, client, clock, check, headers or {}))
-    except Unavailable:
-        raise
-    except SongError:
-        partial.remove()
+    except SongError as error:
+        if not isinstance(error, Unavailable) or not partial.download.bytes:
+            partial.remove()
         raise
 
 
@@ -221,7 +226,8 @@ def _begin(partial: Partial, answer: Answer) -> int | None:
         partial.begin(replace(known, total=total, final_url=answer.url))
         return total
     length = answer.headers.get("content-length", "")
-    total = int(length) if length.isdecimal() else None
+    # A chunked body ends by itself, and makes a length that comes with it void (RFC 9112, section 6.3).
+    total = int(length) if length.isdecimal() and "transfer-encoding" not in answer.headers else None
     partial.begin(
         Download(
             url=known.url,

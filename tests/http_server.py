@@ -106,12 +106,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.good(self.data)
 
     def be_cut(self) -> None:
-        """Breaks off in the middle, ?times=1 times; ?bare: gives no validator; ?plain: ignores Range; ?becomes=FILE: is that file then."""
+        """Breaks off in the middle, ?times=1 times; ?becomes=FILE: is that file then.
+
+        ?bare: gives no validator; ?weak: a weak ETag; ?plain: ignores Range; ?blind: ignores If-Range; ?shift: continues a byte early.
+        """
         changed = self.server.web.files[self.options["becomes"]] if "becomes" in self.options and self.count > 1 else self.data
         if self.count > int(self.options.get("times", 1)):
-            self.good(changed, bare="bare" in self.options, plain="plain" in self.options)
+            self.good(changed)
         else:
-            self.good(changed, bare="bare" in self.options, stop=len(changed) * self.count // 4)
+            self.good(changed, stop=len(changed) * self.count // 4)
 
     def be_stall(self) -> None:
         """Sends ?at=N bytes and then nothing, ?times=1 times."""
@@ -209,15 +212,21 @@ class _Handler(BaseHTTPRequestHandler):
     def data(self) -> bytes:
         return self.server.web.files[self.name]
 
-    def good(self, data: bytes, *, bare: bool = False, plain: bool = False, stop: int | None = None, stall: bool = False) -> None:
-        """The file, from where Range says, breaking off after `stop` bytes of the answer."""
-        etag = f'"{sha256(data).hexdigest()[:16]}"'
+    def good(self, data: bytes, *, stop: int | None = None, stall: bool = False) -> None:
+        """The file, from where Range says, breaking off after `stop` bytes of the answer; see be_cut for the options."""
+        weak = "W/" if "weak" in self.options else ""
+        etag = f'{weak}"{sha256(data).hexdigest()[:16]}"'
         headers = {"Content-Type": TYPES.get(self.name.rpartition(".")[2], "application/octet-stream")}
-        headers |= {} if bare else {"ETag": etag, "Last-Modified": LAST_MODIFIED, "Accept-Ranges": "bytes"}
+        if "bare" not in self.options:
+            headers |= {"ETag": etag, "Last-Modified": LAST_MODIFIED, "Accept-Ranges": "bytes"}
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        same = "blind" in self.options or self.headers.get("If-Range", etag) in (LAST_MODIFIED, *([] if weak else [etag]))
         start, status = 0, 200
-        if wanted and not plain and self.headers.get("If-Range", etag) in (etag, LAST_MODIFIED):
+        if wanted and same and "plain" not in self.options:
             start, status = int(wanted[1]), 206
+            if "shift" in self.options and self.count == 2:
+                start -= 1
+                del headers["ETag"]
             if start >= len(data):
                 self.reply(416, b"", {"Content-Range": f"bytes */{len(data)}"})
                 return
