@@ -59,7 +59,7 @@ class HttpConfig:
         """UserError when nobody is named whom a host may write to."""
         if not self.operator:
             raise UserError(
-                "operator is empty, and songs are to be downloaded: name whom hosts may write to by mail address or URL (--acquire.operator)"
+                "operator is empty, and songs are to be downloaded: name whom hosts may write to, by mail or URL (--acquire.operator)"
             )
 
     @property

@@ -132,8 +132,11 @@ class Partial:
             file = open(self.path, "a+b", buffering=0)  # noqa: PTH123, SIM115 (unbuffered; closed by __exit__)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if self.path.exists() and self.path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                if self.path.stat().st_ino == os.fstat(file.fileno()).st_ino:
                     return file
+                self.waited = True  # for the one who has taken it away since we opened it
+            except FileNotFoundError:
+                self.waited = True
             except BlockingIOError:
                 self.waited = True
                 self._sleep(LOCK_POLL_S)

@@ -108,7 +108,8 @@ class _Handler(BaseHTTPRequestHandler):
     def be_cut(self) -> None:
         """Breaks off in the middle, ?times=1 times; ?becomes=FILE: is that file then.
 
-        ?bare: gives no validator; ?weak: a weak ETag; ?plain: ignores Range; ?blind: ignores If-Range; ?shift: continues a byte early.
+        ?bare: gives no validator; ?weak: a weak ETag; ?plain: ignores Range; ?blind: ignores If-Range; ?shift: continues a byte early;
+        ?dated: gives no ETag; ?portion=N: continues by at most so many bytes.
         """
         changed = self.server.web.files[self.options["becomes"]] if "becomes" in self.options and self.count > 1 else self.data
         if self.count > int(self.options.get("times", 1)):
@@ -219,9 +220,11 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"Content-Type": TYPES.get(self.name.rpartition(".")[2], "application/octet-stream")}
         if "bare" not in self.options:
             headers |= {"ETag": etag, "Last-Modified": LAST_MODIFIED, "Accept-Ranges": "bytes"}
+        if "dated" in self.options:
+            del headers["ETag"]
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         same = "blind" in self.options or self.headers.get("If-Range", etag) in (LAST_MODIFIED, *([] if weak else [etag]))
-        start, status = 0, 200
+        start, stop_at, status = 0, len(data), 200
         if wanted and same and "plain" not in self.options:
             start, status = int(wanted[1]), 206
             if "shift" in self.options and self.count == 2:
@@ -230,9 +233,10 @@ class _Handler(BaseHTTPRequestHandler):
             if start >= len(data):
                 self.reply(416, b"", {"Content-Range": f"bytes */{len(data)}"})
                 return
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        self.head(status, {**headers, "Content-Length": str(len(data) - start)})
-        self.body(data[start:][:stop])
+            stop_at = min(start + int(self.options.get("portion", len(data))), len(data))
+            headers["Content-Range"] = f"bytes {start}-{stop_at - 1}/{len(data)}"
+        self.head(status, {**headers, "Content-Length": str(stop_at - start)})
+        self.body(data[start:stop_at][:stop])
         if stall:
             self.server.web.closing.wait(20)
 

@@ -74,7 +74,7 @@ def test_the_song_goes_on_with_a_mixture_in_place_of_its_address(run: Run, web: 
 
 
 def test_nothing_is_downloaded_in_nobodys_name(run: Run, web: WebServer) -> None:
-    with pytest.raises(UserError, match=r"operator is empty.*by mail address or URL \(--acquire.operator\)") as caught:
+    with pytest.raises(UserError, match=r"operator is empty.*by mail or URL \(--acquire.operator\)") as caught:
         run(web.url("file/song.wav"), operator="")
     assert not isinstance(caught.value, SongError), "it is not this song's fault"
     assert web.seen == []

@@ -56,7 +56,10 @@ def test_a_cut_connection_is_continued_or_begun_anew(run: Run, web: WebServer, o
     assert run.partials == []
 
 
-@pytest.mark.parametrize("option", ["shift=1", "blind=1&becomes=short.wav", "blind=1&becomes=long.wav", "blind=1&becomes=same.wav"])
+@pytest.mark.parametrize(
+    "option",
+    ["shift=1", "blind=1&becomes=short.wav", "blind=1&becomes=long.wav", "blind=1&becomes=same.wav", "blind=1&dated=1&becomes=long.wav"],
+)
 def test_what_does_not_continue_the_same_file_is_begun_anew(run: Run, web: WebServer, option: str) -> None:
     web.files["short.wav"] = encode(np.full((1, 30_000), 0.25, np.float32))
     web.files["long.wav"] = encode(np.full((2, 90_000), 0.25, np.float32))
@@ -93,6 +96,12 @@ def test_a_transfer_that_is_cut_again_and_again_goes_on_from_each_cut(run: Run, 
     assert run.bytes_of(run(web.url("cut/song.wav?times=2"))) == SONG
     starts = [int(seen.headers.get("range", "bytes=0-")[6:-1]) for seen in web.asked("cut")]
     assert starts == [0, len(SONG) // 4, len(SONG) * 3 // 4]
+
+
+def test_a_host_that_gives_portions_is_asked_for_the_next(run: Run, web: WebServer) -> None:
+    assert run.bytes_of(run(web.url("cut/song.wav?times=1&portion=200000"))) == SONG
+    first = len(SONG) // 4
+    assert [seen.headers.get("range") for seen in web.asked("cut")] == [None, f"bytes={first}-", f"bytes={first + 200_000}-"]
 
 
 def test_a_stalled_host_is_given_up_and_the_next_run_asks_for_the_rest(run: Run, web: WebServer) -> None:
