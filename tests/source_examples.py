@@ -1,10 +1,15 @@
 """Small examples of audio files and of each kind of source, in the layout that users have on disk; real audio of a second or two."""
 
+import csv
 import io
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import av
 import numpy as np
+
+from infra.audio_files import encode
 
 RATE_HZ = 44_100
 
@@ -37,3 +42,78 @@ def container(
         for stream in written:
             file.mux(stream.encode(None))
     return buffer.getvalue()
+
+
+def write_folder(root: Path) -> None:
+    """Finished songs at several depths, one with a record beside it."""
+    for name, format in (("Ann - Blue.wav", "wav"), ("album/01 Bob - Red.flac", "flac"), ("album/12 Bob - Green.mp3", "mp3")):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(encode(bursts(len(name), 1.0), format))  # type: ignore[arg-type]
+    (root / "album" / "deep").mkdir()
+    (root / "album" / "deep" / "take_3.m4a").write_bytes(container([bursts(3, 1.0)], "ipod"))
+    (root / "album" / "deep" / "take_3.json").write_text(json.dumps({"title": "Third", "artist": "Cy", "license": "CC0"}))
+    (root / "album" / "cover.jpg").write_bytes(b"\xff\xd8\xff")
+    (root / ".trash").mkdir()
+    (root / ".trash" / "old.wav").write_bytes(encode(bursts(9, 0.1)))
+
+
+def write_musdb18(root: Path) -> list[np.ndarray]:
+    """MUSDB18's stem files: two songs of one second, of five streams each; the streams' audio."""
+    stems = [bursts(seed, 1.0) / 4 for seed in range(4)]
+    streams = [np.sum(stems, axis=0), *stems]
+    for name in ("train/Ann - Blue.stem.mp4", "test/Bob & Co - Red - Live.stem.mp4"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(container(streams))
+    return streams
+
+
+def write_musdb18_hq(root: Path) -> list[np.ndarray]:
+    """MUSDB18-HQ's folders: one song; mixture, drums, bass, other and vocals as written."""
+    stems = [bursts(seed, 1.0) / 4 for seed in range(4)]
+    streams = [np.sum(stems, axis=0), *stems]
+    folder = root / "train" / "Ann - Blue"
+    folder.mkdir(parents=True)
+    for name, samples_CN in zip(("mixture", "drums", "bass", "other", "vocals"), streams, strict=True):
+        (folder / f"{name}.wav").write_bytes(encode(samples_CN))
+    return streams
+
+
+def write_moisesdb(root: Path) -> dict[str, np.ndarray]:
+    """MoisesDB's folders: one song with two vocal tracks and three others; each file's audio."""
+    home = root / "moisesdb_v0.1" / "0a1b2c3d-0000-4000-8000-000000000001"
+    stems = {"vocals": ["lead female singer", "background vocals"], "bass": ["bass guitar"], "other_keys": ["synth pad", "synth lead"]}
+    record: dict[str, object] = {"song": "Blue", "artist": "Ann", "genre": "rock"}
+    written, listed = {}, []
+    for stem, kinds in stems.items():
+        tracks = []
+        for kind in kinds:
+            track = f"{len(written):08d}-track"
+            samples_CN = bursts(len(written), 1.0) / 5
+            (home / stem).mkdir(parents=True, exist_ok=True)
+            (home / stem / f"{track}.wav").write_bytes(encode(samples_CN))
+            written[f"{stem}/{track}.wav"] = samples_CN
+            tracks.append({"id": track, "trackType": kind, "extension": "wav", "has_bleed": stem == "vocals"})
+        listed.append({"id": f"{stem}-id", "stemName": stem, "tracks": tracks})
+    (home / "data.json").write_text(json.dumps({**record, "stems": listed}))
+    return written
+
+
+def write_catalogue(root: Path) -> Path:
+    """The Song Popularity Dataset's two files, as Kaggle has them: the catalogue's path."""
+    rows = [
+        ("Blue", 40, "Ann"),
+        ("BLUE - Remastered 2011", 73, "Ann"),
+        ("Red (feat. Cy)", 61, "Bob"),
+        ("Red", 12, "Dee"),
+        ("Déjà vu", 55, "Éva"),
+        ('Say "Yes", please', 30, "Earth, Wind & Fire"),
+    ]
+    with (root / "song_data.csv").open("w", newline="") as file:
+        data = csv.writer(file)
+        data.writerow(["song_name", "song_popularity", "song_duration_ms", "acousticness", "key", "audio_mode"])
+        data.writerows([title, popularity, 262_333, 0.00552, 8, 1] for title, popularity, _ in rows)
+    with (root / "song_info.csv").open("w", newline="") as file:
+        info = csv.writer(file)
+        info.writerow(["song_name", "artist_name", "album_names", "playlist"])
+        info.writerows([title, artist, "Greatest", "00s Rock"] for title, _, artist in rows)
+    return root / "song_data.csv"

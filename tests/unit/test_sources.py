@@ -9,10 +9,56 @@ from infra.errors import UserError
 from pipelines.sources import list_songs, parse_source
 
 
-@pytest.mark.parametrize("spec", ["folder:/x", "musdb18:/x", "moisesdb:/x", "urls:x.csv", "catalogue:x.csv"])
-def test_planned_sources_say_what_is_supported(spec: str) -> None:
-    with pytest.raises(UserError, match=r"not yet supported.*demo:URI, pairs:URI"):
-        parse_source(spec)
+@pytest.mark.parametrize("kind", ["demo", "pairs", "folder", "musdb18", "moisesdb", "urls", "catalogue"])
+def test_every_source_of_the_interface_is_known(kind: str) -> None:
+    source = parse_source(f"{kind}:/x/y")
+    assert (source.kind, str(source.place), str(source)) == (kind, "/x/y", f"{kind}:/x/y")
+
+
+def test_a_wrong_kind_names_them_all() -> None:
+    with pytest.raises(UserError, match=r"demo:URI, pairs:URI, folder:URI, musdb18:URI, moisesdb:URI, urls:FILE, catalogue:FILE"):
+        parse_source("spotify:/x")
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing", "empty"),
+    [
+        ("pairs", "a folder for each song", "vocals.wav and accompaniment.wav"),
+        ("folder", "finished songs", "audio files"),
+        ("musdb18", "stem.mp4", "stem.mp4"),
+        ("moisesdb", "data.json", "data.json"),
+    ],
+)
+def test_a_missing_or_empty_folder_says_in_one_line_what_is_expected(kind: str, missing: str, empty: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"is not a folder.*{missing}") as nowhere:
+        list_songs(parse_source(f"{kind}:{tmp_path / 'nowhere'}"))
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match=f"holds no songs.*{empty}") as nothing:
+        list_songs(parse_source(f"{kind}:{tmp_path}"))
+    assert "\n" not in f"{nowhere.value}{nothing.value}"
+
+
+@pytest.mark.parametrize(("kind", "columns"), [("urls", "url, title, artist, license"), ("catalogue", "song_data.csv")])
+def test_a_missing_or_empty_file_says_in_one_line_what_is_expected(kind: str, columns: str, tmp_path: Path) -> None:
+    provider = "yt-dlp:ytsearch1" if kind == "catalogue" else None
+    (tmp_path / "empty.csv").write_text("\n\n")
+    (tmp_path / "binary.csv").write_bytes(b"\x00\x01\xff" * 99)
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1" + bytes(99))
+    for name, words in (
+        ("nowhere.csv", "does not exist"),
+        (".", "is a folder"),
+        ("empty.csv", "is empty"),
+        ("binary.csv", "neither Parquet nor CSV"),
+        ("damaged.parquet", "damaged Parquet"),
+    ):
+        with pytest.raises(UserError, match=f"{words}.*{columns}") as error:
+            list_songs(parse_source(f"{kind}:{tmp_path / name}"), provider=provider)
+        assert "\n" not in str(error.value)
+
+
+def test_a_provider_is_for_catalogues_only(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="leave --provider out"):
+        list_songs(parse_source(f"pairs:{tmp_path}"), provider="library:/x")
 
 
 @pytest.mark.parametrize("spec", ["", "pairs", "pairs:", "spotify:/x", "/a/folder"])
