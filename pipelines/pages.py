@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import yt_dlp  # type: ignore[import-untyped]
-from yt_dlp.networking.common import Request, RequestHandler, Response  # type: ignore[import-untyped]
-from yt_dlp.networking.exceptions import HTTPError, RequestError  # type: ignore[import-untyped]
-from yt_dlp.utils import DownloadError, YoutubeDLError  # type: ignore[import-untyped]
-from yt_dlp.version import __version__ as YT_DLP_VERSION  # type: ignore[import-untyped]
+import yt_dlp
+from yt_dlp.networking.common import Request, RequestHandler, Response
+from yt_dlp.networking.exceptions import HTTPError, RequestError
+from yt_dlp.utils import DownloadError, YoutubeDLError
+from yt_dlp.version import __version__ as YT_DLP_VERSION
 
 from pipelines.http_client import HttpClient
 from pipelines.media_records import PageMetadata

@@ -1,8 +1,8 @@
 """A real web server on loopback with the good and bad habits of real ones; it keeps what it was asked.
 
 An address is /HABIT/FILE?option=value, where FILE is one of `server.files`; see the methods named after the habits. `server.seen` holds
-every request. robots.txt is `server.robots[NAME]`, NAME being the host name that the client used, as (status, text); a name without
-one has no robots.txt.
+every request. robots.txt is `server.robots[NAME]`, NAME being the host name that the client used, as (status, text or where
+it is); a name without one has no robots.txt.
 """
 
 import re
@@ -86,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if parts.path == "/robots.txt":
                 status, text = web.robots.get(host, (404, "no such file"))
-                self.reply(status, text.encode(), {"Content-Type": "text/plain"})
+                self.reply(status, text.encode(), {"Content-Type": "text/plain", **({"Location": text} if 300 <= status < 400 else {})})
             else:
                 getattr(self, f"be_{habit.replace('-', '_')}", self.be_missing)()
         except (BrokenPipeError, ConnectionResetError):

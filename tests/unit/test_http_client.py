@@ -118,6 +118,15 @@ def test_a_host_without_robots_allows_everything(run: Run, web: WebServer, statu
     assert run(web.url("file/song.wav")).bytes
 
 
+def test_robots_may_lie_elsewhere_but_not_nowhere(run: Run, web: WebServer) -> None:
+    web.robots["localhost"] = (200, "User-agent: *\nDisallow: /file/\n")
+    web.robots["127.0.0.1"] = (301, web.url("robots.txt", host="localhost"))
+    with pytest.raises(SongError, match=r"127.0.0.1:\d+/robots.txt forbids /file/song.wav"):
+        run(web.url("file/song.wav"))
+    web.robots["127.0.0.1"] = (302, "/robots.txt")  # RFC 9309, section 2.3.1.2: after five of these there is none
+    assert run(web.url("file/song.wav"), hosts=HostLimits(requests_per_s=1_000)).bytes
+
+
 def test_a_host_whose_robots_fail_is_left_alone_for_now(run: Run, web: WebServer) -> None:
     web.robots["127.0.0.1"] = (500, "oops")
     for number in range(2):
@@ -140,6 +149,15 @@ def test_a_host_that_asks_for_a_pause_gets_it(run: Run, web: WebServer, status: 
     wanted = float(kind[-1])
     least = wanted - 1 if "date" in kind else wanted  # a date has whole seconds
     assert least <= sum(waiting.slept) <= wanted + 0.1
+
+
+def test_too_many_requests_are_everybodys(run: Run, web: WebServer) -> None:
+    with pytest.raises(Unavailable, match="429 Too Many Requests; given up after 1 attempt:"):
+        run(web.url("status/429"), attempts=1, backoff_s=60)
+    assert 50 < run.hosts.held("127.0.0.1") <= 60
+    with pytest.raises(Unavailable, match="503 Service Unavailable; given up after 1 attempt:"):
+        run(web.url("status/503", host="localhost"), attempts=1, backoff_s=60)
+    assert run.hosts.held("localhost") == 0
 
 
 def test_too_long_a_pause_is_not_waited_for_by_anybody(run: Run, web: WebServer) -> None:
