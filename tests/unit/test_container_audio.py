@@ -1,7 +1,6 @@
 """Containers through FFmpeg: every stream in its place, the limits of any other file, nothing opened from inside."""
 
 import io
-import sys
 from pathlib import Path
 
 import av
@@ -13,9 +12,7 @@ from hypothesis import strategies as st
 from infra import audio_limits
 from infra.audio_files import AudioError, AudioTooLong, NotAudio, UnreadableAudio, decode, to_stereo_44k
 from infra.container_audio import container_of
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from source_examples import bursts, container
+from tests.source_examples import bursts, container
 
 
 def offset(found_N: np.ndarray, written_N: np.ndarray) -> int:

@@ -18,9 +18,7 @@ import soundfile
 
 from infra.audio_files import AudioError, AudioTooLong, NotAudio, UnreadableAudio, decode, encode, to_stereo_44k
 from infra.decoding import Decoder, DecoderCrashed, DecoderTimeout
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from source_examples import bursts, container
+from tests.source_examples import bursts, container
 
 
 @pytest.fixture

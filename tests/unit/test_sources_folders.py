@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,7 @@ from infra.storage import Place
 from pipelines.songs import FoundSong
 from pipelines.sources import list_songs, parse_source
 from pipelines.sources.folder import title_of
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from source_examples import write_folder, write_moisesdb, write_musdb18, write_musdb18_hq
+from tests.source_examples import write_folder, write_moisesdb, write_musdb18, write_musdb18_hq
 
 
 def heard(song: FoundSong, role: str) -> np.ndarray:
@@ -163,21 +160,3 @@ def test_a_record_of_moisesdb_that_is_not_json_costs_one_song(tmp_path: Path) ->
     good, bad = list_songs(parse_source(f"moisesdb:{tmp_path}"))
     assert not good.fault
     assert "not JSON" in bad.fault
-
-
-def test_folders_are_listed_on_s3_as_on_disk(tmp_path: Path, bucket: str) -> None:
-    for kind, write in (("folder", write_folder), ("musdb18", write_musdb18), ("moisesdb", write_moisesdb)):
-        write(tmp_path / kind) if kind != "folder" else write_folder(_made(tmp_path / kind))
-        Place(f"{bucket}/{kind}").upload(tmp_path / kind)
-        here = list_songs(parse_source(f"{kind}:{tmp_path / kind}"))
-        there = list_songs(parse_source(f"{kind}:{bucket}/{kind}"))
-        assert [song.url.replace(str(tmp_path), bucket) for song in here] == [song.url for song in there]
-        assert [(song.title, song.artist, len(song.media), song.fault) for song in here] == [
-            (song.title, song.artist, len(song.media), song.fault) for song in there
-        ]
-        assert Place(there[0].media[-1].address).read_bytes() == Place(here[0].media[-1].address).read_bytes()
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
