@@ -51,6 +51,11 @@ def test_urls_need_only_their_own_column(tmp_path: Path) -> None:
     assert all(song.is_mixture for song in songs)
 
 
+def test_an_address_that_stands_twice_keeps_its_first_line(tmp_path: Path) -> None:
+    path = table(tmp_path / "u.csv", ("url", "title"), ("https://h/a", "first"), ("https://h/a", "second"))
+    assert [song.title for song in list_songs(parse_source(f"urls:{path}"))] == ["first"]
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [("ftp://h/a.mp3", "scheme 'ftp'"), ("/home/a.mp3", "scheme ''"), ("https:///a.mp3", "host"), ("https://[/a", "address")],
