@@ -79,9 +79,9 @@ def write_hub_layout(folder: Path, name: str = BAG, *, klass: str = "demucs.htde
     return folder
 
 
-def demucs_separator(folder: Path, name: str) -> DemucsSeparator:
+def demucs_separator(folder: Path, name: str, *, device: str = "cpu") -> DemucsSeparator:
     """demucs' own interface on a local repository, without random shifts."""
-    return DemucsSeparator(model=name, repo=folder, device="cpu", shifts=0)
+    return DemucsSeparator(model=name, repo=folder, device=device, shifts=0)
 
 
 def write_full_size(folder: Path) -> Path:
