@@ -5,15 +5,15 @@
     OUT/songs/ID.parquet                  one row; written after the song's latents, so it commits them
     OUT/latents/split=S/ID.parquet        a row a segment
     OUT/rejects/….parquet                 a row a rejected song or segment, with stage and reason
+    OUT/snapshots/….parquet               which songs the manifest vouches for, and in which file each lies (`infra.snapshots`)
+
+ID is a song's, or part-… where `backline compact` joined many songs in one file.
 
 Shapes: R segments of a split, C channels, T frames.
 """
 
 import hashlib
-import io
 import json
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,11 +21,13 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from infra.errors import UserError
+from infra.snapshots import read_snapshot
 from infra.storage import MissingObjectError, Place
+from infra.tables import read_table
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -33,7 +35,8 @@ PREPARATION = "preparation.json"
 SPLITS = ("train", "validation")
 # Demo songs of these seeds are for evaluation: no weights that ship may have heard them.
 RESERVED_SEEDS = range(1000)
-READERS = 16
+# A commit may replace files while a reader reads them: then it reads the newer snapshot.
+READ_ATTEMPTS = 3
 ROOT = Path(__file__).resolve().parents[1]
 
 Split = Literal["train", "validation"]
@@ -61,6 +64,8 @@ SONGS = pa.schema(
         pa.field("valid_frames", pa.int64(), nullable=False),
         pa.field("vocal_levels_db", pa.list_(pa.float64())),
         *_SUMS,
+        pa.field("separator_id", pa.string()),  # null: the stems came separate
+        pa.field("fingerprint", pa.list_(pa.uint32())),  # of its middle; null: not taken
     ],
     metadata={"backline.schema_version": str(SCHEMA_VERSION)},
 )
@@ -97,6 +102,8 @@ def latents(channels: int, frames: int) -> pa.Schema:
             pa.field("gain_db", pa.float32(), nullable=False),
             pa.field("source", pa.string()),
             pa.field("license", pa.string()),
+            # 0 to 1 by `model.separation_quality`; null: the stems came separate.
+            pa.field("separation_quality", pa.float32()),
         ],
         metadata={"backline.schema_version": str(SCHEMA_VERSION), "backline.latent_shape": shape},
     )
@@ -146,6 +153,8 @@ class Manifest:
     """Over (song, hash of its audio, split, segments) of every song."""
     commit: str
     """The code that wrote it: a git commit, or the package's version."""
+    snapshot: str | None = None
+    """The file below the dataset that names its songs and their files; without it every file counts."""
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
@@ -159,9 +168,9 @@ class Manifest:
     def digest(self) -> str:
         """Identity of the content: equal for equal songs, settings and codec, wherever the dataset lies and whichever commit wrote it.
 
-        Over the manifest apart from the code's version and the counts, among which are rejects: they change no latent.
+        Over the manifest but for the code's version, the counts, among which are rejects, and where the files lie: they change no latent.
         """
-        identity = {name: value for name, value in asdict(self).items() if name not in ("commit", "counts")}
+        identity = {name: value for name, value in asdict(self).items() if name not in ("commit", "counts", "snapshot")}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
@@ -205,20 +214,20 @@ class LatentTable:
 
 
 def read_latents(place: Place, split: Split | str) -> LatentTable:
-    """All segments of one split of the dataset at `place`; UserError when the dataset is unfinished or the split unknown."""
+    """All segments of one split of the dataset at `place`, as its manifest vouches for them, whatever a running prepare adds meanwhile.
+
+    UserError when the dataset is unfinished or the split unknown.
+    """
     if split not in SPLITS:
         raise UserError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-    manifest = read_manifest(place)
-    schema = latents(manifest.latent_channels, manifest.segment_frames)
-    columns = ["song_id", "segment", "valid_frames", "vocal_latent", "accompaniment_latent"]
-    wanted = pa.schema([schema.field(name) for name in columns])
-    table = read_table((place / f"latents/split={split}").list(suffix=".parquet"), wanted)
-    expected = getattr(manifest.counts, f"{split}_segments")
-    if len(table) != expected:
-        raise UserError(
-            f"{place} holds {len(table)} segments for {split}, its {MANIFEST} counts {expected}: a prepare was cut short or is running; "
-            "run it again"
-        )
+    for attempt in range(1, READ_ATTEMPTS + 1):
+        manifest = read_manifest(place)
+        try:
+            table = _read_split(place, split, manifest)
+            break
+        except MissingObjectError as error:
+            if attempt == READ_ATTEMPTS or read_manifest(place) == manifest:
+                raise UserError(f"{place} lacks a file that its {MANIFEST} counts on ({error}): run prepare again") from error
     table = table.sort_by([("song_id", "ascending"), ("segment", "ascending")])
     return LatentTable(
         song_ids=tuple(table["song_id"].to_pylist()),
@@ -229,24 +238,24 @@ def read_latents(place: Place, split: Split | str) -> LatentTable:
     )
 
 
-def read_table(files: Sequence[Place], schema: pa.Schema) -> pa.Table:
-    """The columns of `schema` from many small Parquet files, in the files' order; an empty table when there are none."""
-
-    def read(file: Place) -> pa.Table:
-        try:
-            return pq.read_table(io.BytesIO(file.read_bytes()), columns=schema.names).cast(schema)
-        except (pa.ArrowException, KeyError, ValueError) as error:
-            raise UserError(f"{file} is damaged or of another schema ({error}): delete it and run prepare again") from error
-
-    with ThreadPoolExecutor(max_workers=READERS) as pool:
-        return pa.concat_tables([schema.empty_table(), *pool.map(read, files)])
-
-
-def write_table(place: Place, table: pa.Table) -> None:
-    """One Parquet file, atomically: the same table gives the same bytes."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", use_dictionary=False)
-    place.write_bytes(buffer.getvalue())
+def _read_split(place: Place, split: str, manifest: Manifest) -> pa.Table:
+    schema = latents(manifest.latent_channels, manifest.segment_frames)
+    columns = ["song_id", "segment", "valid_frames", "vocal_latent", "accompaniment_latent"]
+    wanted = pa.schema([schema.field(name) for name in columns])
+    if manifest.snapshot is None:
+        table = read_table((place / f"latents/split={split}").list(suffix=".parquet"), wanted)
+    else:
+        held = read_snapshot(place, manifest.snapshot, split)
+        table = read_table([place / name for name in held.files], wanted)
+        # A joined file may hold songs that are gone since.
+        table = table.filter(pc.is_in(table["song_id"], pa.array(held.song_ids, pa.string())))
+    expected = getattr(manifest.counts, f"{split}_segments")
+    if len(table) != expected:
+        raise UserError(
+            f"{place} holds {len(table)} segments for {split}, its {MANIFEST} counts {expected}: a prepare was cut short or is running; "
+            "run it again"
+        )
+    return table
 
 
 def tensors(values_RCT: NDArray[np.float16]) -> pa.ExtensionArray:

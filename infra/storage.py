@@ -3,6 +3,7 @@
 Every write is atomic: a reader sees the whole object or none. Locally that is a temporary file, fsync and a rename; on S3 one put.
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 4
 READ_TIMEOUT_S = 60
 ATTEMPTS = 3
+BUSY = ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "500", "502", "503", "504")
 WRONG_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "ExpiredToken", "InvalidToken", "403", "Forbidden")
 
 
@@ -34,6 +36,10 @@ class StorageError(UserError):
 
 class MissingObjectError(StorageError):
     """Nothing is stored under this name."""
+
+
+class UnreachableStorageError(StorageError):
+    """A server that does not answer, or is too busy to: the same may work later."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,13 @@ class Place:
                 partial.unlink()
             sync_folder(self.path.parent)
             return True
+
+    def sha256(self) -> bytes:
+        """Of the object, without holding a local file in memory; MissingObjectError when there is none."""
+        if self.is_s3:
+            return hashlib.sha256(self.read_bytes()).digest()
+        with _explained(self), self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
 
     def exists(self) -> bool:
         """Whether an object of exactly this name is there (a folder is not an object)."""
@@ -305,6 +318,9 @@ def _explained(place: Place) -> Iterator[None]:
             raise MissingObjectError(f"{place} does not exist: check the path") from error
         except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
             raise StorageError(f"{place} cannot be used ({error.strerror}): check the path and its permissions") from error
+        except OSError as error:
+            remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the disk"
+            raise StorageError(f"{place}: {error.strerror or error}: {remedy}, then run the command again") from error
         return
     from boto3.exceptions import S3UploadFailedError
     from botocore import exceptions as boto
@@ -325,10 +341,11 @@ def _explained(place: Place) -> Iterator[None]:
             raise StorageError(
                 f"{place}: {server} refused the keys ({code}): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights"
             ) from error
-        raise StorageError(f"{place}: {server} answered {code}: {answer.get('Message') or 'no message'}") from error
+        kind = UnreachableStorageError if code in BUSY else StorageError
+        raise kind(f"{place}: {server} answered {code}: {answer.get('Message') or 'no message'}") from error
     except boto.ParamValidationError as error:
         raise StorageError(f"{place} is not a valid bucket or name: use letters, digits, dots and hyphens in the bucket") from error
     except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
         raise StorageError(f"{place}: no keys for {server}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
     except (boto.ConnectionError, boto.HTTPClientError, boto.ConnectTimeoutError, boto.EndpointConnectionError) as error:
-        raise StorageError(f"{place}: {server} cannot be reached: start it, or set AWS_ENDPOINT_URL to its address") from error
+        raise UnreachableStorageError(f"{place}: {server} cannot be reached: start it, or set AWS_ENDPOINT_URL to its address") from error

@@ -1,4 +1,4 @@
-"""python -m pipelines corpus|prepare: the same commands as backline's, as a Ray job's entry point."""
+"""python -m pipelines corpus|prepare|takedown|check|compact|…: the same commands as backline's, as a Ray job's entry point."""
 
 import sys
 from typing import Annotated
@@ -7,11 +7,17 @@ from cyclopts import App, Parameter
 
 from infra import commands
 from model.errors import ModelError
+from pipelines.check import CheckConfig
+from pipelines.check import check as run_check
+from pipelines.compact import CompactConfig
+from pipelines.compact import compact as run_compact
 from pipelines.corpus import CorpusConfig, write_corpus
 from pipelines.corpus.listening import ListeningSetConfig, write_listening_set
 from pipelines.demo_latents import DemoLatentsConfig, make_demo_latents
 from pipelines.prepare import PrepareConfig
 from pipelines.prepare import prepare as run_prepare
+from pipelines.takedown import TakedownConfig
+from pipelines.takedown import takedown as run_takedown
 
 app = App(name="pipelines", help="Songs and datasets.")
 
@@ -43,6 +49,28 @@ def prepare(config: Annotated[PrepareConfig, Parameter(name="*")]) -> int:
     summary = run_prepare(config)
     sys.stdout.write(f"{summary}\n")
     return summary.exit_code
+
+
+@app.command
+def takedown(config: Annotated[TakedownConfig, Parameter(name="*")]) -> int:
+    """Remove a song from a dataset with all that came of it, for good; list the runs that were trained on it."""
+    sys.stdout.write(f"{run_takedown(config)}\n")
+    return commands.DONE
+
+
+@app.command
+def check(config: Annotated[CheckConfig, Parameter(name="*")]) -> int:
+    """Verify a dataset: every row of every file against its manifest; exit 1 if something is wrong."""
+    summary = run_check(config)
+    sys.stdout.write(f"{summary}\n")
+    return summary.exit_code
+
+
+@app.command
+def compact(config: Annotated[CompactConfig, Parameter(name="*")]) -> int:
+    """Join a dataset's many small files into few large ones; no row changes."""
+    sys.stdout.write(f"{run_compact(config)}\n")
+    return commands.DONE
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ Gives: the song with its `media`, stored as files/<sha256>.<suffix>, and its pro
 """
 
 import hashlib
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,6 +23,9 @@ from pipelines.http_client import HttpClient, HttpConfig, checked_url
 from pipelines.http_download import Page, Partial, fetch_file
 from pipelines.media_records import AcquiredMedia, PageMetadata, read_record, record_place
 from pipelines.songs import FoundSong, MediaFile, SongError
+
+SEARCH = re.compile(r"[a-z]+search(?:date)?1?:")
+"""A search of yt-dlp, as a catalogue's provider asks for (ytsearch1:Artist Title): its one result is a page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +71,11 @@ def acquire_media(
     known = _known(song, store)
     if known is not None:
         return known
-    checked_url(song.fetch)
+    searched = SEARCH.match(song.fetch) is not None
+    if not searched:
+        checked_url(song.fetch)
     with HttpClient(config, hosts, clock=clock, sleep=sleep) as client:
-        if config.pages == "always":
+        if searched or config.pages == "always":
             return _from_page(song, store, config, client, cache)
         return _from_file(song, store, config, client, cache)
 

@@ -1,38 +1,28 @@
-"""The stored side of `prepare`: what is done already, one song's commit, the split, and the manifest.
+"""The stored side of `prepare`: what is done already, and one song's commit.
 
-A song is the unit of commit: its latents first, then its row in songs/. File names derive from the song, so a song written twice is
-written once. Nothing here depends on the order in which songs arrive.
+A song is the unit of work: its latents first, then its row in songs/. File names derive from the song, so a song written twice is written
+once. Nothing here depends on the order in which songs arrive. What a reader sees is a manifest and its snapshot (`pipelines.commits`).
 """
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from infra.errors import UserError
-from infra.records import (
-    MANIFEST,
-    PREPARATION,
-    REJECTS,
-    SONGS,
-    SPLITS,
-    Counts,
-    Manifest,
-    Split,
-    code_version,
-    latents,
-    read_table,
-    tensors,
-    write_table,
-)
+from infra.records import MANIFEST, PREPARATION, REJECTS, SONGS, Manifest, Split, latents, tensors
+from infra.snapshots import read_rows
 from infra.storage import MissingObjectError, Place
-from model.geometry import HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ, SEGMENT_FRAMES
+from infra.tables import read_table, read_tables, write_table
+from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines.encode import EncodedSegment, EncodedSong
 from pipelines.segment import Reject, SegmentConfig
 from pipelines.songs import FoundSong
@@ -40,46 +30,120 @@ from pipelines.songs import FoundSong
 if TYPE_CHECKING:
     from model.codec_base import CodecIdentity
 
-# A channel that never varies would be divided by zero.
-LEAST_DEVIATION = 1e-4
 DUPLICATE = "duplicate"  # the stage of a reject that has the audio of another song
+TAKEDOWNS = "takedowns"
+SEPARATION = "separation.json"
+PART = "part-"  # how the names of joined files begin
+# What only statistics need: 10 kB a song as Python's objects, 2 kB in a table.
+_SUMS = ("vocal_levels_db", *(name for name in SONGS.names if name.endswith("_sum")))
+# A fingerprint is 10 kB: read when recordings are compared.
+_HELD = pa.schema([field for field in SONGS if field.name != "fingerprint"])
+_FINGERPRINTS = pa.schema([SONGS.field("song_id"), SONGS.field("fingerprint")])
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Stored:
-    """What a dataset holds: rows of songs/ by song id, and whole-song rejects' versions by address."""
+    """What a dataset holds, committed or about to be."""
 
     songs: dict[str, dict[str, Any]]
+    """Rows of songs/ by song id, without sums and fingerprints."""
     rejects: list[dict[str, Any]]
+    table: pa.Table = field(default_factory=_HELD.empty_table)
+    """The same rows with their sums, in the same order."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Song id → the file of its latents, below the dataset."""
+    row_files: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Song id → the files in songs/ that hold its row; songs that were taken down are among them."""
+    taken: frozenset[str] = frozenset()
+    """Song ids that were taken down: they never come back."""
 
-    def done(self, present: Mapping[str, str]) -> dict[str, str]:
-        """Address → version of each song that needs no work; `present` are the source's songs, likewise.
+    def done(self, present: Mapping[str, str], elsewhere: Callable[[Mapping[str, Any]], bool] = lambda _: False) -> dict[str, str]:
+        """Address → version of each song that needs no work; `present` are the source's songs, likewise; `elsewhere` says of a row that it
+        belongs to another source.
 
         Two rows of one address are what a kill leaves of a replaced song: it is done again. So is a duplicate whose owner went or changed.
         """
         rows = Counter(row["url"] for row in self.songs.values())
-        owners = {song_id for song_id, row in self.songs.items() if present.get(row["url"]) == row["source_version"]}
+        owners = {song_id for song_id, row in self.songs.items() if elsewhere(row) or present.get(row["url"]) == row["source_version"]}
         whole = [row for row in self.rejects if row["segment"] is None and (row["stage"] != DUPLICATE or row["song_id"] in owners)]
         single = [row for row in self.songs.values() if rows[row["url"]] == 1]
         return {row["url"]: row["source_version"] for row in (*whole, *single)}
 
+    @cached_property
+    def indices(self) -> dict[str, int]:
+        """Song id → its row in `table`."""
+        return {song_id: index for index, song_id in enumerate(self.songs)}
+
+    def only(self, song_ids: Set[str]) -> "Stored":
+        """The same with these songs alone."""
+        kept = [song_id for song_id in self.songs if song_id in song_ids]
+        return replace(
+            self,
+            songs={song_id: self.songs[song_id] for song_id in kept},
+            table=self.table.take(pa.array([self.indices[song_id] for song_id in kept], pa.int64())),
+            files={song_id: self.files[song_id] for song_id in kept},
+        )
+
+    def row(self, song_id: str) -> dict[str, Any]:
+        """A song's row with its sums."""
+        return self.table.slice(self.indices[song_id], 1).to_pylist()[0]
+
+    def whole_row(self, out: Place, song_id: str) -> dict[str, Any]:
+        """The row as it is stored in `out`."""
+        return {**self.row(song_id), "fingerprint": read_fingerprints(out, self, [song_id]).get(song_id)}
+
 
 def read_stored(out: Place) -> Stored:
-    """Everything that is committed; a song whose latents are gone does not count."""
-    names = {place.name for split in SPLITS for place in (out / f"latents/split={split}").list(suffix=".parquet")}
-    rows = read_table((out / "songs").list(suffix=".parquet"), SONGS).to_pylist()
-    songs = {row["song_id"]: row for row in sorted(rows, key=lambda row: row["song_id"]) if f"{row['song_id']}.parquet" in names}
-    return Stored(songs=songs, rejects=read_table((out / "rejects").list(suffix=".parquet"), REJECTS).to_pylist())
+    """Everything that is stored; a song whose latents are gone does not count, nor does one that was taken down."""
+    names = {f"latents/{name}" for name, _ in (out / "latents").entries() if name.endswith(".parquet")}
+    taken = frozenset(place.name.removesuffix(".json") for place in (out / TAKEDOWNS).list(suffix=".json"))
+    joined = {song_id: file for song_id, file in _snapshot_files(out).items() if file.rpartition("/")[2].startswith(PART)}
+    row_places = (out / "songs").list(suffix=".parquet")
+    tables = read_tables(row_places, _HELD)
+    row_files: dict[str, tuple[str, ...]] = {}
+    for place, rows in zip(row_places, tables, strict=True):
+        for song_id in rows["song_id"].to_pylist():
+            row_files[song_id] = (*row_files.get(song_id, ()), f"songs/{place.name}")
+    whole = pa.concat_tables([_HELD.empty_table(), *tables]).combine_chunks()
+    light = whole.drop_columns(list(_SUMS)).to_pylist()
+    first: dict[str, int] = {}  # the song's own file lists before or after a joined one; both hold the same row
+    files: dict[str, str] = {}
+    for index, row in enumerate(light):
+        song_id = row["song_id"]
+        folder = f"latents/split={row['split']}/"
+        file = joined.get(song_id, "")
+        if file not in names or not file.startswith(folder):  # a joined file comes first: a cut-short join leaves the song's own beside it
+            file = f"{folder}{song_id}.parquet"
+        if song_id not in first and song_id not in taken and file in names:
+            first[song_id], files[song_id] = index, file
+    order = sorted(first)
+    return Stored(
+        songs={song_id: light[first[song_id]] for song_id in order},
+        rejects=read_table((out / "rejects").list(suffix=".parquet"), REJECTS).to_pylist(),
+        table=whole.take(pa.array([first[song_id] for song_id in order], pa.int64())),
+        files=files,
+        row_files=row_files,
+        taken=taken,
+    )
+
+
+def _snapshot_files(out: Place) -> dict[str, str]:
+    """Song id → file, as the last commit says."""
+    try:
+        name = Manifest.from_json((out / MANIFEST).read_bytes(), str(out / MANIFEST)).snapshot
+    except MissingObjectError:
+        return {}
+    if name is None:
+        return {}
+    rows = read_rows(out, name)
+    return dict(zip(rows["song_id"].to_pylist(), rows["file"].to_pylist(), strict=True))
 
 
 def begin(out: Place, codec: "CodecIdentity", segment: SegmentConfig, validation_share: float) -> None:
     """Claim `out` for this codec and these settings; UserError when it was begun with others."""
     chosen = {**segment.__dict__, "validation_share": validation_share}
     settings = {**chosen, "codec_id": codec.id, "codec_weights_sha256": codec.weights_sha256}
-    place = out / PREPARATION
-    if place.put_if_absent((json.dumps(settings, indent=1) + "\n").encode()):
-        return
-    before = json.loads(place.read_bytes())
+    before = _claim(out / PREPARATION, settings)
     if before.get("codec_weights_sha256") != codec.weights_sha256:
         raise UserError(
             f"{out} was prepared with codec {before.get('codec_id')!r} (weights {str(before.get('codec_weights_sha256'))[:12]}), now "
@@ -90,115 +154,36 @@ def begin(out: Place, codec: "CodecIdentity", segment: SegmentConfig, validation
         raise UserError(f"{out} was prepared with other settings ({', '.join(changed)}): keep them, or choose another --out")
 
 
+def begin_separation(out: Place, separator_id: str, weights_sha256: str) -> None:
+    """Claim `out` for this separator; UserError when songs in it went through another."""
+    before = _claim(out / SEPARATION, {"separator_id": separator_id, "separator_weights_sha256": weights_sha256})
+    if before.get("separator_weights_sha256") != weights_sha256:
+        earlier = f"{before.get('separator_id')!r} (weights {str(before.get('separator_weights_sha256'))[:12]})"
+        raise UserError(
+            f"{out} holds songs separated by {earlier}, now "
+            f"{separator_id!r} ({weights_sha256[:12]}) is asked for: name the same --separator, or choose another --out"
+        )
+
+
+def separator_of(out: Place) -> str | None:
+    """The separator that songs here went through, if any did."""
+    try:
+        return str(json.loads((out / SEPARATION).read_bytes())["separator_id"])
+    except MissingObjectError:
+        return None
+
+
+def _claim(place: Place, settings: dict[str, Any]) -> dict[str, Any]:
+    """What `place` holds after this: `settings`, unless it was written before."""
+    if place.put_if_absent((json.dumps(settings, indent=1) + "\n").encode()):
+        return settings
+    held: dict[str, Any] = json.loads(place.read_bytes())
+    return held
+
+
 def split_of(song_id: str, validation_share: float) -> Split:
     """The split of a song, from its id alone: it stays when songs are added."""
     return "validation" if position(song_id) < validation_share else "train"
-
-
-def write_song(out: Place, found: FoundSong, song: EncodedSong, split: Split) -> None:
-    """Commit one song: rejects, latents, and last its row."""
-    song_id = song.identity.song_id
-    # A known song comes without either: its files were touched, its segments' rejects stand.
-    known = not song.segments and not song.rejects
-    _write_rejects(out, found, song_id, _segment_rejects(out, found.url, song_id) if known else song.rejects)
-    if song.segments:
-        _write_latents(out, song_id, _latent_rows(song, found.source), split)
-        write_table(_song_place(out, song_id), pa.Table.from_pylist([_song_row(found, song, split)], schema=SONGS))
-
-
-def remove_song(out: Place, song_id: str) -> None:
-    """Take a song's row away first: without it the latents do not count."""
-    _song_place(out, song_id).delete()
-    for split in SPLITS:
-        _latents_place(out, song_id, split).delete()
-
-
-def settle_duplicate(out: Place, found: FoundSong, song_id: str, owner: str) -> None:
-    """Two folders with the same audio are one song; the other folder is a reject."""
-    reason = f"the same audio as {owner}: remove one of them"
-    _write_rejects(out, found, song_id, [Reject(stage=DUPLICATE, reason=reason)])
-
-
-def adopt(out: Place, row: dict[str, Any], found: FoundSong) -> None:
-    """A stored song's files were moved or touched: note the new address and version."""
-    if row["url"] != found.url and (kept := _segment_rejects(out, row["url"], row["song_id"])):
-        _write_rejects(out, found, row["song_id"], kept)
-        _rejects_place(out, row["url"]).delete()
-    moved = {**row, "url": found.url, "source_version": found.version, "source": found.source}
-    write_table(_song_place(out, row["song_id"]), pa.Table.from_pylist([moved], schema=SONGS))
-
-
-def balance(out: Place, songs: dict[str, dict[str, Any]], movable: Sequence[str]) -> None:
-    """At least one song in each split, as soon as there are two: the lowest (for train: highest) hash among `movable` moves there.
-
-    It moves only while its new split is empty, so that the next run finds it settled. Its row goes first and comes back last: a kill in
-    between leaves a song that the next run writes again.
-    """
-    for split, pick in (("validation", min), ("train", max)):
-        held = [song_id for song_id, row in songs.items() if row["split"] == split]
-        candidates = [song_id for song_id in movable if song_id in songs] or list(songs)
-        if held or not candidates or (split == "validation" and len(songs) < 2):
-            continue
-        song_id = pick(candidates, key=position)
-        row = songs[song_id]
-        place = _latents_place(out, song_id, row["split"])
-        table = read_table([place], latents(LATENT_CHANNELS, SEGMENT_FRAMES))
-        _song_place(out, song_id).delete()
-        _write_latents(out, song_id, table, "validation" if split == "validation" else "train")
-        row["split"] = split
-        write_table(_song_place(out, song_id), pa.Table.from_pylist([row], schema=SONGS))
-
-
-def remove_orphans(out: Place, stored: Stored) -> None:
-    """Latents without a row are what a killed run left of songs that the source no longer has."""
-    for split in SPLITS:
-        for place in (out / f"latents/split={split}").list(suffix=".parquet"):
-            row = stored.songs.get(place.name.removesuffix(".parquet"))
-            if row is None or row["split"] != split:
-                place.delete()
-
-
-def commit(out: Place, stored: Stored, codec: "CodecIdentity", separator: str | None) -> Manifest:
-    """Write the manifest, unless one with the same content is there already."""
-    rows = [stored.songs[song_id] for song_id in sorted(stored.songs)]
-    train = [row for row in rows if row["split"] == "train"]
-    vocal_mean, vocal_std = _statistics(train, "vocal")
-    accompaniment_mean, accompaniment_std = _statistics(train, "accompaniment")
-    content = json.dumps([[row["song_id"], row["audio_sha256"], row["split"], row["segments"]] for row in rows])
-    manifest = Manifest(
-        codec_id=codec.id,
-        codec_weights_sha256=codec.weights_sha256,
-        separator_id=separator,
-        sample_rate_hz=SAMPLE_RATE_HZ,
-        hop_samples=HOP_SAMPLES,
-        latent_channels=LATENT_CHANNELS,
-        segment_frames=SEGMENT_FRAMES,
-        vocal_mean=vocal_mean,
-        vocal_std=vocal_std,
-        accompaniment_mean=accompaniment_mean,
-        accompaniment_std=accompaniment_std,
-        vocal_level_db=round(float(np.median([level for row in train for level in row["vocal_levels_db"]])), 4),
-        duration_h=round(sum(row["valid_frames"] for row in rows) * HOP_SAMPLES / SAMPLE_RATE_HZ / 3600, 6),
-        counts=Counts(
-            songs=len(rows),
-            train_songs=len(train),
-            validation_songs=len(rows) - len(train),
-            segments=sum(row["segments"] for row in rows),
-            train_segments=sum(row["segments"] for row in train),
-            validation_segments=sum(row["segments"] for row in rows if row["split"] == "validation"),
-            rejected_songs=sum(row["segment"] is None for row in stored.rejects),
-            rejected_segments=sum(row["segment"] is not None for row in stored.rejects),
-        ),
-        content_sha256=hashlib.sha256(content.encode()).hexdigest(),
-        commit=code_version(),
-    )
-    try:
-        unchanged = replace(Manifest.from_json((out / MANIFEST).read_bytes()), commit=manifest.commit) == manifest
-    except MissingObjectError:
-        unchanged = False
-    if not unchanged:
-        (out / MANIFEST).write_bytes(manifest.to_json().encode())
-    return manifest
 
 
 def position(song_id: str) -> float:
@@ -206,29 +191,111 @@ def position(song_id: str) -> float:
     return int.from_bytes(hashlib.sha256(song_id.encode()).digest()[:8], "big") / 2**64
 
 
-def _song_place(out: Place, song_id: str) -> Place:
+def write_song(out: Place, found: FoundSong, song: EncodedSong, split: Split) -> None:
+    """Commit one song: rejects, latents, and last its row."""
+    song_id = song.identity.song_id
+    # A known song comes without either: its files were touched, its segments' rejects stand.
+    known = not song.segments and not song.rejects
+    write_rejects(out, found, song_id, _segment_rejects(out, found.url, song_id) if known else song.rejects)
+    if song.segments:
+        write_table(latents_place(out, song_id, split), _latent_rows(song, found.source))
+        write_row(out, _song_row(found, song, split))
+
+
+def write_row(out: Place, row: Mapping[str, Any]) -> None:
+    """A song's row, in a file of its own."""
+    write_table(song_place(out, row["song_id"]), pa.Table.from_pylist([row], schema=SONGS))
+
+
+def remove_rows(out: Place, stored: Stored, song_ids: Set[str], *, keep: Sequence[Place] = ()) -> None:
+    """Take songs' rows away: without it their latents do not count. A joined file is written anew without them, then the old one goes."""
+    for file in sorted({file for song_id in song_ids for file in stored.row_files.get(song_id, ())}):
+        place = out / file
+        if place in keep:
+            continue
+        if place.name.startswith(PART):
+            rows = read_table([place], SONGS)
+            kept = rows.filter(pc.invert(pc.is_in(rows["song_id"], pa.array(sorted(song_ids), pa.string()))))
+            if len(kept):
+                write_table(out / f"songs/{part_name(kept['song_id'].to_pylist())}", kept)
+        place.delete()
+
+
+def settle_duplicate(out: Place, found: FoundSong, song_id: str, owner: str, how: str = "the same audio as") -> None:
+    """Two addresses with the same recording are one song, `song_id`; the other address is a reject."""
+    write_rejects(out, found, song_id, [Reject(stage=DUPLICATE, reason=f"{how} {owner}: remove one of them")])
+
+
+def adopt(out: Place, stored: Stored, song_id: str, found: FoundSong) -> None:
+    """A stored song's files were moved or touched: note the new address and version."""
+    row = stored.whole_row(out, song_id)
+    if row["url"] != found.url and (kept := _segment_rejects(out, row["url"], row["song_id"])):
+        write_rejects(out, found, row["song_id"], kept)
+        rejects_place(out, row["url"]).delete()
+    write_row(out, {**row, "url": found.url, "source_version": found.version, "source": found.source})
+    remove_rows(out, stored, {song_id}, keep=[song_place(out, song_id)])
+
+
+def balance(out: Place, stored: Stored, movable: Sequence[str]) -> bool:
+    """At least one song in each split, as soon as there are two: the lowest (for train: highest) hash among `movable` moves there.
+
+    Whether one moved. It moves only while its new split is empty, so that the next run finds it settled. Its row goes first and comes back
+    last: a kill in between leaves a song that the next run writes again.
+    """
+    moved = False
+    for split, pick in (("validation", min), ("train", max)):
+        held = [song_id for song_id, row in stored.songs.items() if row["split"] == split]
+        candidates = [song_id for song_id in movable if song_id in stored.songs] or list(stored.songs)
+        if held or not candidates or (split == "validation" and len(stored.songs) < 2):
+            continue
+        song_id = pick(candidates, key=position)
+        row = {**stored.whole_row(out, song_id), "split": split}
+        table = read_song(out, stored, song_id)
+        remove_rows(out, stored, {song_id})
+        write_table(latents_place(out, song_id, split), table)
+        write_row(out, row)
+        moved = True
+    return moved
+
+
+def read_song(out: Place, stored: Stored, song_id: str) -> pa.Table:
+    """A song's latents, wherever they lie."""
+    table = read_table([out / stored.files[song_id]], latents(LATENT_CHANNELS, SEGMENT_FRAMES))
+    return table.filter(pc.equal(table["song_id"], song_id))
+
+
+def read_fingerprints(out: Place, stored: Stored, song_ids: Sequence[str]) -> dict[str, NDArray[np.uint32]]:
+    """The fingerprints of these songs, of those that have one."""
+    wanted = set(song_ids)
+    files = sorted({stored.row_files[song_id][0] for song_id in song_ids})
+    found: dict[str, NDArray[np.uint32]] = {}
+    for table in read_tables([out / file for file in files], _FINGERPRINTS):
+        for song_id, words in zip(table["song_id"].to_pylist(), table["fingerprint"], strict=True):
+            if song_id in wanted and words.is_valid:
+                found[song_id] = words.values.to_numpy().astype(np.uint32)
+    return found
+
+
+def song_place(out: Place, song_id: str) -> Place:
     return out / f"songs/{song_id}.parquet"
 
 
-def _latents_place(out: Place, song_id: str, split: str) -> Place:
+def latents_place(out: Place, song_id: str, split: str) -> Place:
     return out / f"latents/split={split}/{song_id}.parquet"
 
 
-def _write_latents(out: Place, song_id: str, table: pa.Table, split: Split) -> None:
-    # A killed run may have left the song in the other split.
-    for other in SPLITS:
-        if other != split:
-            _latents_place(out, song_id, other).delete()
-    write_table(_latents_place(out, song_id, split), table)
-
-
-def _rejects_place(out: Place, url: str) -> Place:
+def rejects_place(out: Place, url: str) -> Place:
     return out / f"rejects/{hashlib.sha256(url.encode()).hexdigest()[:24]}.parquet"
+
+
+def part_name(song_ids: Sequence[str]) -> str:
+    """The name of a file that joins these songs: the same songs give the same file."""
+    return f"{PART}{hashlib.sha256(json.dumps(sorted(song_ids)).encode()).hexdigest()[:24]}.parquet"
 
 
 def _segment_rejects(out: Place, url: str, song_id: str) -> list[Reject]:
     """The rejected segments of this song that are stored under this address."""
-    place = _rejects_place(out, url)
+    place = rejects_place(out, url)
     rows = read_table([place], REJECTS).to_pylist() if place.exists() else []
     return [
         Reject(stage=row["stage"], reason=row["reason"], segment=row["segment"])
@@ -237,8 +304,9 @@ def _segment_rejects(out: Place, url: str, song_id: str) -> list[Reject]:
     ]
 
 
-def _write_rejects(out: Place, found: FoundSong, song_id: str, rejects: Sequence[Reject]) -> None:
-    place = _rejects_place(out, found.url)
+def write_rejects(out: Place, found: FoundSong, song_id: str, rejects: Sequence[Reject]) -> None:
+    """Every reject of one address, in place of those before."""
+    place = rejects_place(out, found.url)
     if not rejects:
         place.delete()
         return
@@ -253,7 +321,7 @@ def _latent_rows(song: EncodedSong, source: str) -> pa.Table:
     columns = {
         "song_id": [song.identity.song_id] * len(song.segments),
         "segment": column("index"),
-        **{name: column(name) for name in ("start_s", "duration_s", "valid_frames", "vocal_active", "gain_db")},
+        **{name: column(name) for name in ("start_s", "duration_s", "valid_frames", "vocal_active", "gain_db", "separation_quality")},
         "vocal_latent": tensors(np.stack(column("vocal_CT"))),
         "accompaniment_latent": tensors(np.stack(column("accompaniment_CT"))),
         "source": [source] * len(song.segments),
@@ -279,6 +347,8 @@ def _song_row(found: FoundSong, song: EncodedSong, split: Split) -> dict[str, An
         "rejected_segments": len(song.rejects),
         "valid_frames": sum(segment.valid_frames for segment in song.segments),
         "vocal_levels_db": [segment.vocal_level_db for segment in song.segments],
+        "separator_id": song.separator_id,
+        "fingerprint": song.fingerprint,
     }
     for stem in ("vocal", "accompaniment"):
         valid_CT = np.concatenate([_valid(segment, stem) for segment in song.segments], axis=1)
@@ -290,12 +360,3 @@ def _song_row(found: FoundSong, song: EncodedSong, split: Split) -> dict[str, An
 def _valid(segment: EncodedSegment, stem: str) -> NDArray[np.float64]:
     latent_CT = segment.vocal_CT if stem == "vocal" else segment.accompaniment_CT
     return latent_CT[:, : segment.valid_frames].astype(np.float64)
-
-
-def _statistics(rows: Sequence[dict[str, Any]], stem: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per-channel (mean, deviation) over the valid frames of these songs."""
-    frames = sum(row["valid_frames"] for row in rows)
-    mean_C = np.sum([row[f"{stem}_latent_sum"] for row in rows], axis=0) / frames
-    square_C = np.sum([row[f"{stem}_latent_square_sum"] for row in rows], axis=0) / frames
-    deviation_C = np.sqrt(np.maximum(square_C - mean_C**2, LEAST_DEVIATION**2))
-    return tuple(mean_C.tolist()), tuple(deviation_C.tolist())

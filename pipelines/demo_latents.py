@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from infra.errors import UserError
-from infra.records import MANIFEST, RESERVED_SEEDS, Manifest, Split
+from infra.records import RESERVED_SEEDS, Manifest, Split
 from infra.settings import Settings
 from infra.storage import Place
 from model.geometry import SAMPLE_RATE_HZ
 from pipelines import dataset
+from pipelines.commits import commit
 from pipelines.corpus import compose, render
 from pipelines.corpus.capture import apply_capture, draw_capture
 from pipelines.corpus.chance import Chance
@@ -106,22 +107,18 @@ def make_demo_latents(config: DemoLatentsConfig) -> DemoLatentsSummary:
     done = stored.done(wanted)
     missing = [seed for seed in seeds_of(config) if any(done.get(take_url(seed, speed, config)) != version for speed in config.speeds)]
     splits = take_splits(config) | {seed: row["split"] for row in stored.songs.values() if (seed := take_seed(row["url"])) is not None}
-    replaced: dict[int, list[str]] = {seed: [] for seed in missing}
-    for song_id, row in stored.songs.items():
-        if row["url"] in wanted and done.get(row["url"]) != version:
-            replaced[int(take_seed(row["url"]) or 0)].append(song_id)
-    jobs = [_Job(seed=seed, split=splits[seed], replaced=tuple(replaced[seed])) for seed in missing]
+    replaced = {song_id for song_id, row in stored.songs.items() if row["url"] in wanted and done.get(row["url"]) != version}
+    dataset.remove_rows(out, stored, replaced)
+    jobs = [_Job(seed=seed, split=splits[seed]) for seed in missing]
     with tqdm(total=len(jobs), desc="demo latents", unit="song", disable=None) as bar:
         for _ in in_processes(
             partial(_write_takes, config=config), jobs, config.workers, initializer=_open_encoder, initargs=(config, codec)
         ):
             bar.update()
     stored = dataset.read_stored(out)
-    if not stored.songs:
-        (out / MANIFEST).delete()
+    manifest = commit(out, stored, codec)
+    if manifest is None:
         raise UserError(f"{out}: not one song passed the gates, see {out}/rejects; loosen --segment settings")
-    dataset.remove_orphans(out, stored)
-    manifest = dataset.commit(out, stored, codec, None)
     rejected = sum(row["segment"] is None and row["url"] in wanted for row in stored.rejects)
     return DemoLatentsSummary(out=str(out), songs=config.songs, made=len(missing), rejected=rejected, manifest=manifest)
 
@@ -159,11 +156,10 @@ def take_splits(config: DemoLatentsConfig) -> dict[int, Split]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """One song for a worker; `replaced` are rows of its addresses that another generator made."""
+    """One song for a worker."""
 
     seed: int
     split: Split
-    replaced: tuple[str, ...]
 
 
 _encoder: Encoder | None = None
@@ -184,8 +180,6 @@ def _write_takes(job: _Job, config: DemoLatentsConfig) -> int:
     if _encoder is None:
         raise RuntimeError("a worker began without its encoder")
     out = Place(config.out)
-    for song_id in job.replaced:
-        dataset.remove_song(out, song_id)
     record = compose(job.seed, config.duration_s)
     song = render(record)
     for speed in config.speeds:
@@ -199,7 +193,7 @@ def _write_takes(job: _Job, config: DemoLatentsConfig) -> int:
         )
         segmented = segment_audio(identity, vocal_CN, accompaniment_CN, config.segment)
         found = FoundSong(url=take_url(job.seed, speed, config), source="demo", version=take_version(config))
-        dataset.write_song(out, found, _encoder.encode(segmented), job.split)
+        dataset.write_song(out, found, _encoder.encode([segmented])[0], job.split)
     return job.seed
 
 

@@ -1,33 +1,36 @@
 """Segments of a song: cut, measured, gated, and brought to one peak.
 
-Reads: url, source, version, vocals, accompaniment, record, fault (a `FoundSong`).
-Gives: a `SegmentedSong`: its identity, its segments with their audio, its rejects.
+Reads: its stems, and the mixture that they were separated from. Gives: a `SegmentedSong`: its segments with their audio, its rejects.
 
 Shapes: S segments, C channels, N samples, T frames of 2,048 samples.
 """
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.audio_files import AudioError, decode, to_stereo_44k
+from infra.audio_files import MAX_DURATION_S
 from infra.errors import UserError
-from infra.storage import MissingObjectError, Place
+from model.fingerprint import MOST_BIT_ERRORS, fingerprint
 from model.geometry import HOP_SAMPLES, SAMPLE_RATE_HZ, SEGMENT_SAMPLES
-from pipelines.songs import SONG_RECORD, FoundSong, SongError
-from pipelines.sources import STEMS
+from model.separation_quality import separation_quality
+from pipelines.songs import SongError
 
 SILENCE_DB = -120.0
+# Samples within 0.01% of the peak are as high as the format went; a run of them is a wave whose top is gone.
+CLIP_MARGIN, CLIP_RUN = 1e-4, 3
+# Copies cut differently at their ends still share most of it.
+FINGERPRINT_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentConfig:
-    """How a song is cut, and what a segment must hold to be kept. Part of a dataset's identity."""
+    """How a song is cut, and what it and a segment must hold to be kept. Part of a dataset's identity."""
 
+    max_duration_s: float = MAX_DURATION_S
+    """A longer song is rejected before it is decoded."""
     min_duration_s: float = 5.0
     """A last piece shorter than this is dropped; a song shorter than this is rejected."""
     max_length_difference_s: float = 0.1
@@ -42,14 +45,25 @@ class SegmentConfig:
     """Least RMS of the accompaniment, dBFS after normalisation."""
     min_peak_db: float = -60.0
     """Least peak of the mixture, dBFS before normalisation: quieter is silence, and gain would only raise its noise."""
+    max_clipped: float = 0.02
+    """Largest share of the mixture's samples in flat tops (3 or more at the peak). Loud masters have up to 1%."""
+    min_separation_quality: float = 0.0
+    """Least quality of separated stems, 0 to 1 (`model.separation_quality`); 0 keeps all, the figure is in the row."""
+    max_fingerprint_errors: float = MOST_BIT_ERRORS
+    """Two recordings whose fingerprints differ in at most this share of bits are one (an MP3, another cut); 0 compares hashes only."""
 
     def __post_init__(self) -> None:
         if not 0 < self.min_duration_s <= SEGMENT_SAMPLES / SAMPLE_RATE_HZ:
             raise UserError(f"min_duration_s is {self.min_duration_s}: choose above 0 and at most {SEGMENT_SAMPLES / SAMPLE_RATE_HZ:.1f}")
         if self.max_length_difference_s < 0:
             raise UserError(f"max_length_difference_s is {self.max_length_difference_s}: choose 0 or more")
-        if not 0 <= self.min_vocal_active <= 1:
-            raise UserError(f"min_vocal_active is {self.min_vocal_active}, a share of frames: choose 0 to 1")
+        if self.max_duration_s < self.min_duration_s:
+            raise UserError(f"max_duration_s is {self.max_duration_s}: choose at least min_duration_s ({self.min_duration_s:g})")
+        for name in ("min_vocal_active", "max_clipped", "min_separation_quality"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}, a share: choose 0 to 1")
+        if not 0 <= self.max_fingerprint_errors < 0.5:
+            raise UserError(f"max_fingerprint_errors is {self.max_fingerprint_errors}: choose 0 (off) to below 0.5, which is chance")
         if self.voice_range_db <= 0:
             raise UserError(f"voice_range_db is {self.voice_range_db}: choose above 0")
         for name in ("voice_floor_db", "min_accompaniment_db", "min_peak_db"):
@@ -77,6 +91,8 @@ class Segment:
     vocal_active: float
     vocal_level_db: float
     gain_db: float
+    separation_quality: float | None = None
+    """0 to 1; None when the stems came separate."""
 
     @property
     def duration_s(self) -> float:
@@ -102,39 +118,21 @@ class SegmentedSong:
     duration_s: float = 0.0
     segments: tuple[Segment, ...] = ()
     rejects: tuple[Reject, ...] = ()
-
-
-def segment_song(song: FoundSong, place: Place, config: SegmentConfig, known: frozenset[str] = frozenset()) -> SegmentedSong:
-    """Read, decode, cut and measure one song; `place` lends its access to storage. A song whose id is `known` is not decoded again.
-
-    What is wrong with the song itself becomes a reject; a storage that fails (other than a missing object) raises, for it says nothing
-    about the song.
-    """
-    identity = SongIdentity(song_id=hashlib.sha256(song.url.encode()).hexdigest()[:16], title=song.url.rsplit("/", 1)[-1])
-    stage = "source"
-    try:
-        if song.fault:
-            raise SongError(song.fault)
-        stage = "read"
-        files = [Place(file.address, place.access).read_bytes() for file in song.media]
-        identity = _identify(files, Place(song.record, place.access).read_bytes() if song.record else b"{}", identity.title)
-        if identity.song_id in known:
-            return SegmentedSong(identity=identity)
-        stage = "decode"
-        vocal_CN, accompaniment_CN = (_stem(name, file) for name, file in zip(STEMS, files, strict=True))
-        del files
-        stage = "segment"
-        return segment_audio(identity, *_equal_lengths(vocal_CN, accompaniment_CN, config), config)
-    except (SongError, AudioError, MissingObjectError) as error:
-        return SegmentedSong(identity=identity, rejects=(Reject(stage=stage, reason=str(error)),))
+    separator_id: str | None = None
+    fingerprint: tuple[int, ...] | None = None
+    """Of the middle of the mixture (`model.fingerprint`)."""
 
 
 def segment_audio(
-    identity: SongIdentity, vocal_CN: NDArray[np.float32], accompaniment_CN: NDArray[np.float32], config: SegmentConfig
+    identity: SongIdentity,
+    vocal_CN: NDArray[np.float32],
+    accompaniment_CN: NDArray[np.float32],
+    config: SegmentConfig,
+    mixture_CN: NDArray[np.float32] | None = None,
 ) -> SegmentedSong:
-    """Cut and measure stems of one length; rejected as a whole when none of it can be used."""
+    """Cut and measure stems of one length, which `mixture_CN` was separated into, if it was; rejected when none of it can be used."""
     try:
-        pieces = list(cut(vocal_CN, accompaniment_CN, config))
+        pieces = list(cut(vocal_CN, accompaniment_CN, config, mixture_CN))
     except SongError as error:
         return SegmentedSong(identity=identity, rejects=(Reject(stage="segment", reason=str(error)),))
     segments = tuple(piece for piece in pieces if isinstance(piece, Segment))
@@ -145,7 +143,12 @@ def segment_audio(
     return SegmentedSong(identity=identity, duration_s=vocal_CN.shape[1] / SAMPLE_RATE_HZ, segments=segments, rejects=rejects)
 
 
-def cut(vocal_CN: NDArray[np.float32], accompaniment_CN: NDArray[np.float32], config: SegmentConfig) -> Iterator[Segment | Reject]:
+def cut(
+    vocal_CN: NDArray[np.float32],
+    accompaniment_CN: NDArray[np.float32],
+    config: SegmentConfig,
+    mixture_CN: NDArray[np.float32] | None = None,
+) -> Iterator[Segment | Reject]:
     """Segments of 2,097,152 samples in order, the last as long as what is left; a Reject in place of each that fails a gate.
 
     SongError when the whole is shorter than `min_duration_s`.
@@ -155,9 +158,28 @@ def cut(vocal_CN: NDArray[np.float32], accompaniment_CN: NDArray[np.float32], co
     if samples < least:
         raise SongError(f"{samples / SAMPLE_RATE_HZ:.2f} s of audio are less than the {config.min_duration_s:g} s that a segment needs")
     for index, start in enumerate(range(0, samples, SEGMENT_SAMPLES)):
-        stop = min(start + SEGMENT_SAMPLES, samples)
-        if stop - start >= least:
-            yield _measured(index, start, vocal_CN[:, start:stop], accompaniment_CN[:, start:stop], config)
+        here = slice(start, min(start + SEGMENT_SAMPLES, samples))
+        if here.stop - start >= least:
+            original_CN = None if mixture_CN is None else mixture_CN[:, here]
+            yield _measured(index, start, vocal_CN[:, here], accompaniment_CN[:, here], original_CN, config)
+
+
+def middle_fingerprint(mixture_CN: NDArray[np.float32]) -> tuple[int, ...]:
+    """The fingerprint of the middle of a song, as it is kept with the song."""
+    samples = mixture_CN.shape[1]
+    length = min(samples, round(FINGERPRINT_S * SAMPLE_RATE_HZ))
+    start = (samples - length) // 2
+    return tuple(fingerprint(mixture_CN[:, start : start + length]).tolist())
+
+
+def clipped_share(mixture_CN: NDArray[np.float32]) -> float:
+    """Share of samples in flat tops: runs of 3 or more within 0.01% of the highest peak."""
+    top_CN = np.abs(mixture_CN) >= np.abs(mixture_CN).max() * (1 - CLIP_MARGIN)
+    runs_CN = top_CN[:, 2:] & top_CN[:, 1:-1] & top_CN[:, :-2]
+    within_CN = np.zeros_like(top_CN)
+    for offset in range(CLIP_RUN):
+        within_CN[:, offset : offset + runs_CN.shape[1]] |= runs_CN
+    return float(within_CN.mean())
 
 
 def frame_rms_db(audio_CN: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -178,15 +200,24 @@ def voice(vocal_CN: NDArray[np.float32], config: SegmentConfig) -> tuple[float, 
 
 
 def _measured(
-    index: int, start: int, vocal_CN: NDArray[np.float32], accompaniment_CN: NDArray[np.float32], config: SegmentConfig
+    index: int,
+    start: int,
+    vocal_CN: NDArray[np.float32],
+    accompaniment_CN: NDArray[np.float32],
+    original_CN: NDArray[np.float32] | None,
+    config: SegmentConfig,
 ) -> Segment | Reject:
     def reject(reason: str) -> Reject:
         return Reject(stage="gate", segment=index, reason=f"segment {index} at {start / SAMPLE_RATE_HZ:.1f} s: {reason}")
 
-    peak = float(np.abs(vocal_CN + accompaniment_CN).max())
+    mixture_CN = vocal_CN + accompaniment_CN
+    peak = float(np.abs(mixture_CN).max())
     peak_db = 20 * np.log10(max(peak, 10 ** (SILENCE_DB / 20)))
     if peak_db < config.min_peak_db:
         return reject(f"silence, the mixture's peak is {peak_db:.1f} dBFS, below {config.min_peak_db:g}")
+    clipped = clipped_share(mixture_CN if original_CN is None else original_CN)
+    if clipped > config.max_clipped:
+        return reject(f"{clipped:.1%} of its samples are clipped, more than {config.max_clipped:.0%}")
     gain = 1 / peak
     vocal_CN, accompaniment_CN = vocal_CN * np.float32(gain), accompaniment_CN * np.float32(gain)
     active, level_db = voice(vocal_CN, config)
@@ -195,6 +226,9 @@ def _measured(
     band_db = 10 * np.log10(max(float(np.mean(np.square(accompaniment_CN, dtype=np.float64))), 10 ** (SILENCE_DB / 10)))
     if band_db < config.min_accompaniment_db:
         return reject(f"no accompaniment, its RMS is {band_db:.1f} dBFS, below {config.min_accompaniment_db:g}")
+    quality = None if original_CN is None else separation_quality(original_CN, vocal_CN / gain, accompaniment_CN / gain).score
+    if quality is not None and quality < config.min_separation_quality:
+        return reject(f"separation quality {quality:.2f}, below {config.min_separation_quality:g}")
     return Segment(
         index=index,
         start_s=start / SAMPLE_RATE_HZ,
@@ -203,49 +237,5 @@ def _measured(
         vocal_active=active,
         vocal_level_db=level_db,
         gain_db=20 * float(np.log10(gain)),
+        separation_quality=quality,
     )
-
-
-def _stem(name: str, file: bytes) -> NDArray[np.float32]:
-    try:
-        return to_stereo_44k(decode(file))
-    except AudioError as error:
-        raise type(error)(f"{name}: {error}") from error
-
-
-def _equal_lengths(
-    vocal_CN: NDArray[np.float32], accompaniment_CN: NDArray[np.float32], config: SegmentConfig
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    lengths = vocal_CN.shape[1], accompaniment_CN.shape[1]
-    difference_s = abs(lengths[0] - lengths[1]) / SAMPLE_RATE_HZ
-    if difference_s > config.max_length_difference_s:
-        vocals_s, accompaniment_s = (samples / SAMPLE_RATE_HZ for samples in lengths)
-        raise SongError(
-            f"the stems' lengths differ by {difference_s:.2f} s (vocals {vocals_s:.2f} s, accompaniment {accompaniment_s:.2f} s), "
-            f"more than {config.max_length_difference_s:g} s: export both from the same start to the same end"
-        )
-    return vocal_CN[:, : min(lengths)], accompaniment_CN[:, : min(lengths)]
-
-
-def _identify(files: Sequence[bytes], record: bytes, title: str) -> SongIdentity:
-    """Hash of the stems' bytes, and what song.json says; SongError when that is no JSON object."""
-    try:
-        given = json.loads(record)
-        named = {name: _text(given.get(name)) for name in ("title", "artist", "license")} if isinstance(given, dict) else {}
-    except (ValueError, RecursionError) as error:
-        raise SongError(f"{SONG_RECORD} is not JSON ({error}): mend or remove it") from error
-    if not isinstance(given, dict):
-        raise SongError(f"{SONG_RECORD} is not a JSON object: mend or remove it")
-    audio_sha256 = hashlib.sha256(b"".join(hashlib.sha256(file).digest() for file in files)).hexdigest()
-    return SongIdentity(
-        song_id=audio_sha256[:16],
-        audio_sha256=audio_sha256,
-        title=named["title"] or title,
-        artist=named["artist"],
-        license=named["license"],
-    )
-
-
-def _text(value: object) -> str:
-    """JSON may hold half a surrogate pair, which no file can."""
-    return str(value or "").encode("utf-8", "replace").decode()

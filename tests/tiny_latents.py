@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from infra.records import Counts, Manifest, latents, tensors, write_table
+from infra.records import Counts, Manifest, latents, tensors
 from infra.storage import Place
+from infra.tables import write_table
 
 CHANNELS = 64
 
@@ -45,6 +46,7 @@ def write_latents(
             "gain_db": pa.array([0.0] * segments, pa.float32()),
             "source": pa.array(["tiny"] * segments),
             "license": pa.array(["CC0-1.0"] * segments),
+            "separation_quality": pa.array([None] * segments, pa.float32()),
         }
         write_table(place / f"latents/split={split}/song-{song:03d}.parquet", pa.table(rows, schema=latents(CHANNELS, frames)))
         levels["vocal"].append(vocal_RCT)

@@ -18,6 +18,7 @@ from infra.records import read_manifest
 from infra.settings import Settings
 from infra.storage import Place, localise
 from infra.tracking import RUN_FILE, RunHandle, Store, Tracker, keep, open_run, store_of
+from infra.trainings import note_training
 from model.errors import ModelError
 from training import figures
 from training.config import TrainConfig
@@ -82,6 +83,7 @@ def train(config: TrainConfig) -> TrainResult:
     )  # fmt: skip
     (out / RUN_FILE).write_bytes(json.dumps({"name": name, "config": config.to_dict(), "mlflow": vars(tracker.handle)}, indent=2).encode())
     tracker.params(config.to_dict())
+    note_training(data, out.uri, manifest.digest)
     tracker.dataset(name=data.name, digest=manifest.digest, uri=data.uri)
     tracker.tags({"backline.codec": f"{manifest.codec_id} {manifest.codec_weights_sha256[:12]}"})
     with ending(tracker, store):

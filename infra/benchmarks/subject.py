@@ -89,7 +89,7 @@ def matmul_gflops(device: str = "cpu", edge: int | None = None) -> float:
 
 def resident_gb() -> float:
     """Resident memory of this process now."""
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     return psutil.Process().memory_info().rss / 1e9
 

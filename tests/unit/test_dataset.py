@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from infra.errors import UserError
-from infra.records import REJECTS, read_table
+from infra.records import REJECTS
 from infra.storage import Place
+from infra.tables import read_table
 from model.codec_base import CodecIdentity
-from pipelines.dataset import DUPLICATE, Stored, _write_rejects, begin, settle_duplicate, write_song
+from pipelines.dataset import DUPLICATE, Stored, begin, settle_duplicate, write_rejects, write_song
 from pipelines.encode import EncodedSong
 from pipelines.segment import Reject, SegmentConfig, SongIdentity
 from pipelines.songs import FoundSong
@@ -41,7 +42,7 @@ def test_touching_a_known_song_keeps_its_rejected_segments_and_ends_a_duplicate(
     out = Place(str(tmp_path))
     known = EncodedSong(identity=SongIdentity(song_id="x"), duration_s=0, segments=(), rejects=())
     touched = FoundSong(url="/a", source="pairs", version="2")
-    _write_rejects(out, touched, "x", [Reject(stage="gate", segment=3, reason="silence")])
+    write_rejects(out, touched, "x", [Reject(stage="gate", segment=3, reason="silence")])
     write_song(out, touched, known, "train")
     (row,) = read_table((out / "rejects").list(), REJECTS).to_pylist()
     assert (row["segment"], row["source_version"]) == (3, "2")

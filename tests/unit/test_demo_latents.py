@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from infra.errors import UserError
-from infra.records import RESERVED_SEEDS, SONGS, read_latents, read_manifest, write_table
+from infra.records import RESERVED_SEEDS, read_latents, read_manifest
 from infra.storage import Place
 from model import listen
 from pipelines import dataset
@@ -62,11 +61,11 @@ def test_takes_of_a_song_share_its_split(config: DemoLatentsConfig) -> None:
 def test_takes_of_another_generator_are_made_again_in_their_split(config: DemoLatentsConfig) -> None:
     made = make_demo_latents(config)
     out = Place(config.out)
-    row = min(dataset.read_stored(out).songs.values(), key=lambda row: row["url"])
-    stale = {**row, "song_id": "0" * 16, "source_version": "generator 0"}
-    dataset.remove_song(out, row["song_id"])
-    write_table(out / f"songs/{stale['song_id']}.parquet", pa.Table.from_pylist([stale], schema=SONGS))
-    (out / f"latents/split={row['split']}/{stale['song_id']}.parquet").write_bytes(b"")
+    stored = dataset.read_stored(out)
+    row = min(stored.songs.values(), key=lambda row: row["url"])
+    dataset.write_row(out, {**stored.whole_row(out, row["song_id"]), "song_id": "0" * 16, "source_version": "generator 0"})
+    dataset.latents_place(out, "0" * 16, row["split"]).write_bytes(b"")
+    dataset.remove_rows(out, stored, {row["song_id"]})
     again = make_demo_latents(config)
     assert again.made == 1
     assert again.manifest == made.manifest

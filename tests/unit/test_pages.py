@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.hosts import HostLimits
+from pipelines.hosts import HostLimits, Robots
 from pipelines.http_faults import Unavailable
 from pipelines.songs import SongError
 from tests.acquire_parts import OPERATOR, SONG, Run, assert_rate, song_server
@@ -99,3 +99,13 @@ def test_without_yt_dlp_a_page_names_the_extra(run: Run, page: str, monkeypatch:
     monkeypatch.setitem(sys.modules, "yt_dlp", None)
     with pytest.raises(SongError, match=r"pip install 'backline\[pages\]'"):
         run(page)
+
+
+def test_a_search_goes_through_the_same_client(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the search's site answers cannot be seen here: that its robots.txt is asked for first can."""
+    asked = []
+    monkeypatch.setattr(HostLimits, "robots", lambda _, origin: asked.append(origin) or Robots(state="known", fault="tests forbid"))
+    with pytest.raises(SongError, match="tests forbid"):
+        run("ytsearch1:The Example One", attempts=1)
+    assert asked
+    assert all(origin.startswith("https://") and "youtube" in origin for origin in asked)

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.errors import UserError
-from infra.records import Counts, Manifest, code_version, latents, read_latents, read_manifest, tensors, write_table
+from infra.records import Counts, Manifest, code_version, latents, read_latents, read_manifest, tensors
 from infra.storage import Place
+from infra.tables import write_table
 
 CHANNELS, FRAMES = 4, 6
 
@@ -63,6 +64,7 @@ def table(song_id: str, segments: list[int], values_RCT: np.ndarray) -> pa.Table
         "gain_db": pa.array([0.0] * rows, pa.float32()),
         "source": pa.array(["pairs"] * rows),
         "license": pa.array(["CC0-1.0"] * rows),
+        "separation_quality": pa.array([None] * rows, pa.float32()),
     }
     return pa.table(columns, schema=latents(CHANNELS, FRAMES))
 

@@ -1,21 +1,16 @@
 """Segments: lengths, gain, voice, gates, and what is wrong with a song."""
 
-import io
-from pathlib import Path
-
 import numpy as np
 import pytest
-import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.errors import UserError
-from infra.storage import Place, StorageError
 from model.geometry import HOP_SAMPLES, SAMPLE_RATE_HZ, SEGMENT_SAMPLES
 from model.level import active_level_db
-from pipelines.segment import Reject, Segment, SegmentConfig, cut, segment_song, voice
-from pipelines.songs import FoundSong, MediaFile, SongError
-from pipelines.sources import list_songs, parse_source
+from pipelines.corpus import compose, render
+from pipelines.segment import Reject, Segment, SegmentConfig, clipped_share, cut, voice
+from pipelines.songs import SongError
 
 LEAST = round(SegmentConfig().min_duration_s * SAMPLE_RATE_HZ)
 
@@ -88,96 +83,49 @@ def test_a_song_below_the_least_duration_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"min_duration_s": 0}, {"min_duration_s": 60}, {"min_vocal_active": 1.5}, {"voice_floor_db": 3}, {"voice_range_db": 0}]
+    "wrong",
+    [
+        {"min_duration_s": 0},
+        {"min_duration_s": 60},
+        {"min_vocal_active": 1.5},
+        {"voice_floor_db": 3},
+        {"voice_range_db": 0},
+        {"max_duration_s": 1},
+        {"max_clipped": 2},
+        {"min_separation_quality": -1},
+        {"max_fingerprint_errors": 0.5},
+    ],
 )
 def test_a_config_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         SegmentConfig(**wrong)
 
 
-def wav(samples_CN: np.ndarray, rate_hz: int = SAMPLE_RATE_HZ, subtype: str = "PCM_16") -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples_CN.T, rate_hz, format="WAV", subtype=subtype)
-    return buffer.getvalue()
-
-
-def found(folder: Path, vocals: bytes, accompaniment: bytes) -> FoundSong:
-    (folder / "song").mkdir()
-    (folder / "song/vocals.wav").write_bytes(vocals)
-    (folder / "song/accompaniment.wav").write_bytes(accompaniment)
-    (song,) = list_songs(parse_source(f"pairs:{folder}"))
-    return song
-
-
-def bad_vocals() -> dict[str, tuple[bytes, str, str]]:
-    vocal_CN, _ = stems(LEAST)
-    nan_CN = vocal_CN.copy()
-    nan_CN[0, 100] = np.nan
-    lying = bytearray(wav(vocal_CN[:, : LEAST // 2]))
-    lying[40:44] = (len(wav(vocal_CN)) - 44).to_bytes(4, "little")
-    return {
-        "not audio": (b"these are words" * 99, "decode", "not audio"),
-        "empty file": (b"", "decode", "empty"),
-        "no samples": (wav(vocal_CN[:, :0]), "decode", "0 samples"),
-        "NaN": (wav(nan_CN, subtype="FLOAT"), "decode", "NaN"),
-        "seven channels": (wav(np.repeat(vocal_CN[:1], 7, axis=0)), "decode", "channels"),
-        "a header that promises more": (bytes(lying), "decode", "claims"),
-        "another length": (wav(vocal_CN[:, : LEAST // 2]), "segment", "lengths differ by 2.50 s"),
-    }
-
-
-@pytest.mark.parametrize("fault", bad_vocals())
-def test_a_bad_song_is_a_reject_with_stage_and_reason(fault: str, tmp_path: Path) -> None:
-    vocals, stage, reason = bad_vocals()[fault]
-    song = segment_song(found(tmp_path, vocals, wav(stems(LEAST)[1])), Place(str(tmp_path)), SegmentConfig())
-    assert song.segments == ()
-    assert [reject.stage for reject in song.rejects] == [stage]
-    assert reason in song.rejects[0].reason
-    assert len(song.identity.song_id) == 16
-
-
-@pytest.mark.parametrize(("rate_hz", "channels"), [(8_000, 1), (48_000, 2), (44_100, 6)])
-def test_other_rates_and_channels_are_brought_to_44100_stereo(rate_hz: int, channels: int, tmp_path: Path) -> None:
-    time_N = np.arange(6 * rate_hz) / rate_hz
-    tone_CN = np.repeat(0.3 * np.sin(2 * np.pi * 300 * time_N)[None], channels, axis=0)
-    song = segment_song(found(tmp_path, wav(tone_CN, rate_hz), wav(stems(6 * SAMPLE_RATE_HZ)[1])), Place(str(tmp_path)), SegmentConfig())
-    assert song.rejects == ()
-    assert song.segments[0].vocal_CN.shape == (2, 6 * SAMPLE_RATE_HZ)
-
-
-def test_the_id_is_the_audio_and_a_known_song_is_not_decoded(tmp_path: Path) -> None:
+def test_clipped_songs_are_rejected_and_loud_ones_are_not() -> None:
     vocal_CN, accompaniment_CN = stems(LEAST)
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    songs = [found(tmp_path / name, wav(vocal_CN), wav(accompaniment_CN)) for name in "ab"]
-    ids = {segment_song(song, Place(str(tmp_path)), SegmentConfig()).identity.song_id for song in songs}
-    assert len(ids) == 1
-    known = segment_song(songs[0], Place(str(tmp_path)), SegmentConfig(), frozenset(ids))
-    assert (known.segments, known.rejects) == ((), ())
+    assert clipped_share(vocal_CN + accompaniment_CN) < 1e-3
+    mixture_CN = np.clip(8 * (vocal_CN + accompaniment_CN), -1, 1)
+    assert clipped_share(mixture_CN) > 0.2
+    (reject,) = cut(0 * vocal_CN, mixture_CN, SegmentConfig())
+    assert isinstance(reject, Reject)
+    assert "clipped, more than 2%" in reject.reason
 
 
-@pytest.mark.parametrize("record", [b"[" * 100_000, b'{"title": ' + b"[" * 100_000, b"\xff", b"[]"])
-def test_a_record_that_cannot_be_read_is_a_reject(record: bytes, tmp_path: Path) -> None:
-    song = found(tmp_path, b"x", b"x")
-    (tmp_path / "song/song.json").write_bytes(record)
-    (song,) = list_songs(parse_source(f"pairs:{tmp_path}"))
-    (reject,) = segment_song(song, Place(str(tmp_path)), SegmentConfig()).rejects
-    assert (reject.stage, "song.json is not" in reject.reason) == ("read", True)
-
-
-def test_half_a_surrogate_pair_is_replaced(tmp_path: Path) -> None:
-    song = found(tmp_path, *(wav(stem_CN) for stem_CN in stems(LEAST)))
-    (tmp_path / "song/song.json").write_bytes(b'{"title": "a\\ud800b", "artist": 7}')
-    (song,) = list_songs(parse_source(f"pairs:{tmp_path}"))
-    identity = segment_song(song, Place(str(tmp_path)), SegmentConfig()).identity
-    assert (identity.title, identity.artist) == ("a?b", "7")
-
-
-def test_a_storage_that_fails_is_no_fault_of_the_song(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    media = (MediaFile(address="s3://b/x/vocals.wav", role="vocals"), MediaFile(address="s3://b/x/accompaniment.wav", role="accompaniment"))
-    song = FoundSong(url="s3://b/x", source="pairs", version="", media=media)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key")
-    with pytest.raises(StorageError, match="cannot be reached"):
-        segment_song(song, Place("s3://b"), SegmentConfig())
+def test_separated_stems_are_judged_by_the_mixture_they_came_from() -> None:
+    song = render(compose(103, 12.0))
+    mixture_CN = song.vocals_CN + song.accompaniment_CN
+    (whole,) = cut(song.vocals_CN, song.accompaniment_CN, SegmentConfig(), mixture_CN)
+    (leaking,) = cut(song.vocals_CN, song.accompaniment_CN + 0.5 * song.vocals_CN, SegmentConfig(), mixture_CN)
+    (given,) = cut(song.vocals_CN, song.accompaniment_CN, SegmentConfig())
+    assert isinstance(whole, Segment)
+    assert isinstance(leaking, Segment)
+    assert isinstance(given, Segment)
+    assert given.separation_quality is None
+    assert whole.separation_quality is not None
+    assert leaking.separation_quality is not None
+    assert 0 <= leaking.separation_quality < whole.separation_quality - 0.1 <= 1
+    strict = SegmentConfig(min_separation_quality=(leaking.separation_quality + whole.separation_quality) / 2)
+    (reject,) = cut(song.vocals_CN, song.accompaniment_CN + 0.5 * song.vocals_CN, strict, mixture_CN)
+    assert isinstance(reject, Reject)
+    assert "separation quality" in reject.reason
+    assert isinstance(next(cut(song.vocals_CN, song.accompaniment_CN, strict, mixture_CN)), Segment)

@@ -1,0 +1,54 @@
+"""Small Parquet files at a place: one atomic write each, many read at once."""
+
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.errors import UserError
+from infra.storage import Place
+
+READERS = 16
+
+
+def read_table(files: Sequence[Place], schema: pa.Schema) -> pa.Table:
+    """The columns of `schema` from many small Parquet files, in the files' order; an empty table when there are none."""
+    return pa.concat_tables([schema.empty_table(), *read_tables(files, schema)])
+
+
+def read_tables(files: Sequence[Place], schema: pa.Schema) -> list[pa.Table]:
+    """The columns of `schema` of each file, many read at once.
+
+    A column that an older file lacks is null there. Raises UserError for a file that is damaged or of another schema, and what the storage
+    raises for one that is not there.
+    """
+
+    def read(file: Place) -> pa.Table:
+        data = file.read_bytes()
+        try:
+            parquet = pq.ParquetFile(io.BytesIO(data))
+            held = set(parquet.schema_arrow.names)
+            table = parquet.read(columns=[name for name in schema.names if name in held])
+            for name in schema.names:
+                if name not in held and schema.field(name).nullable:
+                    table = table.append_column(schema.field(name), pa.nulls(len(table), schema.field(name).type))
+            return table.select(schema.names).cast(schema)
+        except (pa.ArrowException, KeyError, ValueError) as error:
+            raise UserError(f"{file} is damaged or of another schema ({error}): delete it and run prepare again") from error
+
+    with ThreadPoolExecutor(max_workers=READERS) as pool:
+        return list(pool.map(read, files))
+
+
+def write_table(place: Place, table: pa.Table) -> None:
+    """One Parquet file, atomically: the same table gives the same bytes."""
+    place.write_bytes(table_bytes(table))
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """The Parquet file of a table."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", use_dictionary=False)
+    return buffer.getvalue()

@@ -1,0 +1,143 @@
+"""Commits of a dataset: the statistics, the snapshot, the manifest, and what goes once nothing counts on it any more.
+
+The order is the contract: new files, then the manifest that names them, then the removal of what it does without. Whoever reads through
+the manifest sees one commit, before or after; a kill at any point leaves one of them, and the next commit removes what lies around.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from infra.records import MANIFEST, SPLITS, Counts, Manifest, code_version, latents
+from infra.snapshots import read_rows, write_snapshot
+from infra.storage import MissingObjectError, Place
+from infra.tables import read_table, write_table
+from model.geometry import HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ, SEGMENT_FRAMES
+from pipelines.dataset import PART, Stored, balance, part_name, read_stored, remove_rows, separator_of
+
+if TYPE_CHECKING:
+    from model.codec_base import CodecIdentity
+
+# A channel that never varies would be divided by zero.
+LEAST_DEVIATION = 1e-4
+
+
+def commit(out: Place, stored: Stored, codec: "CodecIdentity") -> Manifest | None:
+    """Make `stored` what readers see, and remove the rest; None, and no manifest, when not one song is left."""
+    if not stored.songs:
+        (out / MANIFEST).delete()  # an earlier one would vouch for songs that are gone
+        _collect(out, stored, frozenset())
+        return None
+    files = _without_the_gone(out, stored)
+    manifest = describe(out, stored, codec)
+    rows = [
+        {"song_id": song_id, "split": row["split"], "segments": row["segments"], "file": files[song_id]}
+        for song_id, row in stored.songs.items()
+    ]
+    manifest = replace(manifest, snapshot=write_snapshot(out, manifest.digest, pa.Table.from_pylist(rows)))
+    try:
+        before = Manifest.from_json((out / MANIFEST).read_bytes(), str(out / MANIFEST))
+        unchanged = replace(before, commit=manifest.commit) == manifest
+    except MissingObjectError:
+        unchanged = False
+    if not unchanged:
+        (out / MANIFEST).write_bytes(manifest.to_json().encode())
+    _collect(out, stored, frozenset(files.values()))
+    return manifest
+
+
+def finish(out: Place, stored: Stored, codec: "CodecIdentity", prepared: Sequence[str]) -> tuple[Stored, Manifest | None]:
+    """Balance the splits and commit; what is stored after it, and the manifest."""
+    # Before the first manifest nobody has trained on a split, so any song may move.
+    movable = prepared if (out / MANIFEST).exists() else list(stored.songs)
+    if balance(out, stored, movable):
+        stored = read_stored(out)
+    return stored, commit(out, stored, codec)
+
+
+def _without_the_gone(out: Place, stored: Stored) -> dict[str, str]:
+    """Song id → file, where joined files that hold songs which are gone are written anew without them."""
+    files = dict(stored.files)
+    try:
+        name = Manifest.from_json((out / MANIFEST).read_bytes(), str(out / MANIFEST)).snapshot
+    except MissingObjectError:
+        return files
+    before = read_rows(out, name).to_pylist() if name else []
+    gone = {row["file"] for row in before if row["song_id"] not in files and row["file"].rpartition("/")[2].startswith(PART)}
+    for file in sorted(gone):
+        kept = sorted(song_id for song_id, held in files.items() if held == file)
+        if kept:
+            anew = f"{file.rpartition('/')[0]}/{part_name(kept)}"
+            table = read_table([out / file], latents(LATENT_CHANNELS, SEGMENT_FRAMES))
+            write_table(out / anew, table.filter(pc.is_in(table["song_id"], pa.array(kept, pa.string()))))
+            files.update(dict.fromkeys(kept, anew))
+    return files
+
+
+def _collect(out: Place, stored: Stored, files: frozenset[str]) -> None:
+    """Delete latents that the commit does without (what a kill, a replaced or a removed song left), and rows of songs taken down."""
+    for split in SPLITS:
+        for place in (out / f"latents/split={split}").list(suffix=".parquet"):
+            if f"latents/split={split}/{place.name}" not in files:
+                place.delete()
+    if taken := stored.taken & stored.row_files.keys():
+        remove_rows(out, stored, taken)
+
+
+def describe(out: Place, stored: Stored, codec: "CodecIdentity") -> Manifest:
+    """The manifest of these songs, but for its snapshot."""
+    rows = list(stored.songs.values())
+    train = stored.table.filter(pc.equal(stored.table["split"], "train"))
+    held = [row for row in rows if row["split"] == "train"]
+    vocal_mean, vocal_std = _statistics(train, "vocal")
+    accompaniment_mean, accompaniment_std = _statistics(train, "accompaniment")
+    content = json.dumps([[row["song_id"], row["audio_sha256"], row["split"], row["segments"]] for row in rows])
+    return Manifest(
+        codec_id=codec.id,
+        codec_weights_sha256=codec.weights_sha256,
+        separator_id=separator_of(out),
+        sample_rate_hz=SAMPLE_RATE_HZ,
+        hop_samples=HOP_SAMPLES,
+        latent_channels=LATENT_CHANNELS,
+        segment_frames=SEGMENT_FRAMES,
+        vocal_mean=vocal_mean,
+        vocal_std=vocal_std,
+        accompaniment_mean=accompaniment_mean,
+        accompaniment_std=accompaniment_std,
+        vocal_level_db=round(float(np.median(_lists(train, "vocal_levels_db"))), 4),
+        duration_h=round(sum(row["valid_frames"] for row in rows) * HOP_SAMPLES / SAMPLE_RATE_HZ / 3600, 6),
+        counts=Counts(
+            songs=len(rows),
+            train_songs=len(held),
+            validation_songs=len(rows) - len(held),
+            segments=sum(row["segments"] for row in rows),
+            train_segments=sum(row["segments"] for row in held),
+            validation_segments=sum(row["segments"] for row in rows) - sum(row["segments"] for row in held),
+            rejected_songs=sum(row["segment"] is None for row in stored.rejects),
+            rejected_segments=sum(row["segment"] is not None for row in stored.rejects),
+        ),
+        content_sha256=hashlib.sha256(content.encode()).hexdigest(),
+        commit=code_version(),
+    )
+
+
+def _statistics(train: pa.Table, stem: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per-channel (mean, deviation) over the valid frames of these songs."""
+    frames = float(pc.sum(train["valid_frames"]).as_py())
+    mean_C = _lists(train, f"{stem}_latent_sum").reshape(len(train), -1).sum(axis=0) / frames
+    square_C = _lists(train, f"{stem}_latent_square_sum").reshape(len(train), -1).sum(axis=0) / frames
+    deviation_C = np.sqrt(np.maximum(square_C - mean_C**2, LEAST_DEVIATION**2))
+    return tuple(mean_C.tolist()), tuple(deviation_C.tolist())
+
+
+def _lists(table: pa.Table, name: str) -> NDArray[np.float64]:
+    """Every value of a column of lists, in order."""
+    chunks: Sequence[NDArray[np.float64]] = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table[name].chunks]
+    return np.concatenate(chunks) if chunks else np.zeros(0)

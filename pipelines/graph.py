@@ -1,0 +1,380 @@
+"""The Ray Data graph of `prepare`, and what runs in its workers.
+
+    acquire (tasks) ─▶ read (tasks) ─▶ separate (actors) ─▶ segment (tasks) ─▶ encode (actors) ─▶ write (tasks)
+
+acquire and separate are there only when a song needs them. Every row is a song and comes out: prepared, known or rejected. Records travel
+pickled: Ray would do the same to them, with a warning for each block. Stages overlap; a stage that is behind holds the ones before it back.
+"""
+
+import logging
+import pickle
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyarrow as pa
+
+from infra.decoding import Decoder
+from infra.errors import UserError
+from infra.settings import S3Access, Settings
+from infra.storage import Place, UnreachableStorageError
+from model.errors import ModelError
+from pipelines import dataset
+from pipelines.acquire import AcquireConfig, acquire_song
+from pipelines.encode import EncodedSong, Encoder
+from pipelines.read import ReadSong, Stops, read_song, unknown_identity
+from pipelines.segment import Reject, SegmentConfig, SegmentedSong, middle_fingerprint, segment_audio
+from pipelines.separate import SongSeparator
+from pipelines.songs import FoundSong, SongError
+
+if TYPE_CHECKING:
+    from model.codec_base import CodecIdentity
+    from model.separator import SeparatorIdentity
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+# A pipeline that stands still for so long is stuck. Ray's own limit is half an hour.
+NO_PROGRESS_S = 900.0
+# A song over which so many processes died is rejected: the first may have been unlucky, the second too.
+MAX_ATTEMPTS = 3
+STORAGE_PAUSE_S = 2.0
+# Of each GPU, when songs are separated: it costs several times what encoding costs.
+SEPARATION_SHARE = 0.75
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """How many processes each stage gets, and what each takes of the cluster."""
+
+    downloads: int
+    separators: int
+    encoders: int
+    separator_gpus: float
+    encoder_gpus: float
+    batch_songs: int
+    """Songs that an actor takes at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every worker of a run knows."""
+
+    out: Place
+    media: Place
+    access: S3Access
+    codec: str
+    codec_identity: "CodecIdentity"
+    separator: str
+    separator_identity: "SeparatorIdentity | None"
+    segment: SegmentConfig
+    acquire: AcquireConfig
+    validation_share: float
+    storage_patience_s: float
+    ledger: Any = field(repr=False)
+    """The run's `pipelines.ledger.Ledger`, an actor."""
+    hosts: Any = field(default=None, repr=False)
+    """The run's `pipelines.shared_hosts.SharedHosts`, when there is something to download."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SongResult:
+    """What the graph gives back of a song: no arrays."""
+
+    url: str
+    song_id: str
+    stored: bool
+    rejected_by: str = ""
+    """The stage that rejected it as a whole."""
+    reason: str = ""
+    audio_s: float = 0.0
+
+
+def run_graph(job: Job, workers: Workers, songs: Sequence[FoundSong], stops: Stops) -> Iterator[SongResult]:
+    """The graph over `songs`; results in the order in which songs are done."""
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = NO_PROGRESS_S
+    shared = ray.put(stops)
+    with DataContext.current(context):
+        rows: ray.data.Dataset = ray.data.from_items([{"found": pickle.dumps(song)} for song in songs], override_num_blocks=len(songs))
+
+        def with_actors(rows: "ray.data.Dataset", stage: type, count: int, gpus: float) -> "ray.data.Dataset":
+            return rows.map_batches(
+                stage,
+                fn_constructor_kwargs={"job": job},
+                batch_size=workers.batch_songs,
+                batch_format="pyarrow",
+                zero_copy_batch=True,
+                compute=ActorPoolStrategy(size=min(count, len(songs))),
+                num_cpus=1,
+                num_gpus=gpus or None,
+            )
+
+        if any(song.fetch for song in songs):
+            tasks = TaskPoolStrategy(size=min(workers.downloads, len(songs)))
+            rows = rows.map(Stage(job, acquire_row), num_cpus=0.25, compute=tasks)
+        rows = rows.map(Stage(job, read_row, stops=shared), num_cpus=1)
+        if any(song.is_mixture for song in songs):
+            rows = with_actors(rows, SeparateRows, workers.separators, workers.separator_gpus)
+        rows = rows.map(Stage(job, segment_row), num_cpus=1)
+        rows = with_actors(rows, EncodeRows, workers.encoders, workers.encoder_gpus)
+        rows = rows.map(Stage(job, write_row), num_cpus=0.5)
+        for row in rows.iter_rows():
+            yield pickle.loads(row["result"])
+
+
+class Stage:
+    """A row's function with what it needs, as Ray ships it to its workers."""
+
+    def __init__(self, job: Job, function: Callable[..., dict[str, Any]], **given: Any) -> None:
+        self.job, self.function, self.given = job, function, given
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        with telling(self.job):
+            return self.function(row, self.job, **self.given)
+
+
+@contextmanager
+def telling(job: Job) -> Iterator[None]:
+    """An error that ends the run is told to the ledger first: what Ray hands to the driver has lost its class."""
+    import ray
+
+    try:
+        yield
+    except (UserError, ModelError) as error:
+        ray.get(job.ledger.fail.remote(str(error)))
+        raise
+
+
+def acquire_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
+    """Reads found; gives found, with its media where it had to be downloaded, or with the fault."""
+    begun = time.perf_counter()
+    found: FoundSong = pickle.loads(row["found"])
+    if not found.fetch or found.fault:
+        return {"found": row["found"], "failed": pickle.dumps(None)}
+    failed = None
+    try:
+        acquired = patiently(lambda: acquire_song(found, job.media, job.acquire, job.hosts, Settings.from_environment().cache), job)
+        # Its version stays that of the list's row, which is what the next run compares.
+        found = replace(acquired, version=found.version)
+    except SongError as error:
+        failed = Reject(stage="acquire", reason=str(error))
+    job.ledger.done.remote("acquire", 1, 0.0, time.perf_counter() - begun)
+    return {"found": pickle.dumps(found), "failed": pickle.dumps(failed)}
+
+
+def read_row(row: dict[str, Any], job: Job, stops: Any) -> dict[str, Any]:
+    """Reads found, and failed where there was something to acquire; gives found and read."""
+    begun = time.perf_counter()
+    found: FoundSong = pickle.loads(row["found"])
+    failed: Reject | None = pickle.loads(row["failed"]) if "failed" in row else None
+    if failed is not None:
+        read = failed_song(found, failed)
+    else:
+        read = patiently(lambda: read_song(found, job.access, job.segment, decoder(), stops_of(stops)), job)
+    job.ledger.done.remote("read", 1, read.duration_s, time.perf_counter() - begun)
+    return {"found": row["found"], "read": pickle.dumps(read, protocol=5)}
+
+
+class SeparateRows:
+    """Reads read; gives it separated."""
+
+    def __init__(self, job: Job) -> None:
+        if job.separator_identity is None:
+            raise RuntimeError("a song is to be separated, and no separator was opened")
+        self.job = job
+        with telling(job):
+            self.separator = SongSeparator(job.separator, job.separator_identity, job.access)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        with telling(self.job):
+            return self.separated(batch)
+
+    def separated(self, batch: pa.Table) -> pa.Table:
+        begun = time.perf_counter()
+        songs: list[ReadSong] = [pickle.loads(read) for read in batch["read"].to_pylist()]
+        mixtures = [index for index, song in enumerate(songs) if song.mixture_CN is not None]
+
+        def fatal(index: int) -> None:
+            songs[index] = songs[index].rejected("crash", died("separate"))
+
+        for group in attempts(self.job, "separate", {index: songs[index].identity.song_id for index in mixtures}, fatal):
+            for index, song in zip(group, self.separator.separate([songs[index] for index in group]), strict=True):
+                songs[index] = song
+        audio_s = sum(songs[index].duration_s for index in mixtures)
+        self.job.ledger.done.remote("separate", len(mixtures), audio_s, time.perf_counter() - begun)
+        return pa.table({"found": batch["found"], "read": pickled(songs)})
+
+
+def segment_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
+    """Reads found and read; gives found and segmented."""
+    begun = time.perf_counter()
+    read: ReadSong = pickle.loads(row["read"])
+    segmented = segment_read(read, job.segment)
+    job.ledger.done.remote("segment", 1, read.duration_s, time.perf_counter() - begun)
+    return {"found": row["found"], "segmented": pickle.dumps(segmented, protocol=5)}
+
+
+def segment_read(read: ReadSong, config: SegmentConfig) -> SegmentedSong:
+    """A read song in segments; without, when it was rejected or is known."""
+    if read.reject is not None:
+        return SegmentedSong(identity=read.identity, rejects=(read.reject,))
+    if read.vocal_CN is None or read.accompaniment_CN is None:
+        return SegmentedSong(identity=read.identity)
+    segmented = segment_audio(read.identity, read.vocal_CN, read.accompaniment_CN, config, read.mixture_CN)
+    if not segmented.segments:
+        return segmented
+    mixture_CN = read.vocal_CN + read.accompaniment_CN if read.mixture_CN is None else read.mixture_CN
+    words = middle_fingerprint(mixture_CN) if config.max_fingerprint_errors else None
+    return replace(segmented, separator_id=read.separator_id, fingerprint=words)
+
+
+class EncodeRows:
+    """Reads segmented; gives encoded in its place."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        with telling(job):
+            self.encoder = Encoder(job.codec, job.codec_identity, job.access)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        with telling(self.job):
+            return self.encoded(batch)
+
+    def encoded(self, batch: pa.Table) -> pa.Table:
+        begun = time.perf_counter()
+        songs: list[SegmentedSong] = [pickle.loads(segmented) for segmented in batch["segmented"].to_pylist()]
+        encoded: dict[int, EncodedSong] = {}
+
+        def fatal(index: int) -> None:
+            reject = Reject(stage="crash", reason=died("encode"))
+            encoded[index] = EncodedSong(identity=songs[index].identity, duration_s=0.0, segments=(), rejects=(reject,))
+
+        for group in attempts(self.job, "encode", {index: song.identity.song_id for index, song in enumerate(songs)}, fatal):
+            encoded.update(zip(group, self.encoder.encode([songs[index] for index in group]), strict=True))
+        audio_s = sum(song.duration_s for song in songs)
+        self.job.ledger.done.remote("encode", len(songs), audio_s, time.perf_counter() - begun)
+        return pa.table({"found": batch["found"], "encoded": pickled([encoded[index] for index in range(len(songs))])})
+
+
+def write_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
+    """Reads found and encoded; commits the song and gives its `SongResult`."""
+    begun = time.perf_counter()
+    found: FoundSong = pickle.loads(row["found"])
+    song: EncodedSong = pickle.loads(row["encoded"])
+    song_id = song.identity.song_id
+    patiently(lambda: dataset.write_song(job.out, found, song, dataset.split_of(song_id, job.validation_share)), job)
+    job.ledger.done.remote("write", 1, song.duration_s, time.perf_counter() - begun)
+    whole = song.rejects[0] if song.rejects and not song.segments else None
+    result = SongResult(
+        url=found.url,
+        song_id=song_id,
+        stored=bool(song.segments),
+        rejected_by=whole.stage if whole else "",
+        reason=whole.reason if whole else "",
+        audio_s=song.duration_s,
+    )
+    return {"result": pickle.dumps(result)}
+
+
+def attempts(job: Job, stage: str, songs: dict[int, str], fatal: Callable[[int], None]) -> Iterator[list[int]]:
+    """The songs (index → id) in the groups in which to work on them: all together, but each by itself once a process died over it.
+
+    `fatal` is called for each over which too many died.
+    """
+    import ray
+
+    counts = dict(zip(songs, ray.get([job.ledger.attempt.remote(stage, song) for song in songs.values()]), strict=True))
+    if together := [index for index, count in counts.items() if count == 1]:
+        yield together
+    for index, count in counts.items():
+        if count > MAX_ATTEMPTS:
+            fatal(index)
+        elif count > 1:
+            yield [index]
+
+
+def died(stage: str) -> str:
+    return f"{MAX_ATTEMPTS} processes died while they tried to {stage} it (out of memory?): give the workers more, or leave it out"
+
+
+def patiently(work: Callable[[], Result], job: Job) -> Result:
+    """`work()`, again while the storage cannot be reached, for as long as the config's patience lasts."""
+    give_up_s = time.monotonic() + job.storage_patience_s
+    pause_s = STORAGE_PAUSE_S
+    while True:
+        try:
+            return work()
+        except UnreachableStorageError as error:
+            if time.monotonic() + pause_s > give_up_s:
+                raise
+            log.warning("%s; again in %.0f s", error, pause_s)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 30.0)
+
+
+def failed_song(found: FoundSong, reject: Reject) -> ReadSong:
+    """A song that could not be had."""
+    return ReadSong(identity=unknown_identity(found), reject=reject)
+
+
+def pickled(values: Sequence[Any]) -> pa.Array:
+    """Large: two gigabytes are 25 songs."""
+    return pa.array([pickle.dumps(value, protocol=5) for value in values], pa.large_binary())
+
+
+@lru_cache(maxsize=1)
+def decoder() -> Decoder:
+    """This worker's own, with its child process; both end with the worker."""
+    return Decoder()
+
+
+@lru_cache(maxsize=2)
+def stops_of(reference: Any) -> Stops:
+    """What the driver put into the object store, once a worker."""
+    import ray
+
+    stops: Stops = ray.get(reference)
+    return stops
+
+
+def least_cpus(separates: bool) -> int:
+    """Tickets that the graph needs: one each for the actors, and for a task to read and one to write."""
+    return 4 if separates else 3
+
+
+def plan_workers(
+    *, cpus: int, gpus: int, separates: bool, encoders: int | None, separators: int | None, downloads: int, batch_songs: int | None
+) -> Workers:
+    """Who gets what of a cluster: a GPU's larger share goes to separation, which costs most; on CPUs the actors leave half to the tasks.
+
+    Raises UserError when the cluster is too small, or the numbers asked for leave nothing to read and write with.
+    """
+    least = least_cpus(separates)
+    if cpus < least:
+        raise UserError(f"the cluster has {cpus} CPUs, prepare needs {least}: start it with --num-cpus={least} (they are tickets)")
+    pools = 2 if separates else 1
+    encoders = encoders or gpus or max(1, cpus // (2 * pools))
+    separators = (separators or gpus or max(1, cpus // (2 * pools))) if separates else 0
+    if encoders + separators > cpus - (1 if separates else 2) and not gpus:
+        raise UserError(
+            f"{encoders} encoders and {separators} separators leave too few of {cpus} CPUs to read and write: choose fewer"
+            if separates
+            else f"{encoders} encoders leave less than 2 of {cpus} CPUs to read and write: choose at most {max(1, cpus - 2)}"
+        )
+    return Workers(
+        downloads=downloads,
+        separators=separators,
+        encoders=encoders,
+        separator_gpus=min(1.0, SEPARATION_SHARE * gpus / separators) if separates else 0.0,
+        encoder_gpus=min(1.0, ((1 - SEPARATION_SHARE) if separates else 1.0) * gpus / encoders),
+        batch_songs=batch_songs or (4 if gpus else 1),
+    )

@@ -1,0 +1,170 @@
+"""Read a song: its files hashed, decoded in a process that may die, summed by role.
+
+Reads: found (a `FoundSong`). Gives: a `ReadSong`: its identity and its audio, as stems or as a mixture to be separated.
+
+Shapes: C = 2 channels, N samples at 44.1 kHz.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.audio_files import AudioError
+from infra.decoding import Decoder
+from infra.settings import S3Access
+from infra.storage import MissingObjectError, Place
+from model.geometry import SAMPLE_RATE_HZ
+from pipelines.segment import Reject, SegmentConfig, SongIdentity
+from pipelines.songs import SONG_RECORD, FoundSong, MediaFile, Role, SongError
+
+# Ten times what the slowest format needs for the longest song on a busy core.
+DECODE_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReadSong:
+    """A song's audio: stems, or a mixture to be separated; nothing when it is rejected or stored already."""
+
+    identity: SongIdentity
+    vocal_CN: NDArray[np.float32] | None = None
+    accompaniment_CN: NDArray[np.float32] | None = None
+    mixture_CN: NDArray[np.float32] | None = None
+    separator_id: str | None = None
+    """What the stems come from; None when they came separate."""
+    reject: Reject | None = None
+
+    @property
+    def duration_s(self) -> float:
+        audio_CN = self.mixture_CN if self.mixture_CN is not None else self.vocal_CN
+        return 0.0 if audio_CN is None else audio_CN.shape[1] / SAMPLE_RATE_HZ
+
+    def rejected(self, stage: str, reason: str) -> "ReadSong":
+        """The song without its audio, and why."""
+        return ReadSong(identity=self.identity, reject=Reject(stage=stage, reason=reason))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stops:
+    """Songs that need no decoding: `known` are stored already, `taken` were taken down."""
+
+    known: frozenset[str] = frozenset()
+    taken: frozenset[str] = frozenset()
+
+
+def read_song(song: FoundSong, access: S3Access | None, config: SegmentConfig, decoder: Decoder, stops: Stops) -> ReadSong:
+    """Hash and decode one song. A song that is stored already is not decoded again.
+
+    What is wrong with the song itself becomes a reject; a storage that fails (other than a missing object) raises, for it says nothing
+    about the song.
+    """
+    identity = unknown_identity(song)
+    stage = "source"
+    try:
+        if song.fault:
+            raise SongError(song.fault)
+        stage = "read"
+        files = {address: _open(Place(address, access)) for address in dict.fromkeys(file.address for file in song.media)}
+        record = Place(song.record, access).read_bytes() if song.record else b"{}"
+        identity = _identify(song, [digest for _, digest in files.values()], record, identity.title)
+        if identity.song_id in stops.taken:
+            stage = "takedown"
+            raise SongError("this song was taken down from the dataset: remove it from the source too")
+        if identity.song_id in stops.known:
+            return ReadSong(identity=identity)
+        stage = "decode"
+        decoded = ((file, _decode(file, files[file.address][0], config, decoder)) for file in song.media)
+        sums = sum_by_role(decoded, config.max_length_difference_s)
+        return ReadSong(
+            identity=identity,
+            vocal_CN=sums.get("vocals"),
+            accompaniment_CN=sums.get("accompaniment"),
+            mixture_CN=sums.get("mixture"),
+        )
+    except (SongError, AudioError, MissingObjectError) as error:
+        return ReadSong(identity=identity, reject=Reject(stage=stage, reason=str(error)))
+
+
+def unknown_identity(song: FoundSong) -> SongIdentity:
+    """Of a song whose audio nobody has seen: by its address."""
+    name = song.url.rstrip("/").rsplit("/", 1)[-1]
+    return SongIdentity(
+        song_id=hashlib.sha256(song.url.encode()).hexdigest()[:16],
+        title=song.title or name,
+        artist=song.artist,
+        license=song.license,
+    )
+
+
+def sum_by_role(
+    decoded: Iterable[tuple[MediaFile, NDArray[np.float32]]], max_length_difference_s: float
+) -> dict[Role, NDArray[np.float32]]:
+    """One array a role, all cut to the shortest; SongError when the files' lengths differ by more than `max_length_difference_s`."""
+    sums: dict[Role, NDArray[np.float32]] = {}
+    lengths: list[tuple[int, str]] = []
+    for file, audio_CN in decoded:
+        lengths.append((audio_CN.shape[1], _label(file)))
+        before_CN = sums.get(file.role)
+        if before_CN is None:
+            sums[file.role] = audio_CN
+        else:
+            samples = min(before_CN.shape[1], audio_CN.shape[1])
+            sums[file.role] = before_CN[:, :samples] + audio_CN[:, :samples]
+    (shortest, short_name), (longest, long_name) = min(lengths), max(lengths)
+    if (difference_s := (longest - shortest) / SAMPLE_RATE_HZ) > max_length_difference_s:
+        raise SongError(
+            f"the stems' lengths differ by {difference_s:.2f} s ({short_name} {shortest / SAMPLE_RATE_HZ:.2f} s, {long_name} "
+            f"{longest / SAMPLE_RATE_HZ:.2f} s), more than {max_length_difference_s:g} s: export all from the same start to the same end"
+        )
+    return {role: audio_CN[:, :shortest] for role, audio_CN in sums.items()}
+
+
+def _open(place: Place) -> tuple[Path | bytes, bytes]:
+    """What the decoder is given (a local file's path: it reads it itself), and the SHA-256 of the file."""
+    if place.is_s3:
+        data = place.read_bytes()
+        return data, hashlib.sha256(data).digest()
+    return place.path, place.sha256()
+
+
+def _decode(file: MediaFile, source: Path | bytes, config: SegmentConfig, decoder: Decoder) -> NDArray[np.float32]:
+    try:
+        return decoder.decode(source, stream=file.stream, max_duration_s=config.max_duration_s, timeout_s=DECODE_TIMEOUT_S)
+    except AudioError as error:
+        raise type(error)(f"{_label(file)}: {error}") from error
+
+
+def _label(file: MediaFile) -> str:
+    """What the message calls a file: its role where its name says no more."""
+    name = file.address.rsplit("/", 1)[-1]
+    if file.stream:
+        return f"{name}, stream {file.stream}"
+    return file.role if name.lower().startswith(file.role) else name
+
+
+def _identify(song: FoundSong, digests: Sequence[bytes], record: bytes, title: str) -> SongIdentity:
+    """Hash of the files' bytes, and what song.json or the source says; SongError when song.json is no JSON object."""
+    try:
+        given = json.loads(record)
+        named = {name: _text(given.get(name)) for name in ("title", "artist", "license")} if isinstance(given, dict) else {}
+    except (ValueError, RecursionError) as error:
+        raise SongError(f"{SONG_RECORD} is not JSON ({error}): mend or remove it") from error
+    if not isinstance(given, dict):
+        raise SongError(f"{SONG_RECORD} is not a JSON object: mend or remove it")
+    audio_sha256 = hashlib.sha256(b"".join(digests)).hexdigest()
+    return SongIdentity(
+        song_id=audio_sha256[:16],
+        audio_sha256=audio_sha256,
+        title=named["title"] or title,
+        artist=named["artist"] or song.artist,
+        license=named["license"] or song.license,
+    )
+
+
+def _text(value: object) -> str:
+    """JSON may hold half a surrogate pair, which no file can."""
+    return str(value or "").encode("utf-8", "replace").decode()

@@ -1,0 +1,78 @@
+"""A song out of a dataset, with everything derived from it: latents, rows, downloads; and which checkpoints have heard it.
+
+The order: first a note that the song is not wanted, which every later run obeys, then a commit without it, then the removal of what is
+left. Killed anywhere, the same command (or the next prepare) ends the work.
+"""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from infra.errors import UserError
+from infra.records import read_manifest
+from infra.snapshots import digests_with
+from infra.storage import Place
+from infra.trainings import Training, trainings_on
+from model.codec_base import CodecIdentity
+from pipelines import dataset
+from pipelines.acquire import remove_media
+from pipelines.commits import finish
+
+
+@dataclass(frozen=True, kw_only=True)
+class TakedownConfig:
+    """Remove a song from a dataset for good."""
+
+    data: str
+    """The dataset's place."""
+    song: str
+    """The song's id, as in songs/ and latents/."""
+    media: str | None = None
+    """Where downloads are kept, when it is not media/ below --data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TakedownSummary:
+    """What was removed, and who has heard it."""
+
+    song_id: str
+    title: str
+    segments: int
+    """Rows of latents removed by this run."""
+    trainings: tuple[Training, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.song_id} {self.title!r}: {self.segments} segments removed; no later prepare brings it back"]
+        if self.trainings:
+            lines.append(f"{len(self.trainings)} runs were trained on it; their checkpoints remember it and want to be trained anew:")
+            lines += [f"  {training.checkpoint} (dataset {training.dataset_digest[:8]}, {training.began})" for training in self.trainings]
+        else:
+            lines.append("no run that was trained on it is known")
+        return "\n".join(lines)
+
+
+def takedown(config: TakedownConfig) -> TakedownSummary:
+    """Remove the song; UserError when the dataset never held it."""
+    data = Place(config.data)
+    manifest = read_manifest(data)
+    stored = dataset.read_stored(data)
+    row = stored.songs.get(config.song)
+    digests = digests_with(data, config.song)
+    if row is None and not digests and config.song not in stored.taken:
+        raise UserError(f"{data} holds no song {config.song!r}: give a song_id of {data}/songs/*.parquet")
+    note = {"song_id": config.song, "taken_down": datetime.now(UTC).isoformat(timespec="seconds")}
+    (data / dataset.TAKEDOWNS / f"{config.song}.json").put_if_absent((json.dumps(note, indent=1) + "\n").encode())
+    urls = {str(row["url"])} if row else set()
+    urls |= {str(reject["url"]) for reject in stored.rejects if reject["song_id"] == config.song}
+    codec = CodecIdentity(id=manifest.codec_id, weights_sha256=manifest.codec_weights_sha256)
+    finish(data, dataset.read_stored(data), codec, ())
+    media = Place(config.media) if config.media else data / "media"
+    for url in urls:
+        dataset.rejects_place(data, url).delete()
+        remove_media(media, url)
+    return TakedownSummary(
+        song_id=config.song,
+        title=str(row["title"]) if row else "",
+        segments=int(row["segments"]) if row else 0,
+        trainings=tuple(trainings_on(data, digests)),
+    )

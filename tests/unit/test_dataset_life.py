@@ -1,0 +1,254 @@
+"""A dataset through its life: commits, joined files, takedowns, checks, and a kill before any single write or removal."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from infra.errors import UserError
+from infra.records import SPLITS, read_latents, read_manifest
+from infra.storage import Place
+from infra.trainings import note_training
+from model.codec_base import CodecIdentity
+from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
+from pipelines import dataset
+from pipelines.check import CheckConfig, check
+from pipelines.commits import finish
+from pipelines.compact import CompactConfig, compact
+from pipelines.encode import EncodedSegment, EncodedSong
+from pipelines.segment import Reject, SongIdentity
+from pipelines.songs import FoundSong
+from pipelines.takedown import TakedownConfig, takedown
+
+CODEC = CodecIdentity(id="tiny", weights_sha256="ab" * 32)
+
+
+def encoded(seed: int, segments: int = 2) -> EncodedSong:
+    random = np.random.default_rng(seed)
+    valid = [SEGMENT_FRAMES] * (segments - 1) + [200]
+    pieces = []
+    for index, frames in enumerate(valid):
+        stems_BCT = np.zeros((2, LATENT_CHANNELS, SEGMENT_FRAMES), np.float16)
+        stems_BCT[:, :, :frames] = random.standard_normal((2, LATENT_CHANNELS, frames))
+        pieces.append(
+            EncodedSegment(
+                index=index, start_s=index * 47.5, duration_s=frames / 21.5, valid_frames=frames, vocal_CT=stems_BCT[0],
+                accompaniment_CT=stems_BCT[1], vocal_active=0.5, vocal_level_db=-20.0, gain_db=1.0,
+            )
+        )  # fmt: skip
+    identity = SongIdentity(song_id=f"{seed:016x}", audio_sha256=f"{seed:064x}", title=f"song {seed}", license="CC0-1.0")
+    return EncodedSong(identity=identity, duration_s=60.0, segments=tuple(pieces), rejects=())
+
+
+def write(out: Place, *seeds: int) -> None:
+    for seed in seeds:
+        song = encoded(seed)
+        found = FoundSong(url=f"/songs/{seed}", source="pairs", version="1")
+        dataset.write_song(out, found, song, dataset.split_of(song.identity.song_id, 0.3))
+
+
+def commit_all(out: Place) -> None:
+    finish(out, dataset.read_stored(out), CODEC, ())
+
+
+def seen(out: Place) -> list[str]:
+    """Songs as a reader through the manifest sees them; one row a segment, or it fails."""
+    rows = [
+        (song, segment)
+        for split in SPLITS
+        for table in [read_latents(out, split)]
+        for song, segment in zip(table.song_ids, table.segments, strict=True)
+    ]
+    assert len(rows) == len(set(rows))
+    return sorted({song for song, _ in rows})
+
+
+def globbed(out: Place) -> Counter[tuple[str, int]]:
+    """Rows as whoever lists the folder sees them."""
+    table = pq.read_table(out.path / "latents", columns=["song_id", "segment"])
+    return Counter(zip(table["song_id"].to_pylist(), table["segment"].to_pylist(), strict=True))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Place:
+    place = Place(str(tmp_path / "latents"))
+    write(place, *range(8))
+    commit_all(place)
+    return place
+
+
+def test_songs_that_are_not_committed_yet_are_not_seen_and_break_nothing(out: Place) -> None:
+    before = seen(out)
+    assert len(before) == 8
+    write(out, 20, 21)
+    assert seen(out) == before
+    assert check(CheckConfig(data=str(out))).remarks[0].startswith("2 songs are stored and in no commit yet")
+    commit_all(out)
+    assert len(seen(out)) == 10
+    assert (check(CheckConfig(data=str(out))).faults, check(CheckConfig(data=str(out))).remarks) == ((), ())
+
+
+def test_compacting_changes_no_row_and_no_digest(out: Place) -> None:
+    before = {split: read_latents(out, split) for split in SPLITS}
+    digest = read_manifest(out).digest
+    summary = compact(CompactConfig(data=str(out)))
+    assert (summary.before, summary.after) == (16, 3)
+    assert [place.name[:5] for place in (out / "latents").list()] == ["part-", "part-"]
+    assert read_manifest(out).digest == digest
+    for split in SPLITS:
+        after = read_latents(out, split)
+        assert (after.song_ids, after.segments) == (before[split].song_ids, before[split].segments)
+        np.testing.assert_array_equal(after.vocal_RCT, before[split].vocal_RCT)
+    assert max(globbed(out).values()) == 1
+    assert check(CheckConfig(data=str(out))).exit_code == 0
+    write(out, 30, 31, 32)
+    commit_all(out)
+    assert (len(seen(out)), check(CheckConfig(data=str(out))).faults) == (11, ())
+    again = compact(CompactConfig(data=str(out)))
+    assert again.manifest.counts.songs == 11
+    assert check(CheckConfig(data=str(out))).exit_code == 0
+
+
+def test_a_joined_file_is_cut_at_the_size_asked_for_and_never_within_a_song(out: Place) -> None:
+    compact(CompactConfig(data=str(out), file_mib=1.0))
+    held = [pq.read_table(place.path, columns=["song_id"])["song_id"].to_pylist() for place in (out / "latents").list()]
+    assert max(len(songs) for songs in held) == 4  # two songs of two segments of 256 KiB
+    assert max(Counter(song for songs in held for song in set(songs)).values()) == 1
+    with pytest.raises(UserError, match=r"at least 0\.25"):
+        CompactConfig(data=str(out), file_mib=0.1)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_takedown_leaves_nothing_of_the_song_and_names_who_heard_it(out: Place, joined: bool) -> None:
+    heard = read_manifest(out).digest
+    note_training(out, "/runs/heard-it", heard)
+    note_training(out, "/runs/another-dataset", "f" * 64)
+    if joined:
+        compact(CompactConfig(data=str(out)))
+    victim = f"{3:016x}"
+    found = FoundSong(url="/songs/3", source="pairs", version="1")
+    dataset.write_rejects(out, found, victim, [Reject(stage="gate", reason="silence", segment=7)])
+    dataset.settle_duplicate(out, FoundSong(url="/songs/copy", source="pairs", version="1"), victim, "/songs/3")
+    summary = takedown(TakedownConfig(data=str(out), song=victim))
+    assert summary.segments == 2
+    assert [training.checkpoint for training in summary.trainings] == ["/runs/heard-it"]
+    assert victim not in seen(out)
+    assert len(seen(out)) == 7
+    assert not any(song == victim for song, _ in globbed(out))
+    for place in (out / "songs").list() + (out / "rejects").list():
+        assert victim not in pq.read_table(place.path)["song_id"].to_pylist()
+    assert check(CheckConfig(data=str(out))).faults == ()
+    assert victim in dataset.read_stored(out).taken
+    write(out, 3)  # a prepare that was running meanwhile
+    commit_all(out)
+    assert victim not in seen(out)
+    assert not any(song == victim for song, _ in globbed(out))
+    assert takedown(TakedownConfig(data=str(out), song=victim)).trainings == summary.trainings
+    with pytest.raises(UserError, match="holds no song"):
+        takedown(TakedownConfig(data=str(out), song="f" * 16))
+
+
+def test_a_check_finds_what_is_damaged(out: Place) -> None:
+    first = (out / "latents").list()[0]
+    table = pq.read_table(first.path)
+    values = table["vocal_latent"].combine_chunks().storage.flatten().to_numpy().copy()
+    values[5] += 1
+    changed = encoded(int(table["song_id"][0].as_py(), 16))
+    changed.segments[0].vocal_CT[0, 5] += 1
+    latents = dataset._latent_rows(changed, "pairs")
+    dataset.write_table(first, latents)
+    (fault,) = check(CheckConfig(data=str(out))).faults
+    assert "vocal_latent is not what was written" in fault
+    first.delete()
+    faults = check(CheckConfig(data=str(out))).faults
+    assert any("does not exist" in fault for fault in faults)
+    assert check(CheckConfig(data=str(out))).exit_code == 1
+
+
+class Killed(BaseException):
+    """Stands for the moment at which a process is gone: nothing may catch it."""
+
+
+@contextmanager
+def killed_before(operation: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The process ends before its write or removal number `operation`; gives how many were reached."""
+    count = [0]
+    with monkeypatch.context() as patch:
+        for name in ("write_bytes", "put_if_absent", "delete"):
+            real = getattr(Place, name)
+
+            def counted(place: Place, *data: bytes, real: Callable[..., object] = real) -> object:
+                count[0] += 1
+                if count[0] == operation:
+                    raise Killed
+                return real(place, *data)
+
+            patch.setattr(Place, name, counted)
+        try:
+            yield count
+        except Killed:
+            return
+
+
+def compacted(out: Place) -> None:
+    compact(CompactConfig(data=str(out)))
+
+
+def taken_down(out: Place) -> None:
+    takedown(TakedownConfig(data=str(out), song=f"{3:016x}"))
+
+
+def joined_then_taken_down(out: Place) -> None:
+    compacted(out)
+    taken_down(out)
+
+
+def grown(out: Place) -> None:
+    write(out, 40, 41, 42)
+    commit_all(out)
+
+
+@pytest.mark.parametrize("change", [compacted, taken_down, joined_then_taken_down, grown])
+def test_a_kill_before_any_write_or_removal_leaves_one_commit_and_the_same_command_mends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Place], None]
+) -> None:
+    whole = Place(str(tmp_path / "whole"))
+    write(whole, *range(4))
+    commit_all(whole)
+    before = seen(whole)
+    change(whole)
+    after = seen(whole)
+    operation = 0
+    while True:
+        operation += 1
+        out = Place(str(tmp_path / f"killed-{operation}"))
+        write(out, *range(4))
+        commit_all(out)
+        with killed_before(operation, monkeypatch) as count:
+            change(out)
+        assert seen(out) in (before, after), operation
+        change(out)
+        assert seen(out) == after, operation
+        assert max(globbed(out).values()) == 1, operation
+        assert check(CheckConfig(data=str(out))).faults == (), operation
+        if count[0] < operation:
+            break
+    assert operation > 3
+
+
+def test_duckdb_reads_a_dataset_before_and_after_it_is_joined(out: Place) -> None:
+    def rows() -> list[tuple[object, ...]]:
+        glob = f"{out}/latents/**/*.parquet"
+        query = f"select song_id, segment, split, len(vocal_latent) from read_parquet('{glob}', hive_partitioning=true) order by all"
+        return duckdb.sql(query).fetchall()
+
+    before = rows()
+    assert len(before) == 16
+    assert {row[3] for row in before} == {LATENT_CHANNELS * SEGMENT_FRAMES}
+    compacted(out)
+    assert rows() == before
