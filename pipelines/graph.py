@@ -2,8 +2,11 @@
 
     acquire (tasks) ─▶ read (tasks) ─▶ separate (actors) ─▶ segment (tasks) ─▶ encode (actors) ─▶ write (tasks)
 
-acquire and separate are there only when a song needs them. Every row is a song and comes out: prepared, known or rejected. Records travel
-pickled: Ray would do the same to them, with a warning for each block. Stages overlap; a stage that is behind holds the ones before it back.
+acquire and separate are there only when a song needs them. Where encoding takes no GPU and nothing is separated, reading, segmenting and
+encoding are one stage: a segment is 17 MB, and copying it between processes costs more than it gains (infra/benchmarks/prepare.md).
+
+Every row is a song and comes out: prepared, known or rejected. Records travel pickled: Ray would do the same to them, with a warning for
+each block. Stages overlap; a stage that is behind holds the ones before it back.
 """
 
 import logging
@@ -57,6 +60,8 @@ class Workers:
     encoder_gpus: float
     batch_songs: int
     """Songs that an actor takes at once."""
+    together: bool
+    """Whether the encoding actors read and segment too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +111,10 @@ def run_graph(job: Job, workers: Workers, songs: Sequence[FoundSong], stops: Sto
     with DataContext.current(context):
         rows: ray.data.Dataset = ray.data.from_items([{"found": pickle.dumps(song)} for song in songs], override_num_blocks=len(songs))
 
-        def with_actors(rows: "ray.data.Dataset", stage: type, count: int, gpus: float) -> "ray.data.Dataset":
+        def with_actors(rows: "ray.data.Dataset", stage: type, count: int, gpus: float, **given: Any) -> "ray.data.Dataset":
             return rows.map_batches(
                 stage,
-                fn_constructor_kwargs={"job": job},
+                fn_constructor_kwargs={"job": job, **given},
                 batch_size=workers.batch_songs,
                 batch_format="pyarrow",
                 zero_copy_batch=True,
@@ -118,14 +123,17 @@ def run_graph(job: Job, workers: Workers, songs: Sequence[FoundSong], stops: Sto
                 num_gpus=gpus or None,
             )
 
-        if any(song.fetch for song in songs):
-            tasks = TaskPoolStrategy(size=min(workers.downloads, len(songs)))
-            rows = rows.map(Stage(job, acquire_row), num_cpus=0.25, compute=tasks)
-        rows = rows.map(Stage(job, read_row, stops=shared), num_cpus=1)
-        if any(song.is_mixture for song in songs):
-            rows = with_actors(rows, SeparateRows, workers.separators, workers.separator_gpus)
-        rows = rows.map(Stage(job, segment_row), num_cpus=1)
-        rows = with_actors(rows, EncodeRows, workers.encoders, workers.encoder_gpus)
+        if workers.together:
+            rows = with_actors(rows, ReadEncodeRows, workers.encoders, workers.encoder_gpus, stops=shared)
+        else:
+            if any(song.fetch for song in songs):
+                tasks = TaskPoolStrategy(size=min(workers.downloads, len(songs)))
+                rows = rows.map(Stage(job, acquire_row), num_cpus=0.25, compute=tasks)
+            rows = rows.map(Stage(job, read_row, stops=shared), num_cpus=1)
+            if any(song.is_mixture for song in songs):
+                rows = with_actors(rows, SeparateRows, workers.separators, workers.separator_gpus)
+            rows = rows.map(Stage(job, segment_row), num_cpus=1)
+            rows = with_actors(rows, EncodeRows, workers.encoders, workers.encoder_gpus)
         rows = rows.map(Stage(job, write_row), num_cpus=0.5)
         for row in rows.iter_rows():
             yield pickle.loads(row["result"])
@@ -173,15 +181,18 @@ def acquire_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
 
 def read_row(row: dict[str, Any], job: Job, stops: Any) -> dict[str, Any]:
     """Reads found, and failed where there was something to acquire; gives found and read."""
-    begun = time.perf_counter()
     found: FoundSong = pickle.loads(row["found"])
     failed: Reject | None = pickle.loads(row["failed"]) if "failed" in row else None
-    if failed is not None:
-        read = failed_song(found, failed)
-    else:
-        read = patiently(lambda: read_song(found, job.access, job.segment, decoder(), stops_of(stops)), job)
-    job.ledger.done.remote("read", 1, read.duration_s, time.perf_counter() - begun)
-    return {"found": row["found"], "read": pickle.dumps(read, protocol=5)}
+    song = read(found, job, stops) if failed is None else failed_song(found, failed)
+    return {"found": row["found"], "read": pickle.dumps(song, protocol=5)}
+
+
+def read(found: FoundSong, job: Job, stops: Any) -> ReadSong:
+    """One song's audio, by this worker's decoder."""
+    begun = time.perf_counter()
+    song = patiently(lambda: read_song(found, job.access, job.segment, decoder(), stops_of(stops)), job)
+    job.ledger.done.remote("read", 1, song.duration_s, time.perf_counter() - begun)
+    return song
 
 
 class SeparateRows:
@@ -216,11 +227,15 @@ class SeparateRows:
 
 def segment_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
     """Reads found and read; gives found and segmented."""
+    return {"found": row["found"], "segmented": pickle.dumps(segmented(pickle.loads(row["read"]), job), protocol=5)}
+
+
+def segmented(song: ReadSong, job: Job) -> SegmentedSong:
+    """One read song in segments."""
     begun = time.perf_counter()
-    read: ReadSong = pickle.loads(row["read"])
-    segmented = segment_read(read, job.segment)
-    job.ledger.done.remote("segment", 1, read.duration_s, time.perf_counter() - begun)
-    return {"found": row["found"], "segmented": pickle.dumps(segmented, protocol=5)}
+    pieces = segment_read(song, job.segment)
+    job.ledger.done.remote("segment", 1, song.duration_s, time.perf_counter() - begun)
+    return pieces
 
 
 def segment_read(read: ReadSong, config: SegmentConfig) -> SegmentedSong:
@@ -250,8 +265,12 @@ class EncodeRows:
             return self.encoded(batch)
 
     def encoded(self, batch: pa.Table) -> pa.Table:
-        begun = time.perf_counter()
         songs: list[SegmentedSong] = [pickle.loads(segmented) for segmented in batch["segmented"].to_pylist()]
+        return pa.table({"found": batch["found"], "encoded": pickled(self.encode(songs))})
+
+    def encode(self, songs: Sequence[SegmentedSong]) -> list[EncodedSong]:
+        """The songs in their order."""
+        begun = time.perf_counter()
         encoded: dict[int, EncodedSong] = {}
 
         def fatal(index: int) -> None:
@@ -262,7 +281,19 @@ class EncodeRows:
             encoded.update(zip(group, self.encoder.encode([songs[index] for index in group]), strict=True))
         audio_s = sum(song.duration_s for song in songs)
         self.job.ledger.done.remote("encode", len(songs), audio_s, time.perf_counter() - begun)
-        return pa.table({"found": batch["found"], "encoded": pickled([encoded[index] for index in range(len(songs))])})
+        return [encoded[index] for index in range(len(songs))]
+
+
+class ReadEncodeRows(EncodeRows):
+    """Reads found; gives found and encoded, and no copy of the audio leaves the process."""
+
+    def __init__(self, job: Job, stops: Any) -> None:
+        super().__init__(job)
+        self.stops = stops
+
+    def encoded(self, batch: pa.Table) -> pa.Table:
+        songs = [segmented(read(pickle.loads(found), self.job, self.stops), self.job) for found in batch["found"].to_pylist()]
+        return pa.table({"found": batch["found"], "encoded": pickled(self.encode(songs))})
 
 
 def write_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
@@ -377,4 +408,5 @@ def plan_workers(
         separator_gpus=min(1.0, SEPARATION_SHARE * gpus / separators) if separates else 0.0,
         encoder_gpus=min(1.0, ((1 - SEPARATION_SHARE) if separates else 1.0) * gpus / encoders),
         batch_songs=batch_songs or (4 if gpus else 1),
+        together=not gpus and not separates,
     )

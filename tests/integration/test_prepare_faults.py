@@ -163,6 +163,7 @@ class Gate:
                 end.close()
 
 
+@pytest.mark.slow
 def test_a_storage_that_goes_away_is_waited_for_or_ends_the_run_which_goes_on_later(
     tmp_path: Path, bucket: str, ray_cluster: Cluster, tiny_codec: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +213,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_in_one_sentence_and_more_room_ends_the_work(
     tmp_path: Path, ray_cluster: Cluster, tiny_codec: Path, small_disk: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,7 +121,10 @@ def test_songs_from_the_web_become_latents_once_and_can_be_taken_down(
     assert all(0 <= row["separation_quality"] <= 1 for row in latents)
     assert all("tests@example.org" in seen.headers["user-agent"] for seen in web.seen)
     assert "separate" in str(summary)
-    assert metric("backline_prepare_songs_total") > before, "Prometheus sees what the stages did"
+    deadline = time.monotonic() + 60  # workers send their metrics every few seconds
+    while metric("backline_prepare_songs_total") <= before:
+        assert time.monotonic() < deadline, "Prometheus does not see what the stages did"
+        time.sleep(0.5)
 
     asked = len(web.seen)
     again = prepare(config)
