@@ -42,7 +42,7 @@ def doctor(*, data: str | None = None, checkpoint: str | None = None) -> int:
         ),
         Check(
             name="separator htdemucs",
-            run=lambda: cached("adefossez/demucs", "955717e8-8726e21a.th"),
+            run=lambda: cached("adefossez/HTDemucs", "955717e8.safetensors"),
             remedy="fetched on first use; without a network give --separator FOLDER, a local demucs repository",
             required=False,
         ),

@@ -268,7 +268,8 @@ def _elsewhere(source: Source) -> Any:
     """Whether a row's song belongs to another source than this one."""
 
     def elsewhere(row: Mapping[str, Any]) -> bool:
-        inside = source.kind in ("urls", "catalogue") or str(row["url"]).startswith(f"{source.place}")
+        url = str(row["url"])
+        inside = source.kind in ("urls", "catalogue") or url == str(source.place) or url.startswith(f"{source.place}/")
         return row["source"] != source.kind or not inside
 
     return elsewhere
