@@ -16,6 +16,7 @@ app.command("pipelines.__main__:prepare", name="prepare", help="Turn any source 
 app.command("pipelines.__main__:takedown", name="takedown", help="Remove a song from a dataset, with all that came of it.")
 app.command("pipelines.__main__:check", name="check", help="Verify a dataset row by row.")
 app.command("pipelines.__main__:compact", name="compact", help="Join a dataset's many small files into few large ones.")
+app.command("pipelines.__main__:dataset_report", name="dataset-report", help="Write a page on a dataset, with pairs to listen to.")
 app.command("training.__main__:train", name="train", help="Train on a latent dataset, on Ray, tracked in MLflow.")
 app.command("training.__main__:distil", name="distil", help="Teach a checkpoint's music to students of fewer steps.")
 app.command("training.__main__:evaluate", name="evaluate", help="Score a checkpoint beside its baselines.")

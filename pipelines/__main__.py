@@ -13,6 +13,8 @@ from pipelines.compact import CompactConfig
 from pipelines.compact import compact as run_compact
 from pipelines.corpus import CorpusConfig, write_corpus
 from pipelines.corpus.listening import ListeningSetConfig, write_listening_set
+from pipelines.dataset_report import DatasetReportConfig
+from pipelines.dataset_report import dataset_report as run_dataset_report
 from pipelines.demo_latents import DemoLatentsConfig, make_demo_latents
 from pipelines.prepare import PrepareConfig
 from pipelines.prepare import prepare as run_prepare
@@ -70,6 +72,13 @@ def check(config: Annotated[CheckConfig, Parameter(name="*")]) -> int:
 def compact(config: Annotated[CompactConfig, Parameter(name="*")]) -> int:
     """Join a dataset's many small files into few large ones; no row changes."""
     sys.stdout.write(f"{run_compact(config)}\n")
+    return commands.DONE
+
+
+@app.command
+def dataset_report(config: Annotated[DatasetReportConfig, Parameter(name="*")]) -> int:
+    """Write a page on what a dataset holds: counts, hours, rejects, latent statistics, pairs to listen to."""
+    sys.stdout.write(f"{run_dataset_report(config)}\n")
     return commands.DONE
 
 
