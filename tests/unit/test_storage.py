@@ -106,7 +106,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageError, match="No space left on device: free some space"):
         (Place(str(tmp_path)) / "file").write_bytes(b"x")
     assert list(tmp_path.iterdir()) == []
 
