@@ -213,20 +213,22 @@ class LatentTable:
         return len(self.song_ids)
 
 
-def read_latents(place: Place, split: Split | str) -> LatentTable:
+def read_latents(place: Place, split: Split | str, manifest: Manifest | None = None) -> LatentTable:
     """All segments of one split of the dataset at `place`, as its manifest vouches for them, whatever a running prepare adds meanwhile.
+
+    `manifest` is the commit that was read before, when both splits, or their statistics, have to be of one.
 
     UserError when the dataset is unfinished or the split unknown.
     """
     if split not in SPLITS:
         raise UserError(f"split {split!r} is not one of {', '.join(SPLITS)}")
     for attempt in range(1, READ_ATTEMPTS + 1):
-        manifest = read_manifest(place)
+        commit = manifest or read_manifest(place)
         try:
-            table = _read_split(place, split, manifest)
+            table = _read_split(place, split, commit)
             break
         except MissingObjectError as error:
-            if attempt == READ_ATTEMPTS or read_manifest(place) == manifest:
+            if attempt == READ_ATTEMPTS or manifest is not None or read_manifest(place) == commit:
                 raise UserError(f"{place} lacks a file that its {MANIFEST} counts on ({error}): run prepare again") from error
     table = table.sort_by([("song_id", "ascending"), ("segment", "ascending")])
     return LatentTable(

@@ -42,6 +42,24 @@ def read_tables(files: Sequence[Place], schema: pa.Schema) -> list[pa.Table]:
         return list(pool.map(read, files))
 
 
+class TableCache:
+    """The Parquet files of one folder, of which only those that are new or changed are read again."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self.schema = schema
+        self._held: dict[str, tuple[str, pa.Table]] = {}
+
+    def read(self, folder: Place) -> dict[str, pa.Table]:
+        """Name → table of every file below `folder` as it is now, in the names' order; raises what `read_tables` raises."""
+        versions = {name: version for name, version in folder.entries() if name.endswith(".parquet")}
+        stale = sorted(name for name, version in versions.items() if self._held.get(name, ("",))[0] != version)
+        tables = dict(zip(stale, read_tables([folder / name for name in stale], self.schema), strict=True))
+        self._held = {
+            name: (version, tables[name] if name in tables else self._held[name][1]) for name, version in sorted(versions.items())
+        }
+        return {name: table for name, (_, table) in self._held.items()}
+
+
 def write_table(place: Place, table: pa.Table) -> None:
     """One Parquet file, atomically: the same table gives the same bytes."""
     place.write_bytes(table_bytes(table))

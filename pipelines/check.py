@@ -21,9 +21,8 @@ from infra.storage import MissingObjectError, Place
 from infra.tables import read_table
 from model.codec_base import CodecIdentity
 from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
-from pipelines import dataset
 from pipelines.commits import describe
-from pipelines.dataset import Stored
+from pipelines.stored import Stored, read_stored
 
 READERS = 8
 # The sums were added up by the same routine over the same float16 values; another machine's vector width may reorder them.
@@ -65,7 +64,7 @@ def check(config: CheckConfig) -> CheckSummary:
     """Read all of it; UserError when there is no manifest."""
     data = Place(config.data)
     manifest = read_manifest(data)
-    stored = dataset.read_stored(data)
+    stored = read_stored(data)
     if manifest.snapshot is None:
         raise UserError(f"{data} was written before snapshots were: run prepare once, then check it")
     held = read_rows(data, manifest.snapshot).to_pylist()

@@ -20,7 +20,8 @@ from infra.snapshots import read_rows, write_snapshot
 from infra.storage import MissingObjectError, Place
 from infra.tables import read_table, write_table
 from model.geometry import HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ, SEGMENT_FRAMES
-from pipelines.dataset import PART, Stored, balance, part_name, read_stored, remove_rows, separator_of
+from pipelines.dataset import balance, part_name, remove_rows, separator_of
+from pipelines.stored import PART, Stored, read_stored
 
 if TYPE_CHECKING:
     from model.codec_base import CodecIdentity

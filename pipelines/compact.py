@@ -20,7 +20,7 @@ from model.codec_base import CodecIdentity
 from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines import dataset
 from pipelines.commits import commit
-from pipelines.dataset import PART, Stored
+from pipelines.stored import PART, Stored, read_stored
 
 SEGMENT_MIB = 2 * 2 * LATENT_CHANNELS * SEGMENT_FRAMES / 2**20
 # 12 kB each, most of it the fingerprint.
@@ -58,7 +58,7 @@ def compact(config: CompactConfig) -> CompactSummary:
     """Join what is small; what is joined already stays. UserError when there is no dataset."""
     data = Place(config.data)
     manifest = read_manifest(data)
-    stored = dataset.read_stored(data)
+    stored = read_stored(data)
     before = _files(stored)
     files = dict(stored.files)
     for split in SPLITS:
@@ -71,7 +71,7 @@ def compact(config: CompactConfig) -> CompactSummary:
     if committed is None:
         raise UserError(f"{data} holds no songs any more: prepare it again")
     _join_rows(data, stored)
-    return CompactSummary(data=str(data), before=before, after=_files(dataset.read_stored(data)), manifest=committed)
+    return CompactSummary(data=str(data), before=before, after=_files(read_stored(data)), manifest=committed)
 
 
 def _groups(stored: Stored, split: str, file_mib: float) -> Iterator[Sequence[str]]:

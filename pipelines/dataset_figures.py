@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from model.geometry import HOP_SAMPLES, SAMPLE_RATE_HZ
-from pipelines.dataset import DUPLICATE
+from pipelines.stored import DUPLICATE
 
 NOT_GIVEN = "not given"
 MOST_GROUPS, MOST_BINS = 20, 20

@@ -19,11 +19,11 @@ from infra.settings import Settings
 from infra.snapshots import read_rows
 from infra.storage import MissingObjectError, Place
 from model.errors import ModelError
-from pipelines import dataset
 from pipelines.dataset_figures import Group, Histogram, RejectKind, group, groups, histogram, reject_kinds
 from pipelines.dataset_pairs import SOUNDS, DrawnPair, Pair, read_pairs, write_sounds
 from pipelines.dataset_sample import Sample, SampleFigures, by_file, draw_songs, song_batches
 from pipelines.encode import open_codec
+from pipelines.stored import read_stored
 
 if TYPE_CHECKING:
     from model.codec_base import Codec
@@ -168,7 +168,7 @@ def _read(config: DatasetReportConfig, data: Place, manifest: Manifest) -> tuple
     """Everything but the sounds."""
     if manifest.snapshot is None:
         raise UserError(f"{data} was written before snapshots were: run prepare once, then ask for its report")
-    stored = dataset.read_stored(data)
+    stored = read_stored(data)
     named = read_rows(data, manifest.snapshot).to_pylist()
     held = [row for row in named if row["song_id"] in stored.songs]
     stored = stored.only({row["song_id"] for row in held})

@@ -21,8 +21,8 @@ from infra.storage import MissingObjectError, Place
 from model.codec_base import CodecIdentity
 from pipelines.commits import LEAST_DEVIATION, describe
 from pipelines.corpus.chance import Chance
-from pipelines.dataset import Stored
 from pipelines.dataset_figures import Histogram, histogram
+from pipelines.stored import Stored
 
 STEMS = ("vocal", "accompaniment")
 STATISTICS = tuple(f"{stem}_{figure}" for stem in STEMS for figure in ("mean", "std"))

@@ -32,6 +32,7 @@ from pipelines.encode import Encoder, open_codec
 from pipelines.processes import in_processes
 from pipelines.segment import SegmentConfig, SongIdentity, segment_audio
 from pipelines.songs import FoundSong
+from pipelines.stored import read_stored
 
 if TYPE_CHECKING:
     from model.codec_base import CodecIdentity
@@ -103,7 +104,7 @@ def make_demo_latents(config: DemoLatentsConfig) -> DemoLatentsSummary:
     dataset.begin(out, codec, config.segment, config.validation_share)
     version = take_version(config)
     wanted = {take_url(seed, speed, config): version for seed in seeds_of(config) for speed in config.speeds}
-    stored = dataset.read_stored(out)
+    stored = read_stored(out)
     done = stored.done(wanted)
     missing = [seed for seed in seeds_of(config) if any(done.get(take_url(seed, speed, config)) != version for speed in config.speeds)]
     splits = take_splits(config) | {seed: row["split"] for row in stored.songs.values() if (seed := take_seed(row["url"])) is not None}
@@ -115,7 +116,7 @@ def make_demo_latents(config: DemoLatentsConfig) -> DemoLatentsSummary:
             partial(_write_takes, config=config), jobs, config.workers, initializer=_open_encoder, initargs=(config, codec)
         ):
             bar.update()
-    stored = dataset.read_stored(out)
+    stored = read_stored(out)
     manifest = commit(out, stored, codec)
     if manifest is None:
         raise UserError(f"{out}: not one song passed the gates, see {out}/rejects; loosen --segment settings")

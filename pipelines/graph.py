@@ -1,50 +1,36 @@
-"""The Ray Data graph of `prepare`, and what runs in its workers.
+"""The Ray Data graph of `prepare` (its stages: `pipelines.stages`), and who gets what of a cluster.
 
     acquire (tasks) ─▶ read (tasks) ─▶ separate (actors) ─▶ segment (tasks) ─▶ encode (actors) ─▶ write (tasks)
 
 acquire and separate are there only when a song needs them. Where encoding takes no GPU and nothing is separated, reading, segmenting and
 encoding are one stage: a segment is 17 MB, and copying it between processes costs more than it gains (infra/benchmarks/prepare.md).
 
-Every row is a song and comes out: prepared, known or rejected. Records travel pickled: Ray would do the same to them, with a warning for
-each block. Stages overlap; a stage that is behind holds the ones before it back.
+Stages overlap; a stage that is behind holds the ones before it back.
 """
 
-import logging
 import pickle
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import pyarrow as pa
-
-from infra.decoding import Decoder
 from infra.errors import UserError
-from infra.settings import S3Access, Settings
-from infra.storage import Place, UnreachableStorageError
-from model.errors import ModelError
-from pipelines import dataset
-from pipelines.acquire import AcquireConfig, acquire_song
-from pipelines.encode import EncodedSong, Encoder
-from pipelines.read import ReadSong, Stops, read_song, unknown_identity
-from pipelines.segment import Reject, SegmentConfig, SegmentedSong, middle_fingerprint, segment_audio
-from pipelines.separate import SongSeparator
-from pipelines.songs import FoundSong, SongError
-
-if TYPE_CHECKING:
-    from model.codec_base import CodecIdentity
-    from model.separator import SeparatorIdentity
-
-log = logging.getLogger(__name__)
-Result = TypeVar("Result")
+from pipelines.read import Stops
+from pipelines.songs import FoundSong
+from pipelines.stages import (
+    EncodeRows,
+    Job,
+    ReadEncodeRows,
+    SeparateRows,
+    SongResult,
+    Stage,
+    acquire_row,
+    read_row,
+    segment_row,
+    write_row,
+)
 
 # A pipeline that stands still for so long is stuck. Ray's own limit is half an hour.
 NO_PROGRESS_S = 900.0
-# A song over which so many processes died is rejected: the first may have been unlucky, the second too.
-MAX_ATTEMPTS = 3
-STORAGE_PAUSE_S = 2.0
 # Of each GPU, when songs are separated: it costs several times what encoding costs.
 SEPARATION_SHARE = 0.75
 
@@ -62,40 +48,6 @@ class Workers:
     """Songs that an actor takes at once."""
     together: bool
     """Whether the encoding actors read and segment too."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What every worker of a run knows."""
-
-    out: Place
-    media: Place
-    access: S3Access
-    codec: str
-    codec_identity: "CodecIdentity"
-    separator: str
-    separator_identity: "SeparatorIdentity | None"
-    segment: SegmentConfig
-    acquire: AcquireConfig
-    validation_share: float
-    storage_patience_s: float
-    ledger: Any = field(repr=False)
-    """The run's `pipelines.ledger.Ledger`, an actor."""
-    hosts: Any = field(default=None, repr=False)
-    """The run's `pipelines.shared_hosts.SharedHosts`, when there is something to download."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SongResult:
-    """What the graph gives back of a song: no arrays."""
-
-    url: str
-    song_id: str
-    stored: bool
-    rejected_by: str = ""
-    """The stage that rejected it as a whole."""
-    reason: str = ""
-    audio_s: float = 0.0
 
 
 def run_graph(job: Job, workers: Workers, songs: Sequence[FoundSong], stops: Stops) -> Iterator[SongResult]:
@@ -137,244 +89,6 @@ def run_graph(job: Job, workers: Workers, songs: Sequence[FoundSong], stops: Sto
         rows = rows.map(Stage(job, write_row), num_cpus=0.5)
         for row in rows.iter_rows():
             yield pickle.loads(row["result"])
-
-
-class Stage:
-    """A row's function with what it needs, as Ray ships it to its workers."""
-
-    def __init__(self, job: Job, function: Callable[..., dict[str, Any]], **given: Any) -> None:
-        self.job, self.function, self.given = job, function, given
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        with telling(self.job):
-            return self.function(row, self.job, **self.given)
-
-
-@contextmanager
-def telling(job: Job) -> Iterator[None]:
-    """An error that ends the run is told to the ledger first: what Ray hands to the driver has lost its class."""
-    import ray
-
-    try:
-        yield
-    except (UserError, ModelError) as error:
-        ray.get(job.ledger.fail.remote(str(error)))
-        raise
-
-
-def acquire_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
-    """Reads found; gives found, with its media where it had to be downloaded, or with the fault."""
-    begun = time.perf_counter()
-    found: FoundSong = pickle.loads(row["found"])
-    if not found.fetch or found.fault:
-        return {"found": row["found"], "failed": pickle.dumps(None)}
-    failed = None
-    try:
-        acquired = patiently(lambda: acquire_song(found, job.media, job.acquire, job.hosts, Settings.from_environment().cache), job)
-        # Its version stays that of the list's row, which is what the next run compares.
-        found = replace(acquired, version=found.version)
-    except SongError as error:
-        failed = Reject(stage="acquire", reason=str(error))
-    job.ledger.done.remote("acquire", 1, 0.0, time.perf_counter() - begun)
-    return {"found": pickle.dumps(found), "failed": pickle.dumps(failed)}
-
-
-def read_row(row: dict[str, Any], job: Job, stops: Any) -> dict[str, Any]:
-    """Reads found, and failed where there was something to acquire; gives found and read."""
-    found: FoundSong = pickle.loads(row["found"])
-    failed: Reject | None = pickle.loads(row["failed"]) if "failed" in row else None
-    song = read(found, job, stops) if failed is None else failed_song(found, failed)
-    return {"found": row["found"], "read": pickle.dumps(song, protocol=5)}
-
-
-def read(found: FoundSong, job: Job, stops: Any) -> ReadSong:
-    """One song's audio, by this worker's decoder."""
-    begun = time.perf_counter()
-    song = patiently(lambda: read_song(found, job.access, job.segment, decoder(), stops_of(stops)), job)
-    job.ledger.done.remote("read", 1, song.duration_s, time.perf_counter() - begun)
-    return song
-
-
-class SeparateRows:
-    """Reads read; gives it separated."""
-
-    def __init__(self, job: Job) -> None:
-        if job.separator_identity is None:
-            raise RuntimeError("a song is to be separated, and no separator was opened")
-        self.job = job
-        with telling(job):
-            self.separator = SongSeparator(job.separator, job.separator_identity, job.access)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        with telling(self.job):
-            return self.separated(batch)
-
-    def separated(self, batch: pa.Table) -> pa.Table:
-        begun = time.perf_counter()
-        songs: list[ReadSong] = [pickle.loads(read) for read in batch["read"].to_pylist()]
-        mixtures = [index for index, song in enumerate(songs) if song.mixture_CN is not None]
-
-        def fatal(index: int) -> None:
-            songs[index] = songs[index].rejected("crash", died("separate"))
-
-        for group in attempts(self.job, "separate", {index: songs[index].identity.song_id for index in mixtures}, fatal):
-            for index, song in zip(group, self.separator.separate([songs[index] for index in group]), strict=True):
-                songs[index] = song
-        audio_s = sum(songs[index].duration_s for index in mixtures)
-        self.job.ledger.done.remote("separate", len(mixtures), audio_s, time.perf_counter() - begun)
-        return pa.table({"found": batch["found"], "read": pickled(songs)})
-
-
-def segment_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
-    """Reads found and read; gives found and segmented."""
-    return {"found": row["found"], "segmented": pickle.dumps(segmented(pickle.loads(row["read"]), job), protocol=5)}
-
-
-def segmented(song: ReadSong, job: Job) -> SegmentedSong:
-    """One read song in segments."""
-    begun = time.perf_counter()
-    pieces = segment_read(song, job.segment)
-    job.ledger.done.remote("segment", 1, song.duration_s, time.perf_counter() - begun)
-    return pieces
-
-
-def segment_read(read: ReadSong, config: SegmentConfig) -> SegmentedSong:
-    """A read song in segments; without, when it was rejected or is known."""
-    if read.reject is not None:
-        return SegmentedSong(identity=read.identity, rejects=(read.reject,))
-    if read.vocal_CN is None or read.accompaniment_CN is None:
-        return SegmentedSong(identity=read.identity)
-    segmented = segment_audio(read.identity, read.vocal_CN, read.accompaniment_CN, config, read.mixture_CN)
-    if not segmented.segments:
-        return segmented
-    mixture_CN = read.vocal_CN + read.accompaniment_CN if read.mixture_CN is None else read.mixture_CN
-    words = middle_fingerprint(mixture_CN) if config.max_fingerprint_errors else None
-    return replace(segmented, separator_id=read.separator_id, fingerprint=words)
-
-
-class EncodeRows:
-    """Reads segmented; gives encoded in its place."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        with telling(job):
-            self.encoder = Encoder(job.codec, job.codec_identity, job.access)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        with telling(self.job):
-            return self.encoded(batch)
-
-    def encoded(self, batch: pa.Table) -> pa.Table:
-        songs: list[SegmentedSong] = [pickle.loads(segmented) for segmented in batch["segmented"].to_pylist()]
-        return pa.table({"found": batch["found"], "encoded": pickled(self.encode(songs))})
-
-    def encode(self, songs: Sequence[SegmentedSong]) -> list[EncodedSong]:
-        """The songs in their order."""
-        begun = time.perf_counter()
-        encoded: dict[int, EncodedSong] = {}
-
-        def fatal(index: int) -> None:
-            reject = Reject(stage="crash", reason=died("encode"))
-            encoded[index] = EncodedSong(identity=songs[index].identity, duration_s=0.0, segments=(), rejects=(reject,))
-
-        for group in attempts(self.job, "encode", {index: song.identity.song_id for index, song in enumerate(songs)}, fatal):
-            encoded.update(zip(group, self.encoder.encode([songs[index] for index in group]), strict=True))
-        audio_s = sum(song.duration_s for song in songs)
-        self.job.ledger.done.remote("encode", len(songs), audio_s, time.perf_counter() - begun)
-        return [encoded[index] for index in range(len(songs))]
-
-
-class ReadEncodeRows(EncodeRows):
-    """Reads found; gives found and encoded, and no copy of the audio leaves the process."""
-
-    def __init__(self, job: Job, stops: Any) -> None:
-        super().__init__(job)
-        self.stops = stops
-
-    def encoded(self, batch: pa.Table) -> pa.Table:
-        songs = [segmented(read(pickle.loads(found), self.job, self.stops), self.job) for found in batch["found"].to_pylist()]
-        return pa.table({"found": batch["found"], "encoded": pickled(self.encode(songs))})
-
-
-def write_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
-    """Reads found and encoded; commits the song and gives its `SongResult`."""
-    begun = time.perf_counter()
-    found: FoundSong = pickle.loads(row["found"])
-    song: EncodedSong = pickle.loads(row["encoded"])
-    song_id = song.identity.song_id
-    patiently(lambda: dataset.write_song(job.out, found, song, dataset.split_of(song_id, job.validation_share)), job)
-    job.ledger.done.remote("write", 1, song.duration_s, time.perf_counter() - begun)
-    whole = song.rejects[0] if song.rejects and not song.segments else None
-    result = SongResult(
-        url=found.url,
-        song_id=song_id,
-        stored=bool(song.segments),
-        rejected_by=whole.stage if whole else "",
-        reason=whole.reason if whole else "",
-        audio_s=song.duration_s,
-    )
-    return {"result": pickle.dumps(result)}
-
-
-def attempts(job: Job, stage: str, songs: dict[int, str], fatal: Callable[[int], None]) -> Iterator[list[int]]:
-    """The songs (index → id) in the groups in which to work on them: all together, but each by itself once a process died over it.
-
-    `fatal` is called for each over which too many died.
-    """
-    import ray
-
-    counts = dict(zip(songs, ray.get([job.ledger.attempt.remote(stage, song) for song in songs.values()]), strict=True))
-    if together := [index for index, count in counts.items() if count == 1]:
-        yield together
-    for index, count in counts.items():
-        if count > MAX_ATTEMPTS:
-            fatal(index)
-        elif count > 1:
-            yield [index]
-
-
-def died(stage: str) -> str:
-    return f"{MAX_ATTEMPTS} processes died while they tried to {stage} it (out of memory?): give the workers more, or leave it out"
-
-
-def patiently(work: Callable[[], Result], job: Job) -> Result:
-    """`work()`, again while the storage cannot be reached, for as long as the config's patience lasts."""
-    give_up_s = time.monotonic() + job.storage_patience_s
-    pause_s = STORAGE_PAUSE_S
-    while True:
-        try:
-            return work()
-        except UnreachableStorageError as error:
-            if time.monotonic() + pause_s > give_up_s:
-                raise
-            log.warning("%s; again in %.0f s", error, pause_s)
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, 30.0)
-
-
-def failed_song(found: FoundSong, reject: Reject) -> ReadSong:
-    """A song that could not be had."""
-    return ReadSong(identity=unknown_identity(found), reject=reject)
-
-
-def pickled(values: Sequence[Any]) -> pa.Array:
-    """Large: two gigabytes are 25 songs."""
-    return pa.array([pickle.dumps(value, protocol=5) for value in values], pa.large_binary())
-
-
-@lru_cache(maxsize=1)
-def decoder() -> Decoder:
-    """This worker's own, with its child process; both end with the worker."""
-    return Decoder()
-
-
-@lru_cache(maxsize=2)
-def stops_of(reference: Any) -> Stops:
-    """What the driver put into the object store, once a worker."""
-    import ray
-
-    stops: Stops = ray.get(reference)
-    return stops
 
 
 def least_cpus(separates: bool) -> int:

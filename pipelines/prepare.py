@@ -19,9 +19,8 @@ from infra.storage import Place
 from pipelines import dataset, progress
 from pipelines.acquire import AcquireConfig
 from pipelines.commits import finish
-from pipelines.dataset import Stored
 from pipelines.encode import open_codec
-from pipelines.graph import Job, SongResult, Workers, plan_workers, run_graph
+from pipelines.graph import Workers, plan_workers, run_graph
 from pipelines.ledger import start_ledger
 from pipelines.read import Stops
 from pipelines.segment import SegmentConfig
@@ -29,7 +28,9 @@ from pipelines.separate import open_separator
 from pipelines.settle import Recordings, settle
 from pipelines.shared_hosts import start_shared_hosts
 from pipelines.songs import FoundSong
-from pipelines.sources import Source, list_songs, parse_source
+from pipelines.sources import CatalogueConfig, Source, list_songs, parse_source
+from pipelines.stages import Job, SongResult
+from pipelines.stored import Stored, Tables, read_stored
 
 if TYPE_CHECKING:
     from model.codec_base import CodecIdentity
@@ -77,6 +78,7 @@ class PrepareConfig:
     """How long a stage waits for a storage that does not answer, before the run ends (and goes on when it is run again)."""
     segment: SegmentConfig = field(default_factory=SegmentConfig)
     acquire: AcquireConfig = field(default_factory=AcquireConfig)
+    catalogue: CatalogueConfig = field(default_factory=CatalogueConfig)
 
     def __post_init__(self) -> None:
         if not 0 < self.validation_share < 1:
@@ -139,7 +141,7 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
     """
     clock = Clock()
     source, out, access = parse_source(config.source), Place(config.out), Settings.from_environment().s3
-    songs = list_songs(source, provider=config.provider)
+    songs = list_songs(source, provider=config.provider, catalogue=config.catalogue)
     out.check()
     if any(song.fetch for song in songs):
         config.acquire.check_identity()
@@ -148,7 +150,8 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
     dataset.begin(out, codec, config.segment, config.validation_share)
     if separator is not None:
         dataset.begin_separation(out, separator.id, separator.weights_sha256)
-    stored = dataset.read_stored(out)
+    tables = Tables()
+    stored = read_stored(out, tables)
     missing = _missing(songs, stored, source, config)
     log.info("%s: %d songs, %d of them to do", source, len(songs), len(missing))
     clock.lap("list")
@@ -160,13 +163,14 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
             clock.lap("start")
             job = _job(config, out, codec, separator)
             job = start_actors(job, source, missing)
+            present = {song.url: song for song in songs}
             recordings = Recordings(out, config.segment.max_fingerprint_errors)
             begun = time.perf_counter()
             with progress.shown(job.ledger, len(missing)):
                 for wave in _waves(missing, config.wave):
                     results = run_wave(job, config, wave, stored, len(missing) - len(done))
                     done += results
-                    stored = settle(out, wave, results, stored, recordings, _elsewhere(source))
+                    stored = settle(out, present, results, stored, recordings, _elsewhere(source), tables)
                     stored, manifest = finish(out, stored, codec, [result.song_id for result in results if result.stored])
             import ray
 

@@ -22,6 +22,7 @@ from model.geometry import SAMPLE_RATE_HZ
 from pipelines.segment import Reject, SegmentConfig, SongIdentity
 from pipelines.songs import SONG_RECORD, FoundSong, MediaFile, Role, SongError
 
+TAKEDOWN = "takedown"  # the stage of a reject that was taken down
 # Ten times what the slowest format needs for the longest song on a busy core.
 DECODE_TIMEOUT_S = 600.0
 
@@ -72,8 +73,7 @@ def read_song(song: FoundSong, access: S3Access | None, config: SegmentConfig, d
         record = Place(song.record, access).read_bytes() if song.record else b"{}"
         identity = _identify(song, [digest for _, digest in files.values()], record, identity.title)
         if identity.song_id in stops.taken:
-            stage = "takedown"
-            raise SongError("this song was taken down from the dataset: remove it from the source too")
+            return ReadSong(identity=identity, reject=taken_down(identity.song_id))
         if identity.song_id in stops.known:
             return ReadSong(identity=identity)
         stage = "decode"
@@ -87,6 +87,11 @@ def read_song(song: FoundSong, access: S3Access | None, config: SegmentConfig, d
         )
     except (SongError, AudioError, MissingObjectError) as error:
         return ReadSong(identity=identity, reject=Reject(stage=stage, reason=str(error)))
+
+
+def taken_down(song_id: str) -> Reject:
+    """Why a song does not come back."""
+    return Reject(stage=TAKEDOWN, reason=f"this recording was taken down from the dataset ({song_id}): remove it from the source too")
 
 
 def unknown_identity(song: FoundSong) -> SongIdentity:

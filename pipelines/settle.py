@@ -5,14 +5,19 @@ One row a recording, none for what is gone. What stays does not depend on the or
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from infra.storage import Place
 from model.fingerprint import FingerprintIndex, bit_error_rate, sketch
 from pipelines import dataset
-from pipelines.dataset import Stored
-from pipelines.graph import SongResult
+from pipelines.read import taken_down
 from pipelines.songs import FoundSong
+from pipelines.stages import SongResult
+from pipelines.stored import Stored, Tables, read_fingerprints, read_stored, read_takedown
 
 FILES_AT_ONCE = 64
 
@@ -20,45 +25,66 @@ Elsewhere = Callable[[Mapping[str, Any]], bool]
 
 
 def settle(
-    out: Place, songs: Sequence[FoundSong], results: Sequence[SongResult], before: Stored, recordings: "Recordings", elsewhere: Elsewhere
+    out: Place,
+    present: Mapping[str, FoundSong],
+    results: Sequence[SongResult],
+    before: Stored,
+    recordings: "Recordings",
+    elsewhere: Elsewhere,
+    tables: Tables,
 ) -> Stored:
-    """What is stored now, one row a recording; `elsewhere` says of a row that its song belongs to another source than `songs`."""
-    now = dataset.read_stored(out)
+    """What is stored now, one row a recording.
+
+    `present` are all songs of the source by address, `results` those that came out of the graph; `elsewhere` says of a row that its song
+    belongs to another source.
+    """
+    now = read_stored(out, tables)
     if not results:
         return now
-    found = {song.url: song for song in songs}
+    worked = {result.url: result.song_id for result in results}
     addresses: dict[str, set[str]] = defaultdict(set)
     for result in results:
         if not result.rejected_by:
             addresses[result.song_id].add(result.url)
     for song_id, urls in addresses.items():
         earlier = before.songs.get(song_id)
+        # The song's earlier address stands while a song is there that nobody has found to be another one.
         stands = earlier is not None and (
-            earlier["url"] in urls
-            or elsewhere(earlier)
-            or (earlier["url"] in found and earlier["url"] not in {result.url for result in results})
+            earlier["url"] in urls or elsewhere(earlier) or (earlier["url"] in present and earlier["url"] not in worked)
         )
         owner = earlier["url"] if earlier is not None and stands else min(urls)
         row = now.songs[song_id]
-        if owner in urls and (row["url"], row["source_version"]) != (owner, found[owner].version):
-            dataset.adopt(out, now, song_id, found[owner])
+        if owner in urls and (row["url"], row["source_version"]) != (owner, present[owner].version):
+            dataset.adopt(out, now, song_id, present[owner])
         for url in sorted(urls - {owner}):
-            dataset.settle_duplicate(out, found[url], song_id, owner)
-    worked = {result.url: result.song_id for result in results}
+            dataset.settle_duplicate(out, present[url], song_id, owner)
     replaced = {
         song_id
         for song_id, row in before.songs.items()
         if row["url"] in worked and worked[row["url"]] != song_id and song_id not in addresses
     }
     dataset.remove_rows(out, now, replaced)
-    now = dataset.read_stored(out)
+    now = read_stored(out, tables)
     copies = recordings.copies(now, {song_id for song_id in addresses if song_id not in before.songs})
-    for song_id, (owner, errors) in copies.items():
-        copy = found[now.songs[song_id]["url"]]
-        how = f"the same recording (fingerprints differ in {errors:.0%} of their bits) as"
-        dataset.settle_duplicate(out, copy, owner, now.songs[owner]["url"], how)
+    for song_id, copy in copies.items():
+        found = present[now.songs[song_id]["url"]]
+        if copy.of in now.songs:
+            how = f"the same recording (fingerprints differ in {copy.bit_errors:.0%} of their bits) as"
+            dataset.settle_duplicate(out, found, copy.of, now.songs[copy.of]["url"], how)
+        else:
+            dataset.write_rejects(out, found, song_id, [taken_down(copy.of)])
     dataset.remove_rows(out, now, copies.keys())
-    return dataset.read_stored(out)
+    return read_stored(out, tables)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy:
+    """A song that is a recording which is there already, or was taken down."""
+
+    of: str
+    """The other's song id."""
+    bit_errors: float
+    """Share of the fingerprints' bits that differ."""
 
 
 class Recordings:
@@ -68,25 +94,30 @@ class Recordings:
         self.out, self.max_errors = out, max_errors
         self.index = FingerprintIndex()
         self.indexed: set[str] = set()
+        self.taken: dict[str, NDArray[np.uint32]] = {}
 
-    def copies(self, stored: Stored, new: set[str]) -> dict[str, tuple[str, float]]:
-        """Of the `new` songs, those that are a recording which is there already: song id → (id of the other, share of bits that differ).
+    def copies(self, stored: Stored, new: set[str]) -> dict[str, Copy]:
+        """Of the `new` songs, by id, those that are a recording which is there already or was taken down.
 
         Of two new ones the one at the lower address stays.
         """
         if not self.max_errors:
             return {}
+        for song_id in stored.taken - self.taken.keys():
+            self.taken[song_id] = read_takedown(self.out, song_id).words
+            self.index.add(song_id, sketch(self.taken[song_id]))
         self._fill(stored, sorted(stored.songs.keys() - self.indexed - new))
         fresh = sorted(new & stored.songs.keys(), key=lambda song_id: stored.songs[song_id]["url"])
-        words = dataset.read_fingerprints(self.out, stored, fresh)
-        copies: dict[str, tuple[str, float]] = {}
+        words = read_fingerprints(self.out, stored, fresh)
+        copies: dict[str, Copy] = {}
         for song_id in (song_id for song_id in fresh if song_id in words):
-            candidates = [other for other in self.index.candidates(sketch(words[song_id])) if other in stored.songs and other != song_id]
-            others = dataset.read_fingerprints(self.out, stored, candidates)
+            candidates = [other for other in self.index.candidates(sketch(words[song_id])) if other != song_id]
+            others = read_fingerprints(self.out, stored, [other for other in candidates if other in stored.songs])
+            others |= {other: self.taken[other] for other in candidates if other in self.taken}
             distances = [(bit_error_rate(words[song_id], theirs), other) for other, theirs in others.items()]
             errors, nearest = min(distances, default=(1.0, ""))
             if errors <= self.max_errors:
-                copies[song_id] = (nearest, errors)
+                copies[song_id] = Copy(of=nearest, bit_errors=errors)
             else:
                 self.index.add(song_id, sketch(words[song_id]))
                 self.indexed.add(song_id)
@@ -99,6 +130,6 @@ class Recordings:
         files = sorted(by_file)
         for start in range(0, len(files), FILES_AT_ONCE):
             group = [song_id for file in files[start : start + FILES_AT_ONCE] for song_id in by_file[file]]
-            for song_id, words in dataset.read_fingerprints(self.out, stored, group).items():
+            for song_id, words in read_fingerprints(self.out, stored, group).items():
                 self.index.add(song_id, sketch(words))
             self.indexed.update(group)

@@ -4,9 +4,7 @@ The order: first a note that the song is not wanted, which every later run obeys
 left. Killed anywhere, the same command (or the next prepare) ends the work.
 """
 
-import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from infra.errors import UserError
 from infra.records import read_manifest
@@ -17,6 +15,9 @@ from model.codec_base import CodecIdentity
 from pipelines import dataset
 from pipelines.acquire import remove_media
 from pipelines.commits import finish
+from pipelines.read import taken_down
+from pipelines.songs import FoundSong
+from pipelines.stored import note_takedown, read_stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,20 +56,21 @@ def takedown(config: TakedownConfig) -> TakedownSummary:
     """Remove the song; UserError when the dataset never held it."""
     data = Place(config.data)
     manifest = read_manifest(data)
-    stored = dataset.read_stored(data)
+    stored = read_stored(data)
     row = stored.songs.get(config.song)
     digests = digests_with(data, config.song)
     if row is None and not digests and config.song not in stored.taken:
         raise UserError(f"{data} holds no song {config.song!r}: give a song_id of {data}/songs/*.parquet")
-    note = {"song_id": config.song, "taken_down": datetime.now(UTC).isoformat(timespec="seconds")}
-    (data / dataset.TAKEDOWNS / f"{config.song}.json").put_if_absent((json.dumps(note, indent=1) + "\n").encode())
-    urls = {str(row["url"])} if row else set()
-    urls |= {str(reject["url"]) for reject in stored.rejects if reject["song_id"] == config.song}
+    note_takedown(data, stored, config.song)
     codec = CodecIdentity(id=manifest.codec_id, weights_sha256=manifest.codec_weights_sha256)
-    finish(data, dataset.read_stored(data), codec, ())
+    finish(data, read_stored(data), codec, ())
     media = Place(config.media) if config.media else data / "media"
-    for url in urls:
-        dataset.rejects_place(data, url).delete()
+    # Its addresses, and those of its copies, stay known as such: the next prepare does not even ask for them.
+    versions = {str(row["url"]): str(row["source_version"])} if row else {}
+    versions |= {str(reject["url"]): str(reject["source_version"]) for reject in stored.rejects if reject["song_id"] == config.song}
+    for url, version in versions.items():
+        found = FoundSong(url=url, source="", version=version)
+        dataset.write_rejects(data, found, config.song, [taken_down(config.song)])
         remove_media(media, url)
     return TakedownSummary(
         song_id=config.song,

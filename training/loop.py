@@ -90,11 +90,11 @@ def run(
     shared = {"crop_frames": config.crop_frames, "timesteps": timesteps, "micro_batch": config.micro_batch}
     ranks = {"rank": workers.rank, "world_size": workers.size}
     batches = Batches(
-        read_latents(data, "train"), statistics, seed=config.seed, batch_size=config.batch_size,
+        read_latents(data, "train", manifest), statistics, seed=config.seed, batch_size=config.batch_size,
         condition_dropout=config.condition_dropout, **shared, **ranks,
     )  # fmt: skip
     held_out = validation_batches(
-        read_latents(data, "validation"), statistics, segments=config.validation_segments,
+        read_latents(data, "validation", manifest), statistics, segments=config.validation_segments,
         per_segment=config.validation_timesteps, **shared, **ranks,
     )  # fmt: skip
     held_out = [[at_work(config, batch, teacher, workers.device) for batch in group] for group in held_out]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from infra.benchmarks.plan_waves import Cluster, Stage, Wave
+from pipelines.stored import read_stored
 
 if TYPE_CHECKING:
     from pipelines.songs import FoundSong
@@ -39,9 +40,9 @@ def timed_song(song: "FoundSong", out: str, stems: "tuple[np.ndarray, np.ndarray
     from infra.benchmarks import prepare
     from infra.storage import Place
     from pipelines import dataset
-    from pipelines.graph import decoder, segment_read
     from pipelines.read import Stops, read_song
     from pipelines.segment import SegmentConfig
+    from pipelines.stages import decoder, segment_read
 
     assert prepare._encoder is not None
     encoder, config = prepare._encoder, SegmentConfig()
@@ -132,7 +133,7 @@ def rows_s(folder: Path, out: Path) -> tuple[float, float, float]:
 
     def read_s() -> float:
         begun = time.perf_counter()
-        if len(dataset.read_stored(Place(str(folder))).songs) != ROWS:
+        if len(read_stored(Place(str(folder))).songs) != ROWS:
             raise SystemExit("not every row was read")
         return (time.perf_counter() - begun) / ROWS
 

@@ -23,9 +23,9 @@ from infra.storage import Place
 from model.geometry import SAMPLE_RATE_HZ
 from pipelines.check import CheckConfig, check
 from pipelines.corpus import compose, render
-from pipelines.graph import MAX_ATTEMPTS, Job, attempts
 from pipelines.ledger import start_ledger
 from pipelines.prepare import PrepareConfig, prepare
+from pipelines.stages import MAX_ATTEMPTS, Job, attempts
 from tests.demucs_parts import write_tiny_repository
 
 pytestmark = pytest.mark.ray

@@ -10,10 +10,11 @@ from infra.records import REJECTS
 from infra.storage import Place
 from infra.tables import read_table
 from model.codec_base import CodecIdentity
-from pipelines.dataset import DUPLICATE, Stored, begin, settle_duplicate, write_rejects, write_song
+from pipelines.dataset import begin, settle_duplicate, write_rejects, write_song
 from pipelines.encode import EncodedSong
 from pipelines.segment import Reject, SegmentConfig, SongIdentity
 from pipelines.songs import FoundSong
+from pipelines.stored import DUPLICATE, Stored
 
 
 def song(url: str, version: str = "1") -> dict[str, Any]:

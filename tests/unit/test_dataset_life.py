@@ -23,6 +23,7 @@ from pipelines.compact import CompactConfig, compact
 from pipelines.encode import EncodedSegment, EncodedSong
 from pipelines.segment import Reject, SongIdentity
 from pipelines.songs import FoundSong
+from pipelines.stored import read_stored
 from pipelines.takedown import TakedownConfig, takedown
 
 CODEC = CodecIdentity(id="tiny", weights_sha256="ab" * 32)
@@ -53,7 +54,7 @@ def write(out: Place, *seeds: int) -> None:
 
 
 def commit_all(out: Place) -> None:
-    finish(out, dataset.read_stored(out), CODEC, ())
+    finish(out, read_stored(out), CODEC, ())
 
 
 def seen(out: Place) -> list[str]:
@@ -140,10 +141,13 @@ def test_a_takedown_leaves_nothing_of_the_song_and_names_who_heard_it(out: Place
     assert victim not in seen(out)
     assert len(seen(out)) == 7
     assert not any(song == victim for song, _ in globbed(out))
-    for place in (out / "songs").list() + (out / "rejects").list():
+    for place in (out / "songs").list():
         assert victim not in pq.read_table(place.path)["song_id"].to_pylist()
+    rejects = {row["url"]: row["stage"] for row in read_stored(out).rejects}
+    assert rejects == {"/songs/3": "takedown", "/songs/copy": "takedown"}, "neither is asked for again"
+    assert read_stored(out).done({}).keys() >= rejects.keys()
     assert check(CheckConfig(data=str(out))).faults == ()
-    assert victim in dataset.read_stored(out).taken
+    assert victim in read_stored(out).taken
     write(out, 3)  # a prepare that was running meanwhile
     commit_all(out)
     assert victim not in seen(out)

@@ -30,6 +30,7 @@ from pipelines.dataset_sample import draw_songs
 from pipelines.encode import EncodedSegment, EncodedSong, Encoder
 from pipelines.segment import Reject, SegmentConfig, SongIdentity, segment_audio
 from pipelines.songs import FoundSong
+from pipelines.stored import read_stored
 
 TITLE = """<script>alert("title")</script> & 'quotes'"""
 ADDRESSES = ("https://example.org/1.flac?q=<b>&x", "javascript:alert(1)")
@@ -55,7 +56,7 @@ def songs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, dict[str, np
         found = FoundSong(url=f"/rejected/{index}", source="pairs", version="1")
         gate = [Reject(stage="gate", segment=index, reason=f"segment {index} at 0.0 s: voice in {index}.1% of it, less than 5%")]
         dataset.write_rejects(out, found, f"rejected-{index}", gate if index else [Reject(stage="decode", reason="<img src=x onerror=y>")])
-    finish(out, dataset.read_stored(out), codec, ())
+    finish(out, read_stored(out), codec, ())
     return out, heard
 
 
@@ -92,7 +93,7 @@ def tiny(out: Place, songs: int = 6, train: int = 4) -> Place:
         identity = SongIdentity(song_id=f"{seed:016x}", audio_sha256=f"{seed:064x}", title=f"song {seed}")
         song = EncodedSong(identity=identity, duration_s=150.0, segments=tuple(segments), rejects=())
         dataset.write_song(out, FoundSong(url=f"/{seed}", source="pairs", version="1"), song, "train" if seed < train else "validation")
-    finish(out, dataset.read_stored(out), UNKNOWN, ())
+    finish(out, read_stored(out), UNKNOWN, ())
     return out
 
 
@@ -242,9 +243,9 @@ def test_without_its_codec_the_page_says_why_there_is_no_sound(tmp_path: Path, t
 
 def test_only_songs_of_the_commit_count_and_missing_ones_are_said(tmp_path: Path) -> None:
     data, out = tiny(Place(str(tmp_path / "data")), songs=3, train=2), tmp_path / "out"
-    dataset.write_row(data, {**dataset.read_stored(data).whole_row(data, f"{1:016x}"), "song_id": "f" * 16})
+    dataset.write_row(data, {**read_stored(data).whole_row(data, f"{1:016x}"), "song_id": "f" * 16})
     (data / f"latents/split=train/{'f' * 16}.parquet").write_bytes((data / f"latents/split=train/{1:016x}.parquet").read_bytes())
-    assert len(dataset.read_stored(data).songs) == 4
+    assert len(read_stored(data).songs) == 4
     assert ask(data, out, pairs=0).total.songs == 3
     dataset.song_place(data, f"{1:016x}").delete()
     report = ask(data, out, pairs=0)

@@ -13,6 +13,7 @@ from pipelines import dataset
 from pipelines.corpus import compose, render
 from pipelines.demo_latents import DemoLatentsConfig, at_speed, make_demo_latents, take_seed, take_splits
 from pipelines.segment import SegmentConfig
+from pipelines.stored import read_stored
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_takes_of_a_song_share_its_split(config: DemoLatentsConfig) -> None:
 def test_takes_of_another_generator_are_made_again_in_their_split(config: DemoLatentsConfig) -> None:
     made = make_demo_latents(config)
     out = Place(config.out)
-    stored = dataset.read_stored(out)
+    stored = read_stored(out)
     row = min(stored.songs.values(), key=lambda row: row["url"])
     dataset.write_row(out, {**stored.whole_row(out, row["song_id"]), "song_id": "0" * 16, "source_version": "generator 0"})
     dataset.latents_place(out, "0" * 16, row["split"]).write_bytes(b"")
@@ -69,7 +70,7 @@ def test_takes_of_another_generator_are_made_again_in_their_split(config: DemoLa
     again = make_demo_latents(config)
     assert again.made == 1
     assert again.manifest == made.manifest
-    takes = {one["url"]: one["split"] for one in dataset.read_stored(out).songs.values()}
+    takes = {one["url"]: one["split"] for one in read_stored(out).songs.values()}
     assert {split for url, split in takes.items() if take_seed(url) == take_seed(row["url"])} == {row["split"]}
     assert len(takes) == made.manifest.counts.songs
 
