@@ -31,6 +31,7 @@ from pipelines.stages import (
 
 # A pipeline that stands still for so long is stuck. Ray's own limit is half an hour.
 NO_PROGRESS_S = 900.0
+SONGS_A_TASK = 4
 # Of each GPU, when songs are separated: it costs several times what encoding costs.
 SEPARATION_SHARE = 0.75
 
@@ -60,8 +61,11 @@ def run_graph(job: Job, workers: Workers, songs: Sequence[FoundSong], stops: Sto
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_S
     shared = ray.put(stops)
+    # A task costs two busy cores some 30 ms, whatever it does. Where songs are large on their way, each is a task of its own.
+    at_once = min(SONGS_A_TASK, max(1, len(songs) // (8 * workers.encoders))) if workers.together else 1
     with DataContext.current(context):
-        rows: ray.data.Dataset = ray.data.from_items([{"found": pickle.dumps(song)} for song in songs], override_num_blocks=len(songs))
+        blocks = -(-len(songs) // at_once)
+        rows: ray.data.Dataset = ray.data.from_items([{"found": pickle.dumps(song)} for song in songs], override_num_blocks=blocks)
 
         def with_actors(rows: "ray.data.Dataset", stage: type, count: int, gpus: float, **given: Any) -> "ray.data.Dataset":
             return rows.map_batches(

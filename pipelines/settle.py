@@ -88,7 +88,7 @@ class Copy:
 
 
 class Recordings:
-    """Sketches of the dataset's songs, to find a recording again; filled when first asked, 256 bytes a song."""
+    """Sketches of the dataset's songs, to find a recording again; filled when first asked, half a kilobyte a song."""
 
     def __init__(self, out: Place, max_errors: float) -> None:
         self.out, self.max_errors = out, max_errors

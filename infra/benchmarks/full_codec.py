@@ -7,7 +7,6 @@ Without a folder (the hub's model_config.json and model.safetensors) weights are
 
 import argparse
 import gc
-import resource
 import sys
 import tempfile
 import time
@@ -19,6 +18,8 @@ from unittest import mock
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from infra.benchmarks.subject import Memory
 
 if TYPE_CHECKING:
     from model.codec import Codec, Precision
@@ -43,29 +44,6 @@ def snr_db(exact: torch.Tensor, other: torch.Tensor) -> float:
     """Level of a signal above the difference between it and another."""
     exact, other = exact.double(), other.double()
     return float(10 * torch.log10(exact.square().mean() / (exact - other).square().mean()))
-
-
-class Memory:
-    """Peak memory since `forget`: of the device where there is one, else resident memory of this process."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.status, self.clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-    def forget(self) -> None:
-        """Begins anew; elsewhere than on Linux and CUDA the peak is that of the whole process."""
-        if self.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        elif self.clear.exists():
-            self.clear.write_text("5")
-
-    def peak_gb(self) -> float:
-        """GB = 1e9 bytes."""
-        if self.device == "cuda":
-            return torch.cuda.max_memory_allocated() / 1e9
-        if self.status.exists():
-            return next(int(line.split()[1]) for line in self.status.read_text().splitlines() if line.startswith("VmHWM")) * 1024 / 1e9
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
 
 
 def speeds(load: Callable[["Precision"], "Codec"], rounds: int) -> Iterator[str]:

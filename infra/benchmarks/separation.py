@@ -6,7 +6,6 @@ and demucs.api stands beside it where it is a folder. Figures and their machine:
 """
 
 import argparse
-import resource
 import sys
 import tempfile
 import time
@@ -20,34 +19,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from infra.benchmarks.subject import Memory
+
 if TYPE_CHECKING:
     from model.separator import Separator
 
 Stems = tuple[np.ndarray, np.ndarray]
 RATE_HZ = 44_100
-
-
-class Memory:
-    """Peak memory since `forget`: of the device where there is one, else resident memory of this process."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.status, self.clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-    def forget(self) -> None:
-        """Begins anew; elsewhere than on Linux and CUDA the peak is that of the whole process."""
-        if self.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        elif self.clear.exists():
-            self.clear.write_text("5")
-
-    def peak_gb(self) -> float:
-        """GB = 1e9 bytes."""
-        if self.device == "cuda":
-            return torch.cuda.max_memory_allocated() / 1e9
-        if self.status.exists():
-            return next(int(line.split()[1]) for line in self.status.read_text().splitlines() if line.startswith("VmHWM")) * 1024 / 1e9
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
 
 
 def song(duration_s: float) -> np.ndarray:
