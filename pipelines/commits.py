@@ -6,7 +6,7 @@ the manifest sees one commit, before or after; a kill at any point leaves one of
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 LEAST_DEVIATION = 1e-4
 
 
-def commit(out: Place, stored: Stored, codec: "CodecIdentity") -> Manifest | None:
-    """Make `stored` what readers see, and remove the rest; None, and no manifest, when not one song is left."""
+def commit(out: Place, stored: Stored, codec: "CodecIdentity", *, keep: Set[str] = frozenset()) -> Manifest | None:
+    """Make `stored` what readers see, and remove the rest but for `keep`; None, and no manifest, when not one song is left."""
     if not stored.songs:
         (out / MANIFEST).delete()  # an earlier one would vouch for songs that are gone
-        _collect(out, stored, frozenset())
+        _collect(out, stored, keep)
         return None
     files = _without_the_gone(out, stored)
     manifest = describe(out, stored, codec)
@@ -50,17 +50,19 @@ def commit(out: Place, stored: Stored, codec: "CodecIdentity") -> Manifest | Non
         unchanged = False
     if not unchanged:
         (out / MANIFEST).write_bytes(manifest.to_json().encode())
-    _collect(out, stored, frozenset(files.values()))
+    _collect(out, stored, keep | set(files.values()))
     return manifest
 
 
-def finish(out: Place, stored: Stored, codec: "CodecIdentity", prepared: Sequence[str]) -> tuple[Stored, Manifest | None]:
-    """Balance the splits and commit; what is stored after it, and the manifest."""
+def finish(
+    out: Place, stored: Stored, codec: "CodecIdentity", prepared: Sequence[str], *, keep: Set[str] = frozenset()
+) -> tuple[Stored, Manifest | None]:
+    """Balance the splits and commit; what is stored after it, and the manifest. `keep` are files of songs that wait for another commit."""
     # Before the first manifest nobody has trained on a split, so any song may move.
     movable = prepared if (out / MANIFEST).exists() else list(stored.songs)
     if balance(out, stored, movable):
-        stored = read_stored(out)
-    return stored, commit(out, stored, codec)
+        stored = read_stored(out).only(stored.songs.keys())
+    return stored, commit(out, stored, codec, keep=keep)
 
 
 def _without_the_gone(out: Place, stored: Stored) -> dict[str, str]:
@@ -82,7 +84,7 @@ def _without_the_gone(out: Place, stored: Stored) -> dict[str, str]:
     return files
 
 
-def _collect(out: Place, stored: Stored, files: frozenset[str]) -> None:
+def _collect(out: Place, stored: Stored, files: Set[str]) -> None:
     """Delete latents that the commit does without (what a kill, a replaced or a removed song left), and rows of songs taken down."""
     for split in SPLITS:
         for place in (out / f"latents/split={split}").list(suffix=".parquet"):

@@ -59,6 +59,10 @@ def compact(config: CompactConfig) -> CompactSummary:
     data = Place(config.data)
     manifest = read_manifest(data)
     stored = read_stored(data)
+    if waiting := len(stored.songs.keys() - stored.committed):
+        raise UserError(
+            f"{data} holds {waiting} songs that are in no commit yet: end the prepare that runs, or run it again, and then compact"
+        )
     before = _files(stored)
     files = dict(stored.files)
     for split in SPLITS:

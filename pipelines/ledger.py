@@ -4,6 +4,7 @@ One `Ledger` is an actor of a run, on whichever node has room; stages tell it wh
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,11 @@ class Ledger:
         """How often this stage has begun this song, this time included."""
         self.attempts[stage, song] += 1
         return self.attempts[stage, song]
+
+    def survived(self, stage: str, songs: Sequence[str]) -> None:
+        """These are through the stage: what ends their process later is not theirs."""
+        for song in songs:
+            self.attempts.pop((stage, song), None)
 
     def done(self, stage: str, songs: int, audio_s: float, busy_s: float) -> None:
         """A stage has done so much."""

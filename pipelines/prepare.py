@@ -25,7 +25,7 @@ from pipelines.ledger import start_ledger
 from pipelines.read import Stops
 from pipelines.segment import SegmentConfig
 from pipelines.separate import open_separator
-from pipelines.settle import Recordings, settle
+from pipelines.settle import Recordings, settle, without_copies
 from pipelines.shared_hosts import start_shared_hosts
 from pipelines.songs import FoundSong
 from pipelines.sources import CatalogueConfig, Source, list_songs, parse_source
@@ -177,6 +177,8 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
             table = tuple(progress.table(ray.get(job.ledger.read_totals.remote()), time.perf_counter() - begun))
         clock.lap("run")
     else:
+        # What a killed run wrote and never settled is in no commit yet.
+        stored = without_copies(out, stored, Recordings(out, config.segment.max_fingerprint_errors), tables)
         stored, manifest = finish(out, stored, codec, ())
     clock.lap("commit")
     current = {song.url for song in songs}

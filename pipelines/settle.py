@@ -65,16 +65,22 @@ def settle(
     }
     dataset.remove_rows(out, now, replaced)
     now = read_stored(out, tables)
-    copies = recordings.copies(now, {song_id for song_id in addresses if song_id not in before.songs})
+    return without_copies(out, now, recordings, tables)
+
+
+def without_copies(out: Place, now: Stored, recordings: "Recordings", tables: Tables) -> Stored:
+    """What is stored without the songs, of those in no commit yet, whose recording is there already or was taken down."""
+    copies = recordings.copies(now, now.songs.keys() - now.committed)
     for song_id, copy in copies.items():
-        found = present[now.songs[song_id]["url"]]
+        row = now.songs[song_id]
+        found = FoundSong(url=row["url"], source=row["source"], version=row["source_version"])
         if copy.of in now.songs:
             how = f"the same recording (fingerprints differ in {copy.bit_errors:.0%} of their bits) as"
             dataset.settle_duplicate(out, found, copy.of, now.songs[copy.of]["url"], how)
         else:
             dataset.write_rejects(out, found, song_id, [taken_down(copy.of)])
     dataset.remove_rows(out, now, copies.keys())
-    return read_stored(out, tables)
+    return read_stored(out, tables) if copies else now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +107,7 @@ class Recordings:
 
         Of two new ones the one at the lower address stays.
         """
-        if not self.max_errors:
+        if not new or not self.max_errors:
             return {}
         for song_id in stored.taken - self.taken.keys():
             self.taken[song_id] = read_takedown(self.out, song_id).words

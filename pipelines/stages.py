@@ -262,13 +262,14 @@ def attempts(job: Job, stage: str, songs: dict[int, str], fatal: Callable[[int],
     import ray
 
     counts = dict(zip(songs, ray.get([job.ledger.attempt.remote(stage, song) for song in songs.values()]), strict=True))
-    if together := [index for index, count in counts.items() if count == 1]:
-        yield together
-    for index, count in counts.items():
-        if count > MAX_ATTEMPTS:
-            fatal(index)
-        elif count > 1:
-            yield [index]
+    groups = [[index for index, count in counts.items() if count == 1], *([index] for index, count in counts.items() if count > 1)]
+    for group in filter(None, groups):
+        if counts[group[0]] > MAX_ATTEMPTS:
+            fatal(group[0])
+        else:
+            yield group
+        # Ray runs a task again as a whole: songs that were through before another one ended it must not be counted with that one.
+        job.ledger.survived.remote(stage, [songs[index] for index in group])
 
 
 def urls_of(batch: pa.Table) -> list[str]:

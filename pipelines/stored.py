@@ -45,6 +45,8 @@ class Stored:
     """Song id → the file of its latents, below the dataset."""
     row_files: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Song id → the files in songs/ that hold its row; songs that were taken down are among them."""
+    committed: frozenset[str] = frozenset()
+    """Song ids of the last commit; the others are what a run has written since, or left when it was killed."""
     taken: frozenset[str] = frozenset()
     """Song ids that were taken down: they never come back."""
 
@@ -99,7 +101,8 @@ def read_stored(out: Place, tables: Tables | None = None) -> Stored:
     tables = tables or Tables()
     names = {f"latents/{name}" for name, _ in (out / "latents").entries() if name.endswith(".parquet")}
     taken = frozenset(place.name.removesuffix(".json") for place in (out / TAKEDOWNS).list(suffix=".json"))
-    joined = {song_id: file for song_id, file in _snapshot_files(out).items() if file.rpartition("/")[2].startswith(PART)}
+    committed = _snapshot_files(out)
+    joined = {song_id: file for song_id, file in committed.items() if file.rpartition("/")[2].startswith(PART)}
     held = tables.songs.read(out / "songs")
     row_files: dict[str, tuple[str, ...]] = {}
     for name, rows in held.items():
@@ -124,6 +127,7 @@ def read_stored(out: Place, tables: Tables | None = None) -> Stored:
         table=whole.take(pa.array([first[song_id] for song_id in order], pa.int64())),
         files=files,
         row_files=row_files,
+        committed=frozenset(committed),
         taken=taken,
     )
 

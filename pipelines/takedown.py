@@ -63,7 +63,10 @@ def takedown(config: TakedownConfig) -> TakedownSummary:
         raise UserError(f"{data} holds no song {config.song!r}: give a song_id of {data}/songs/*.parquet")
     note_takedown(data, stored, config.song)
     codec = CodecIdentity(id=manifest.codec_id, weights_sha256=manifest.codec_weights_sha256)
-    finish(data, read_stored(data), codec, ())
+    now = read_stored(data)
+    # Songs that a prepare has not settled yet are its to commit.
+    waiting = frozenset(file for song_id, file in now.files.items() if song_id not in now.committed)
+    finish(data, now.only(now.committed), codec, (), keep=waiting)
     media = Place(config.media) if config.media else data / "media"
     # Its addresses, and those of its copies, stay known as such: the next prepare does not even ask for them.
     versions = {str(row["url"]): str(row["source_version"])} if row else {}

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from test_dataset_life import CODEC, encoded
 
+from infra.errors import UserError
 from infra.storage import Place
 from model.fingerprint import MOST_BIT_ERRORS
 from pipelines import dataset
 from pipelines.commits import finish
-from pipelines.settle import Recordings, settle
+from pipelines.compact import CompactConfig, compact
+from pipelines.settle import Recordings, settle, without_copies
 from pipelines.songs import FoundSong
 from pipelines.stages import SongResult
 from pipelines.stored import Stored, Tables, read_stored
@@ -41,6 +43,10 @@ class Run:
         recordings = Recordings(self.out, MOST_BIT_ERRORS)
         stored = settle(self.out, self.present, results, before, recordings, lambda _: elsewhere, self.tables)
         finish(self.out, stored, CODEC, ())
+        return self.read()
+
+    def read(self) -> Stored:
+        """What is stored, read from what was kept and anew: equal."""
         after = read_stored(self.out, self.tables)
         whole = read_stored(self.out)
         assert (after.songs, after.files, after.rejects, after.table) == (whole.songs, whole.files, whole.rejects, whole.table)
@@ -102,3 +108,26 @@ def test_a_recording_that_was_taken_down_does_not_come_back_under_another_hash(r
     assert urls(stored) == {"/z"}
     assert {row["url"]: row["stage"] for row in stored.rejects} == {"/a": "takedown", "/again": "takedown"}
     assert urls(run(("/another", 6), words={6: words(9)})) == {"/z", "/another"}
+
+
+def test_what_a_killed_run_wrote_is_settled_by_the_next_though_nothing_is_missing(run: Run) -> None:
+    run(("/a", 1), words={1: words(7)})
+    copy = replace(encoded(2), fingerprint=tuple(words(7).tolist()))
+    dataset.write_song(run.out, FoundSong(url="/copy", source="pairs", version="1"), copy, "train")
+    stored = run.read()
+    assert stored.songs.keys() - stored.committed == {copy.identity.song_id}
+    with pytest.raises(UserError, match="1 songs that are in no commit yet"):
+        compact(CompactConfig(data=str(run.out)))
+    stored = without_copies(run.out, stored, Recordings(run.out, MOST_BIT_ERRORS), run.tables)
+    assert urls(stored) == {"/a"}
+    assert {row["url"]: row["stage"] for row in stored.rejects} == {"/copy": "duplicate"}
+
+
+def test_a_takedown_leaves_what_waits_for_its_commit(run: Run) -> None:
+    stored = run(("/a", 1), ("/b", 2))
+    dataset.write_song(run.out, FoundSong(url="/waiting", source="pairs", version="1"), encoded(3), "train")
+    victim = next(song_id for song_id, row in stored.songs.items() if row["url"] == "/a")
+    takedown(TakedownConfig(data=str(run.out), song=victim))
+    after = run.read()
+    assert urls(after) == {"/b", "/waiting"}
+    assert {after.songs[song_id]["url"] for song_id in after.committed} == {"/b"}
