@@ -14,6 +14,9 @@ from training.distil import DistilConfig
 from training.evaluation import EvaluateConfig
 from training.release import ReleaseConfig
 
+# As a shell says of a process that SIGTERM ended.
+INTERRUPTED = 143
+
 app = App(name="training", help="Train on a latent dataset, score a checkpoint, train the embedded codec.")
 
 
@@ -28,7 +31,7 @@ def train(config: Annotated[TrainConfig, Parameter(name="*")]) -> int:
         f"checkpoint {result.checkpoint}\n"
         f"MLflow run {result.mlflow_run_id} in {result.tracking_uri}\n"
     )
-    return 0
+    return INTERRUPTED if result.stopped else commands.DONE
 
 
 @app.command
@@ -36,9 +39,10 @@ def distil(config: Annotated[DistilConfig, Parameter(name="*")]) -> int:
     """Teach a checkpoint's music to students of fewer steps."""
     from training.distil import distil as run
 
-    for result in run(config):
+    results = run(config)
+    for result in results:
         sys.stdout.write(f"{result.checkpoint}: step {result.step} ({result.ended}), loss {result.metrics['train_loss']:.4g}\n")
-    return 0
+    return INTERRUPTED if results[-1].stopped else commands.DONE
 
 
 @app.command

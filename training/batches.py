@@ -81,8 +81,8 @@ class Batches:
         self.store, self.statistics, self.seed, self.timesteps = store, statistics, seed, timesteps
         self.crop_frames = min(crop_frames, store.vocal_RCT.shape[2])
         self.batch_size, self.micro_batch, self.condition_dropout = batch_size, micro_batch, condition_dropout
-        share = batch_size // world_size
-        self.slots = range(rank * share, (rank + 1) * share)
+        # Shares differ by one segment at most.
+        self.slots = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
     def at(self, step: int) -> list[Batch]:
         """This rank's micro-batches of one step: a function of (seed, step) alone."""

@@ -57,6 +57,8 @@ class TrainConfig:
     preset: Literal["paper", "small"] = "paper"
     workers: int = 1
     """Ray Train workers; 0 runs the loop in this process, without Ray."""
+    min_workers: int = 0
+    """Elastic: begin and go on with as few workers as this when the cluster has no room for all; 0 waits for all of them."""
     resume: bool = False
     """Go on from the run at `out`; starts it if there is none."""
     init: str | None = None
@@ -67,11 +69,13 @@ class TrainConfig:
     batch_size: int = 16
     """Segments a step over all workers."""
     micro_batch_size: int = 0
-    """Segments a worker puts through the network at once; gradients accumulate over the rest of its share. 0 = its whole share."""
+    """The most segments that a worker puts through the network at once; gradients accumulate over the rest. 0 = its whole share."""
     crop_frames: int = 0
     """Frames of each random crop; 1,024 is the whole segment."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """auto = bf16 where there is a GPU that has it, else float32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of the step; auto = on a GPU."""
 
     learning_rate: float = 0.0
     warmup_steps: int = 0
@@ -124,6 +128,7 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, below 1: give a positive number, or leave it out")
         for name in (
             "workers",
+            "min_workers",
             "micro_batch_size",
             "warmup_steps",
             "patience",
@@ -137,12 +142,12 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, below 0: give 0 or more")
         if self.crop_frames > SEGMENT_FRAMES:
             raise ValueError(f"crop_frames is {self.crop_frames}, over the {SEGMENT_FRAMES} of a segment: give at most that")
-        if self.batch_size % max(self.workers, 1):
-            raise ValueError(f"batch_size {self.batch_size} cannot be shared by {self.workers} workers: choose a multiple of the workers")
-        if self.micro_batch_size and self.share % self.micro_batch_size:
+        if self.workers > self.batch_size:
             raise ValueError(
-                f"micro_batch_size {self.micro_batch_size} does not divide a worker's share of {self.share}: choose a divisor of it"
+                f"batch_size {self.batch_size} leaves some of {self.workers} workers nothing: give at most one worker a segment"
             )
+        if self.min_workers > self.workers:
+            raise ValueError(f"min_workers is {self.min_workers}, above the {self.workers} workers: give at most that")
         for name, low, high in (("condition_dropout", 0.0, 1.0), ("ema_decay", 0.0, 1.0), ("final_rate", 0.0, 1.0)):
             if not low <= getattr(self, name) < high:
                 raise ValueError(f"{name} is {getattr(self, name)}, outside [{low}, {high}): choose a share inside")
@@ -155,13 +160,9 @@ class TrainConfig:
             raise ValueError("anneal_by_time is set without max_minutes: give the minutes that the annealing should follow")
 
     @property
-    def share(self) -> int:
-        """Segments a step for one worker."""
-        return self.batch_size // max(self.workers, 1)
-
-    @property
     def micro_batch(self) -> int:
-        return self.micro_batch_size or self.share
+        """The most segments that go through the network at once."""
+        return self.micro_batch_size or self.batch_size
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -174,8 +175,8 @@ class TrainConfig:
 
 # Fields that may differ between a run and its resumption: how long, how many hands, how it is watched.
 WATCHING = (
-    "out", "data", "init", "workers", "resume", "micro_batch_size", "max_minutes", "patience", "log_every", "save_every", "codec",
-    "experiment", "samples", "max_failures",
+    "out", "data", "init", "workers", "min_workers", "resume", "micro_batch_size", "compile", "max_minutes", "patience", "log_every",
+    "save_every", "codec", "experiment", "samples", "max_failures",
 )  # fmt: skip
 MAY_CHANGE = (*WATCHING, "steps", "validate_every", "validation_segments", "anneal_by_time")
 

@@ -70,8 +70,6 @@ class DistilConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, below 1: give a positive number")
         if 2 * self.first_steps > 800:
             raise ValueError(f"first_steps is {self.first_steps}, and its teacher takes twice as many of 800 timesteps: give 400 or fewer")
-        if self.batch_size % max(self.workers, 1):
-            raise ValueError(f"batch_size {self.batch_size} cannot be shared by {self.workers} workers: choose a multiple of the workers")
         steps = self.student_steps
         while 1 <= steps < self.first_steps:
             steps *= 2
@@ -98,6 +96,8 @@ def distil(config: DistilConfig) -> list[TrainResult]:
         teacher = load_checkpoint(localise(place, settings.cache))
         results.append(train(phase_config(config, index, teacher, place)))
         log.info("the student of %d steps is in %s: %s", steps, results[-1].checkpoint, results[-1].ended)
+        if results[-1].stopped:
+            return results
         place = out / f"steps-{steps}" / "best"
     put_folder(out / "best", load_checkpoint(localise(place, settings.cache)))
     return results

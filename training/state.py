@@ -197,10 +197,7 @@ def restore(saved: SavedState, network: nn.Module, average: Average, optimizer: 
     for name, parameter in network.named_parameters():
         moments = {moment: parts["optimizer"].get(f"{name}.{moment}") for moment in MOMENTS}
         optimizer.state[parameter] = {
-            # AdamW counts its steps on the CPU.
-            moment: value.clone() if moment == "step" else value.to(parameter.device, copy=True)
-            for moment, value in moments.items()
-            if value is not None
+            moment: value.to(parameter.device, copy=True) for moment, value in moments.items() if value is not None
         }
     return saved.progress
 
