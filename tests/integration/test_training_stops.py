@@ -88,9 +88,8 @@ def test_sigterm_saves_first(data: str, whole: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_sigterm_reaches_the_workers_of_ray_train(
-    ray_cluster: None, data: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("ray_cluster")
+def test_sigterm_reaches_the_workers_of_ray_train(data: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
@@ -105,7 +104,8 @@ def test_sigterm_reaches_the_workers_of_ray_train(
     end(begin(data, out), 0)
     assert read_saved(Place(str(out))).progress.step == STEPS
     expected, resumed = (
-        [value for row in read_metrics(Place(str(where))) for name, value in row.items() if name == "validation/loss"] for where in (whole, out)
+        [value for row in read_metrics(Place(str(where))) for name, value in row.items() if name == "validation/loss"]
+        for where in (whole, out)
     )
     assert resumed == pytest.approx(expected, rel=1e-3)
 
