@@ -255,21 +255,32 @@ def write_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
 
 
 def attempts(job: Job, stage: str, songs: dict[int, str], fatal: Callable[[int], None]) -> Iterator[list[int]]:
-    """The songs (index → address) in the groups in which to work on them: all together, but each by itself once a process died over it.
-
-    `fatal` is called for each over which too many died.
-    """
+    """The songs (index → address) in the groups in which to work on them, counted by the run's ledger: see `take_turns`."""
     import ray
 
-    counts = dict(zip(songs, ray.get([job.ledger.attempt.remote(stage, song) for song in songs.values()]), strict=True))
-    groups = [[index for index, count in counts.items() if count == 1], *([index] for index, count in counts.items() if count > 1)]
+    def ask(method: str, *given: Any) -> Any:
+        return ray.get(getattr(job.ledger, method).remote(stage, *given))
+
+    yield from take_turns(ask, songs, fatal)
+
+
+def take_turns(ask: Callable[..., Any], songs: dict[int, str], fatal: Callable[[int], None]) -> Iterator[list[int]]:
+    """All songs together, but each by itself once a process died over it; `fatal` is called for each over which too many died.
+
+    `ask(method, addresses)` asks the ledger. A group is counted when it is begun and not before: a song behind the one that ends the
+    process must not be counted with it.
+    """
+    counts: dict[int, int] = dict(zip(songs, ask("begun", list(songs.values())), strict=True))
+    groups = [[index for index, count in counts.items() if not count], *([index] for index, count in counts.items() if count)]
     for group in filter(None, groups):
-        if counts[group[0]] > MAX_ATTEMPTS:
-            fatal(group[0])
-        else:
-            yield group
+        if counts[group[0]] >= MAX_ATTEMPTS:
+            fatal(group[0])  # its count stays: should another one end the task, it is not tried anew
+            continue
+        addresses = [songs[index] for index in group]
+        ask("attempt", addresses)
+        yield group
         # Ray runs a task again as a whole: songs that were through before another one ended it must not be counted with that one.
-        job.ledger.survived.remote(stage, [songs[index] for index in group])
+        ask("survived", addresses)
 
 
 def urls_of(batch: pa.Table) -> list[str]:
