@@ -8,6 +8,7 @@ encoding are one stage: a segment is 17 MB, and copying it between processes cos
 Stages overlap; a stage that is behind holds the ones before it back.
 """
 
+import math
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from pipelines.stages import (
 # A pipeline that stands still for so long is stuck. Ray's own limit is half an hour.
 NO_PROGRESS_S = 900.0
 SONGS_A_TASK = 4
+# Tickets for a task to read and one to write; without them the actors would wait for ever.
+TASK_CPUS = 2
 # Of each GPU, when songs are separated: it costs several times what encoding costs.
 SEPARATION_SHARE = 0.75
 
@@ -97,7 +100,7 @@ def run_graph(job: Job, workers: Workers, songs: Sequence[FoundSong], stops: Sto
 
 def least_cpus(separates: bool) -> int:
     """Tickets that the graph needs: one each for the actors, and for a task to read and one to write."""
-    return 4 if separates else 3
+    return TASK_CPUS + (2 if separates else 1)
 
 
 def plan_workers(
@@ -105,26 +108,39 @@ def plan_workers(
 ) -> Workers:
     """Who gets what of a cluster: a GPU's larger share goes to separation, which costs most; on CPUs the actors leave half to the tasks.
 
-    Raises UserError when the cluster is too small, or the numbers asked for leave nothing to read and write with.
+    An actor takes a CPU beside its share of a GPU, and two CPUs stay to read and write with. Raises UserError when the cluster is too
+    small, or the numbers asked for do not leave them.
     """
     least = least_cpus(separates)
     if cpus < least:
         raise UserError(f"the cluster has {cpus} CPUs, prepare needs {least}: start it with --num-cpus={least} (they are tickets)")
-    pools = 2 if separates else 1
-    encoders = encoders or gpus or max(1, cpus // (2 * pools))
-    separators = (separators or gpus or max(1, cpus // (2 * pools))) if separates else 0
-    if encoders + separators > cpus - (1 if separates else 2) and not gpus:
+    room = cpus - TASK_CPUS
+    default = gpus or max(1, cpus // (4 if separates else 2))
+    if separates:
+        separators = separators or max(1, min(default, room - (encoders or 1)))
+    else:
+        separators = 0
+    encoders = encoders or max(1, min(default, room - separators))
+    if encoders + separators > room:
         raise UserError(
-            f"{encoders} encoders and {separators} separators leave too few of {cpus} CPUs to read and write: choose fewer"
+            f"{encoders} encoders and {separators} separators leave less than {TASK_CPUS} of {cpus} CPUs to read and write: "
+            f"choose at most {room} together"
             if separates
-            else f"{encoders} encoders leave less than 2 of {cpus} CPUs to read and write: choose at most {max(1, cpus - 2)}"
+            else f"{encoders} encoders leave less than {TASK_CPUS} of {cpus} CPUs to read and write: choose at most {room}"
         )
     return Workers(
         downloads=downloads,
         separators=separators,
         encoders=encoders,
-        separator_gpus=min(1.0, SEPARATION_SHARE * gpus / separators) if separates else 0.0,
-        encoder_gpus=min(1.0, ((1 - SEPARATION_SHARE) if separates else 1.0) * gpus / encoders),
+        separator_gpus=_share(SEPARATION_SHARE, separators, gpus),
+        encoder_gpus=_share(1 - SEPARATION_SHARE if separates else 1.0, encoders, gpus),
         batch_songs=batch_songs or (4 if gpus else 1),
         together=not gpus and not separates,
     )
+
+
+def _share(of_each: float, actors: int, gpus: int) -> float:
+    """What one of so many actors takes of one GPU: an actor stands on one device, so the fullest device decides. Ray knows four digits."""
+    if not gpus or not actors:
+        return 0.0
+    return math.floor(of_each / math.ceil(actors / gpus) * 10_000) / 10_000

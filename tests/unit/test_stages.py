@@ -1,6 +1,5 @@
 """Who is counted when a process dies over a song: the one that it died over, and nobody else for long."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,16 +21,15 @@ def work_through(songs: list[str], killers: set[str], *, most_deaths: int) -> tu
 
     for deaths in range(most_deaths + 1):
         done: list[str] = []
-        given_up: list[str] = []
-        fatal: Callable[[int], None] = lambda index, given_up=given_up: given_up.append(songs[index])  # type: ignore[misc]
+        unfit: list[int] = []
         try:
-            for group in take_turns(ask, dict(enumerate(songs)), fatal):
+            for group in take_turns(ask, dict(enumerate(songs)), unfit.append):
                 if killers & {songs[index] for index in group}:
                     raise DiedError
                 done += [songs[index] for index in group]
         except DiedError:
             continue
-        return sorted(done), sorted(given_up), deaths
+        return sorted(done), sorted(songs[index] for index in unfit), deaths
     raise AssertionError("the batch never ends")
 
 
