@@ -14,10 +14,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from infra.decoding import ATTEMPTS as DECODER_ATTEMPTS
 from infra.errors import UserError
-from pipelines.read import Stops
+from pipelines.read import DECODE_TIMEOUT_S, Stops
 from pipelines.songs import FoundSong
 from pipelines.stages import (
+    MAX_ATTEMPTS,
     EncodeRows,
     Job,
     ReadEncodeRows,
@@ -30,8 +32,10 @@ from pipelines.stages import (
     write_row,
 )
 
-# A pipeline that stands still for so long is stuck. Ray's own limit is half an hour.
+# A pipeline that stands still for so long beyond what its slowest step may take is stuck: a cluster may be adding a machine meanwhile.
 NO_PROGRESS_S = 900.0
+# Seconds that a busy core may take to separate or encode one second of audio; it takes about one.
+SLOWEST = 5.0
 SONGS_A_TASK = 4
 # Tickets for a task to read and one to write; without them the actors would wait for ever.
 TASK_CPUS = 2
@@ -62,7 +66,7 @@ def run_graph(job: Job, workers: Workers, songs: Sequence[FoundSong], stops: Sto
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = NO_PROGRESS_S
+    context.execution_no_progress_timeout_s = patience_s(job, workers, songs)
     shared = ray.put(stops)
     # A task costs two busy cores some 30 ms, whatever it does. Where songs are large on their way, each is a task of its own.
     at_once = min(SONGS_A_TASK, max(1, len(songs) // (8 * workers.encoders))) if workers.together else 1
@@ -98,6 +102,19 @@ def run_graph(job: Job, workers: Workers, songs: Sequence[FoundSong], stops: Sto
             yield pickle.loads(row["result"])
 
 
+def patience_s(job: Job, workers: Workers, songs: Sequence[FoundSong]) -> float:
+    """How long the graph may stand still: longer than its longest step as long as that is permitted, as often as it is tried.
+
+    Ray counts what comes out of a stage, not what goes on within: the last song on its way is silence. Ray's own limit is half an hour.
+    """
+    read_s = max(len(song.media) for song in songs) * DECODER_ATTEMPTS * DECODE_TIMEOUT_S
+    compute_s = SLOWEST * job.segment.max_duration_s
+    # The page, then the file.
+    acquire_s = 2 * job.acquire.max_download_s if any(song.fetch for song in songs) else 0.0
+    step_s = workers.batch_songs * (read_s + compute_s) if workers.together else max(acquire_s, read_s, workers.batch_songs * compute_s)
+    return NO_PROGRESS_S + MAX_ATTEMPTS * (job.storage_patience_s + step_s)
+
+
 def least_cpus(separates: bool) -> int:
     """Tickets that the graph needs: one each for the actors, and for a task to read and one to write."""
     return TASK_CPUS + (2 if separates else 1)
@@ -116,10 +133,7 @@ def plan_workers(
         raise UserError(f"the cluster has {cpus} CPUs, prepare needs {least}: start it with --num-cpus={least} (they are tickets)")
     room = cpus - TASK_CPUS
     default = gpus or max(1, cpus // (4 if separates else 2))
-    if separates:
-        separators = separators or max(1, min(default, room - (encoders or 1)))
-    else:
-        separators = 0
+    separators = (separators or max(1, min(default, room - (encoders or 1)))) if separates else 0
     encoders = encoders or max(1, min(default, room - separators))
     if encoders + separators > room:
         raise UserError(

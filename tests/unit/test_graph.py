@@ -1,11 +1,20 @@
-"""Who gets what of a cluster: every actor has a place, and CPUs are left to read and write with."""
+"""Who gets what of a cluster: every actor has a place, CPUs are left to read and write with, and slow work has its time."""
 
+from collections.abc import Iterator
 from itertools import product
 
 import pytest
+from ray.data.exceptions import ExecutionTimeoutError
 
 from infra.errors import UserError
-from pipelines.graph import Workers, least_cpus, plan_workers
+from pipelines import prepare
+from pipelines.acquire import AcquireConfig
+from pipelines.graph import Workers, least_cpus, patience_s, plan_workers
+from pipelines.read import DECODE_TIMEOUT_S
+from pipelines.segment import SegmentConfig
+from pipelines.songs import FoundSong, MediaFile
+from pipelines.stages import Job, SongResult
+from pipelines.stored import Stored
 
 
 def planned(cpus: int, gpus: int, *, separates: bool, encoders: int | None = None, separators: int | None = None) -> Workers:
@@ -61,3 +70,38 @@ def test_separation_gets_every_gpu_before_encoding_does() -> None:
 def test_a_number_asked_for_takes_from_the_other_default() -> None:
     assert planned(8, 4, separates=True, encoders=4).separators == 2
     assert planned(8, 0, separates=True, separators=5).encoders == 1
+
+
+def job(**acquire: float) -> Job:
+    """What `patience_s` reads of a job."""
+    made = Job.__new__(Job)
+    for name, value in {"acquire": AcquireConfig(**acquire), "segment": SegmentConfig(), "storage_patience_s": 300.0}.items():  # type: ignore[arg-type]
+        object.__setattr__(made, name, value)
+    return made
+
+
+def song(files: int, fetch: str = "") -> FoundSong:
+    media = tuple(MediaFile(address=f"/song/{index}.wav", role="accompaniment") for index in range(files))
+    return FoundSong(url="/song", source="pairs", version="1", media=media, fetch=fetch)
+
+
+def test_a_run_waits_longer_than_the_longest_step_that_is_permitted() -> None:
+    """Twenty minutes on a separator slower than real time; a last download; forty files that each take what they may."""
+    config = SegmentConfig()
+    workers = planned(4, 0, separates=True)
+    assert patience_s(job(), workers, [song(1)]) > 4 * config.max_duration_s
+    assert patience_s(job(max_download_s=20_000.0), workers, [song(0, "https://h/x")]) > 20_000
+    assert patience_s(job(), planned(4, 0, separates=False), [song(2), song(40)]) > 40 * DECODE_TIMEOUT_S
+    assert patience_s(job(max_download_s=1e6), workers, [song(1)]) < 1e6, "nothing is downloaded"
+
+
+def test_a_run_that_stands_still_ends_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stands_still(*_: object) -> Iterator[SongResult]:
+        raise ExecutionTimeoutError("no progress for 30000s\nOperators still running:\n  - MapBatches")
+        yield
+
+    monkeypatch.setattr(prepare, "run_graph", stands_still)
+    monkeypatch.setattr(prepare, "_workers", lambda *_: planned(4, 0, separates=False))
+    config = prepare.PrepareConfig(source="pairs:/songs", out="/out")
+    with pytest.raises(UserError, match=r"no progress for 30000s.*what is done is kept.*run it again"):
+        prepare.run_wave(job(), config, [song(1)], Stored(songs={}, rejects=[]), 1)
