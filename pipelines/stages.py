@@ -103,22 +103,28 @@ def acquire_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
     found: FoundSong = pickle.loads(row["found"])
     if not found.fetch or found.fault:
         return {"found": row["found"], "failed": pickle.dumps(None)}
-    failed = None
-    try:
-        acquired = patiently(lambda: acquire_song(found, job.media, job.acquire, job.hosts, Settings.from_environment().cache), job)
+
+    def acquired() -> tuple[FoundSong, Reject | None]:
+        try:
+            song = patiently(lambda: acquire_song(found, job.media, job.acquire, job.hosts, Settings.from_environment().cache), job)
+        except SongError as error:
+            return found, Reject(stage="acquire", reason=str(error))
         # Its version stays that of the list's row, which is what the next run compares.
-        found = replace(acquired, version=found.version)
-    except SongError as error:
-        failed = Reject(stage="acquire", reason=str(error))
+        return replace(song, version=found.version), None
+
+    song, failed = one(job, "acquire", found.url, acquired, lambda reject: (found, reject))
     job.ledger.done.remote("acquire", 1, 0.0, time.perf_counter() - begun)
-    return {"found": pickle.dumps(found), "failed": pickle.dumps(failed)}
+    return {"found": pickle.dumps(song), "failed": pickle.dumps(failed)}
 
 
 def read_row(row: dict[str, Any], job: Job, stops: Any) -> dict[str, Any]:
     """Reads found, and failed where there was something to acquire; gives found and read."""
     found: FoundSong = pickle.loads(row["found"])
     failed: Reject | None = pickle.loads(row["failed"]) if "failed" in row else None
-    song = read(found, job, stops) if failed is None else failed_song(found, failed)
+    if failed is None:
+        song = one(job, "read", found.url, lambda: read(found, job, stops), lambda reject: failed_song(found, reject))
+    else:
+        song = failed_song(found, failed)
     return {"found": row["found"], "read": pickle.dumps(song, protocol=5)}
 
 
@@ -165,7 +171,10 @@ class SeparateRows:
 
 def segment_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
     """Reads found and read; gives found and segmented."""
-    return {"found": row["found"], "segmented": pickle.dumps(segmented(pickle.loads(row["read"]), job), protocol=5)}
+    song: ReadSong = pickle.loads(row["read"])
+    url = pickle.loads(row["found"]).url
+    pieces = one(job, "segment", url, lambda: segmented(song, job), lambda reject: SegmentedSong(identity=song.identity, rejects=(reject,)))
+    return {"found": row["found"], "segmented": pickle.dumps(pieces, protocol=5)}
 
 
 def segmented(song: ReadSong, job: Job) -> SegmentedSong:
@@ -230,8 +239,21 @@ class ReadEncodeRows(EncodeRows):
         self.stops = stops
 
     def encoded(self, batch: pa.Table) -> pa.Table:
-        songs = [segmented(read(pickle.loads(found), self.job, self.stops), self.job) for found in batch["found"].to_pylist()]
+        songs = self.read([pickle.loads(found) for found in batch["found"].to_pylist()])
         return pa.table({"found": batch["found"], "encoded": pickled(self.encode(songs, urls_of(batch)))})
+
+    def read(self, found: Sequence[FoundSong]) -> list[SegmentedSong]:
+        """The songs in their order, in segments."""
+        songs: dict[int, SegmentedSong] = {}
+
+        def fatal(index: int) -> None:
+            reject = Reject(stage="crash", reason=died("read"))
+            songs[index] = SegmentedSong(identity=unknown_identity(found[index]), rejects=(reject,))
+
+        for group in attempts(self.job, "read", {index: song.url for index, song in enumerate(found)}, fatal):
+            for index in group:
+                songs[index] = segmented(read(found[index], self.job, self.stops), self.job)
+        return [songs[index] for index in range(len(found))]
 
 
 def write_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
@@ -262,6 +284,14 @@ def attempts(job: Job, stage: str, songs: dict[int, str], fatal: Callable[[int],
         return ray.get(getattr(job.ledger, method).remote(stage, *given))
 
     yield from take_turns(ask, songs, fatal)
+
+
+def one(job: Job, stage: str, url: str, work: Callable[[], Result], given_up: Callable[[Reject], Result]) -> Result:
+    """`work()` on a single song, counted; once too many processes died over it, what `given_up` makes of the reject."""
+    results: list[Result] = []
+    for _ in attempts(job, stage, {0: url}, lambda _: results.append(given_up(Reject(stage="crash", reason=died(stage))))):
+        results.append(work())
+    return results[0]
 
 
 def take_turns(ask: Callable[..., Any], songs: dict[int, str], fatal: Callable[[int], None]) -> Iterator[list[int]]:
