@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from infra.decoding import Decoder
 from infra.errors import UserError
 from infra.settings import S3Access, Settings
 from infra.storage import Place, UnreachableStorageError
 from model.errors import ModelError
 from pipelines import dataset
 from pipelines.acquire import AcquireConfig, acquire_song, remove_media
+from pipelines.containers import decoder
 from pipelines.encode import EncodedSong, Encoder
 from pipelines.read import TAKEDOWN, ReadSong, Stops, read_song, unknown_identity
 from pipelines.segment import Reject, SegmentConfig, SegmentedSong, middle_fingerprint, segment_audio
@@ -345,12 +345,6 @@ def failed_song(found: FoundSong, reject: Reject) -> ReadSong:
 def pickled(values: Sequence[Any]) -> pa.Array:
     """Large: two gigabytes are 25 songs."""
     return pa.array([pickle.dumps(value, protocol=5) for value in values], pa.large_binary())
-
-
-@lru_cache(maxsize=1)
-def decoder() -> Decoder:
-    """This worker's own, with its child process; both end with the worker."""
-    return Decoder()
 
 
 @lru_cache(maxsize=2)
