@@ -201,6 +201,7 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
 def run_wave(job: Job, config: PrepareConfig, wave: Sequence[FoundSong], stored: Stored, waiting: int) -> list[SongResult]:
     """One wave through the graph; every song of it comes out."""
     import ray
+    from ray.data.exceptions import ExecutionTimeoutError
 
     stops = Stops(known=frozenset(stored.songs), taken=stored.taken)
     results: list[SongResult] = []
@@ -214,6 +215,11 @@ def run_wave(job: Job, config: PrepareConfig, wave: Sequence[FoundSong], stored:
         if reason := ray.get(job.ledger.read_failure.remote()):
             raise UserError(f"{reason} (what is done is kept: run it again to go on)") from error
         raise
+    except ExecutionTimeoutError as error:
+        raise UserError(
+            f"the pipeline stands still ({str(error).splitlines()[0]}): see whether a machine is lost or a worker is stuck "
+            f"(ray status, ray list tasks); what is done is kept: run it again to go on"
+        ) from error
     if len(results) != len(wave):
         raise RuntimeError(f"{len(wave)} songs went in and {len(results)} came out: the pipeline lost some; run it again")
     return results
