@@ -20,14 +20,15 @@ from infra.storage import MissingObjectError, Place
 from infra.tables import read_table, write_table
 from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines.encode import EncodedSegment, EncodedSong
-from pipelines.segment import Reject, SegmentConfig
+from pipelines.segment import Reject, SegmentConfig, SongIdentity
 from pipelines.songs import FoundSong
-from pipelines.stored import DUPLICATE, PART, Stored, read_song
+from pipelines.stored import DUPLICATE, PART, Stored, read_fingerprints, read_song
 
 if TYPE_CHECKING:
     from model.codec_base import CodecIdentity
 
 SEPARATION = "separation.json"
+ORIGINS = ("source", "license")  # what latents/ repeats of a song's row
 
 
 def begin(out: Place, codec: "CodecIdentity", segment: SegmentConfig, validation_share: float) -> None:
@@ -85,6 +86,10 @@ def position(song_id: str) -> float:
 def write_song(out: Place, found: FoundSong, song: EncodedSong, split: Split) -> None:
     """Commit one song: rejects, latents, and last its row."""
     song_id = song.identity.song_id
+    if not song.identity.audio_sha256 and not song.segments:  # nobody has seen its audio: what is stored of this address stands
+        earlier = [row for row in _reject_rows(out, found.url) if row["segment"] is not None]
+        _write_reject_rows(out, found.url, [*reject_rows(found, song_id, song.rejects), *earlier])
+        return
     # A known song comes without either: its files were touched, its segments' rejects stand.
     known = not song.segments and not song.rejects
     write_rejects(out, found, song_id, _segment_rejects(out, found.url, song_id) if known else song.rejects)
@@ -117,21 +122,48 @@ def settle_duplicate(out: Place, found: FoundSong, song_id: str, owner: str, how
     write_rejects(out, found, song_id, [Reject(stage=DUPLICATE, reason=f"{how} {owner}: remove one of them")])
 
 
-def adopt(out: Place, stored: Stored, song_id: str, found: FoundSong) -> None:
-    """A stored song's files were moved or touched: note the new address and version."""
-    row = stored.whole_row(out, song_id)
-    if row["url"] != found.url and (kept := _segment_rejects(out, row["url"], row["song_id"])):
-        write_rejects(out, found, row["song_id"], kept)
-        rejects_place(out, row["url"]).delete()
-    write_row(out, {**row, "url": found.url, "source_version": found.version, "source": found.source})
-    remove_rows(out, stored, {song_id}, keep=[song_place(out, song_id)])
+def adopt(out: Place, stored: Stored, songs: Mapping[str, tuple[FoundSong, SongIdentity]]) -> None:
+    """Stored songs, by id, whose files were moved or touched: note the new address and version, and what the source says of them now.
+
+    Each gets a file of its own for its row; rows in joined files stay until the caller takes them away.
+    """
+    words = read_fingerprints(out, stored, sorted(songs))
+    rows = {}
+    for song_id, (found, identity) in songs.items():
+        row = {**stored.row(song_id), "fingerprint": words.get(song_id), "url": found.url, "source_version": found.version}
+        said = {"source": found.source, "title": identity.title, "artist": identity.artist, "license": identity.license}
+        rows[song_id] = {**row, **said}
+    _rewrite_origins(out, stored, rows)
+    for song_id, row in rows.items():
+        found, url = songs[song_id][0], stored.songs[song_id]["url"]
+        if url != found.url and (kept := _segment_rejects(out, url, song_id)):
+            write_rejects(out, found, song_id, kept)
+            rejects_place(out, url).delete()
+        write_row(out, row)
+
+
+def _rewrite_origins(out: Place, stored: Stored, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Licence and source of these songs' latents as in `rows`, where they differ; each file is replaced at once, whoever shares it."""
+    changed: dict[str, list[str]] = {}
+    for song_id, row in rows.items():
+        if any(row[name] != stored.songs[song_id][name] for name in ORIGINS):
+            changed.setdefault(stored.files[song_id], []).append(song_id)
+    for file, song_ids in sorted(changed.items()):
+        table = read_table([out / file], latents(LATENT_CHANNELS, SEGMENT_FRAMES))
+        held = table["song_id"].to_pylist()
+        for name in ORIGINS:
+            now = {song_id: rows[song_id][name] for song_id in song_ids}
+            values = [now.get(song_id, value) for song_id, value in zip(held, table[name].to_pylist(), strict=True)]
+            index = table.schema.get_field_index(name)
+            table = table.set_column(index, table.schema.field(index), pa.array(values, table.schema.field(index).type))
+        write_table(out / file, table)
 
 
 def balance(out: Place, stored: Stored, movable: Sequence[str]) -> bool:
     """At least one song in each split, as soon as there are two: the lowest (for train: highest) hash among `movable` moves there.
 
-    Whether one moved. It moves only while its new split is empty, so that the next run finds it settled. Its row goes first and comes back
-    last: a kill in between leaves a song that the next run writes again.
+    Whether one moved. It moves only while its new split is empty, so that the next run finds it settled. Its latents come first, then its
+    row, so that it is whole in the one split or in the other; the next commit removes the latents that it left.
     """
     moved = False
     for split, pick in (("validation", min), ("train", max)):
@@ -142,9 +174,9 @@ def balance(out: Place, stored: Stored, movable: Sequence[str]) -> bool:
         song_id = pick(candidates, key=position)
         row = {**stored.whole_row(out, song_id), "split": split}
         table = read_song(out, stored, song_id)
-        remove_rows(out, stored, {song_id})
         write_table(latents_place(out, song_id, split), table)
         write_row(out, row)
+        remove_rows(out, stored, {song_id}, keep=[song_place(out, song_id)])
         moved = True
     return moved
 
@@ -168,23 +200,35 @@ def part_name(song_ids: Sequence[str]) -> str:
 
 def _segment_rejects(out: Place, url: str, song_id: str) -> list[Reject]:
     """The rejected segments of this song that are stored under this address."""
-    place = rejects_place(out, url)
-    rows = read_table([place], REJECTS).to_pylist() if place.exists() else []
     return [
         Reject(stage=row["stage"], reason=row["reason"], segment=row["segment"])
-        for row in rows
+        for row in _reject_rows(out, url)
         if row["song_id"] == song_id and row["segment"] is not None
     ]
 
 
+def _reject_rows(out: Place, url: str) -> list[dict[str, Any]]:
+    place = rejects_place(out, url)
+    rows: list[dict[str, Any]] = read_table([place], REJECTS).to_pylist() if place.exists() else []
+    return rows
+
+
 def write_rejects(out: Place, found: FoundSong, song_id: str, rejects: Sequence[Reject]) -> None:
     """Every reject of one address, in place of those before."""
-    place = rejects_place(out, found.url)
-    if not rejects:
+    _write_reject_rows(out, found.url, reject_rows(found, song_id, rejects))
+
+
+def reject_rows(found: FoundSong, song_id: str, rejects: Sequence[Reject]) -> list[dict[str, Any]]:
+    """Rows of REJECTS."""
+    return [{"song_id": song_id, "url": found.url, "source_version": found.version, **reject.__dict__} for reject in rejects]
+
+
+def _write_reject_rows(out: Place, url: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    place = rejects_place(out, url)
+    if rows:
+        write_table(place, pa.Table.from_pylist(list(rows), schema=REJECTS))
+    else:
         place.delete()
-        return
-    rows = [{"song_id": song_id, "url": found.url, "source_version": found.version, **reject.__dict__} for reject in rejects]
-    write_table(place, pa.Table.from_pylist(rows, schema=REJECTS))
 
 
 def _latent_rows(song: EncodedSong, source: str) -> pa.Table:
