@@ -20,15 +20,14 @@ from infra.storage import MissingObjectError, Place
 from infra.tables import read_table, write_table
 from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines.encode import EncodedSegment, EncodedSong
-from pipelines.segment import Reject, SegmentConfig, SongIdentity
+from pipelines.segment import Reject, SegmentConfig
 from pipelines.songs import FoundSong
-from pipelines.stored import DUPLICATE, PART, Stored, read_fingerprints, read_song
+from pipelines.stored import DUPLICATE, PART, Stored, read_song
 
 if TYPE_CHECKING:
     from model.codec_base import CodecIdentity
 
 SEPARATION = "separation.json"
-ORIGINS = ("source", "license")  # what latents/ repeats of a song's row
 
 
 def begin(out: Place, codec: "CodecIdentity", segment: SegmentConfig, validation_share: float) -> None:
@@ -92,7 +91,7 @@ def write_song(out: Place, found: FoundSong, song: EncodedSong, split: Split) ->
         return
     # A known song comes without either: its files were touched, its segments' rejects stand.
     known = not song.segments and not song.rejects
-    write_rejects(out, found, song_id, _segment_rejects(out, found.url, song_id) if known else song.rejects)
+    write_rejects(out, found, song_id, segment_rejects(out, found.url, song_id) if known else song.rejects)
     if song.segments:
         write_table(latents_place(out, song_id, split), _latent_rows(song, found.source))
         write_row(out, _song_row(found, song, split))
@@ -120,43 +119,6 @@ def remove_rows(out: Place, stored: Stored, song_ids: Set[str], *, keep: Sequenc
 def settle_duplicate(out: Place, found: FoundSong, song_id: str, owner: str, how: str = "the same audio as") -> None:
     """Two addresses with the same recording are one song, `song_id`; the other address is a reject."""
     write_rejects(out, found, song_id, [Reject(stage=DUPLICATE, reason=f"{how} {owner}: remove one of them")])
-
-
-def adopt(out: Place, stored: Stored, songs: Mapping[str, tuple[FoundSong, SongIdentity]]) -> None:
-    """Stored songs, by id, whose files were moved or touched: note the new address and version, and what the source says of them now.
-
-    Each gets a file of its own for its row; rows in joined files stay until the caller takes them away.
-    """
-    words = read_fingerprints(out, stored, sorted(songs))
-    rows = {}
-    for song_id, (found, identity) in songs.items():
-        row = {**stored.row(song_id), "fingerprint": words.get(song_id), "url": found.url, "source_version": found.version}
-        said = {"source": found.source, "title": identity.title, "artist": identity.artist, "license": identity.license}
-        rows[song_id] = {**row, **said}
-    _rewrite_origins(out, stored, rows)
-    for song_id, row in rows.items():
-        found, url = songs[song_id][0], stored.songs[song_id]["url"]
-        if url != found.url and (kept := _segment_rejects(out, url, song_id)):
-            write_rejects(out, found, song_id, kept)
-            rejects_place(out, url).delete()
-        write_row(out, row)
-
-
-def _rewrite_origins(out: Place, stored: Stored, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Licence and source of these songs' latents as in `rows`, where they differ; each file is replaced at once, whoever shares it."""
-    changed: dict[str, list[str]] = {}
-    for song_id, row in rows.items():
-        if any(row[name] != stored.songs[song_id][name] for name in ORIGINS):
-            changed.setdefault(stored.files[song_id], []).append(song_id)
-    for file, song_ids in sorted(changed.items()):
-        table = read_table([out / file], latents(LATENT_CHANNELS, SEGMENT_FRAMES))
-        held = table["song_id"].to_pylist()
-        for name in ORIGINS:
-            now = {song_id: rows[song_id][name] for song_id in song_ids}
-            values = [now.get(song_id, value) for song_id, value in zip(held, table[name].to_pylist(), strict=True)]
-            index = table.schema.get_field_index(name)
-            table = table.set_column(index, table.schema.field(index), pa.array(values, table.schema.field(index).type))
-        write_table(out / file, table)
 
 
 def balance(out: Place, stored: Stored, movable: Sequence[str]) -> bool:
@@ -198,7 +160,7 @@ def part_name(song_ids: Sequence[str]) -> str:
     return f"{PART}{hashlib.sha256(json.dumps(sorted(song_ids)).encode()).hexdigest()[:24]}.parquet"
 
 
-def _segment_rejects(out: Place, url: str, song_id: str) -> list[Reject]:
+def segment_rejects(out: Place, url: str, song_id: str) -> list[Reject]:
     """The rejected segments of this song that are stored under this address."""
     return [
         Reject(stage=row["stage"], reason=row["reason"], segment=row["segment"])

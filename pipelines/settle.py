@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from infra.records import latents
 from infra.storage import Place
+from infra.tables import read_table, write_table
 from model.fingerprint import FingerprintIndex, bit_error_rate, sketch
+from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines import dataset
 from pipelines.acquire import remove_media
 from pipelines.read import taken_down, unknown_identity
@@ -21,6 +25,7 @@ from pipelines.songs import FoundSong
 from pipelines.stages import SongResult
 from pipelines.stored import Stored, Tables, read_fingerprints, read_stored, read_takedown
 
+ORIGINS = ("source", "license")  # what latents/ repeats of a song's row
 FILES_AT_ONCE = 64
 FRESH_AT_ONCE = 256
 
@@ -70,11 +75,48 @@ def settle(
         for song_id, row in before.songs.items()
         if row["url"] in worked and worked[row["url"]] != song_id and song_id not in addresses
     }
-    dataset.adopt(out, now, adopted)
+    adopt(out, now, adopted)
     # Together: each joined file is written anew once.
     dataset.remove_rows(out, now, replaced | adopted.keys(), keep=[dataset.song_place(out, song_id) for song_id in adopted])
     now = read_stored(out, tables)
     return without_copies(out, present, now, recordings, elsewhere, tables, media)
+
+
+def adopt(out: Place, stored: Stored, songs: Mapping[str, tuple[FoundSong, SongIdentity]]) -> None:
+    """Stored songs, by id, whose files were moved or touched: note the new address and version, and what the source says of them now.
+
+    Each gets a file of its own for its row; rows in joined files stay until the caller takes them away.
+    """
+    words = read_fingerprints(out, stored, sorted(songs))
+    rows = {}
+    for song_id, (found, identity) in songs.items():
+        row = {**stored.row(song_id), "fingerprint": words.get(song_id), "url": found.url, "source_version": found.version}
+        said = {"source": found.source, "title": identity.title, "artist": identity.artist, "license": identity.license}
+        rows[song_id] = {**row, **said}
+    _rewrite_origins(out, stored, rows)
+    for song_id, row in rows.items():
+        found, url = songs[song_id][0], stored.songs[song_id]["url"]
+        if url != found.url and (kept := dataset.segment_rejects(out, url, song_id)):
+            dataset.write_rejects(out, found, song_id, kept)
+            dataset.rejects_place(out, url).delete()
+        dataset.write_row(out, row)
+
+
+def _rewrite_origins(out: Place, stored: Stored, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Licence and source of these songs' latents as in `rows`, where they differ; each file is replaced at once, whoever shares it."""
+    changed: dict[str, list[str]] = {}
+    for song_id, row in rows.items():
+        if any(row[name] != stored.songs[song_id][name] for name in ORIGINS):
+            changed.setdefault(stored.files[song_id], []).append(song_id)
+    for file, song_ids in sorted(changed.items()):
+        table = read_table([out / file], latents(LATENT_CHANNELS, SEGMENT_FRAMES))
+        held = table["song_id"].to_pylist()
+        for name in ORIGINS:
+            now = {song_id: rows[song_id][name] for song_id in song_ids}
+            values = [now.get(song_id, value) for song_id, value in zip(held, table[name].to_pylist(), strict=True)]
+            index = table.schema.get_field_index(name)
+            table = table.set_column(index, table.schema.field(index), pa.array(values, table.schema.field(index).type))
+        write_table(out / file, table)
 
 
 def without_copies(
