@@ -273,6 +273,31 @@ def test_a_recording_follows_its_copy_when_its_own_address_leaves_the_source(run
     assert run.missing() == set()
 
 
+def test_a_kill_while_a_recording_follows_its_copy_is_mended_by_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    same = dict.fromkeys([1, 2, 3], words(7))
+    whole = Run(tmp_path / "whole")
+    whole(("/a", 1), ("/z", 4), words=same)
+    operation = 0
+    while True:
+        operation += 1
+        run = Run(shutil.copytree(tmp_path / "whole", tmp_path / f"killed-{operation}"))
+        run.present = {"/z": whole.present["/z"]} | {url: FoundSong(url=url, source="pairs", version="1") for url in ("/b", "/c")}
+        with killed_before(operation, monkeypatch) as count:
+            run(("/b", 2), ("/c", 3), words=same)
+        if missing := run.missing():
+            run(*[(url, {"/b": 2, "/c": 3}[url]) for url in sorted(missing)], words=same)
+        else:
+            recordings = Recordings(run.out, MOST_BIT_ERRORS)
+            stored = without_copies(run.out, run.present, run.read(), recordings, lambda _: False, run.tables, run.media)
+            finish(run.out, stored, CODEC, ())
+        stored = run.read()
+        assert (len(urls(stored) & {"/a", "/b", "/c"}), len(stored.songs), run.missing()) == (1, 2, set()), operation
+        assert check(CheckConfig(data=str(run.out))).faults == (), operation
+        if count[0] < operation:
+            break
+    assert operation > 6
+
+
 def test_a_recording_of_another_source_does_not_give_way_to_its_copy(run: Run) -> None:
     run(("/other/a", 1), words={1: words(7)})
     run.present.clear()
