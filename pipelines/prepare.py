@@ -170,7 +170,7 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
                 for wave in _waves(missing, config.wave):
                     results = run_wave(job, config, wave, stored, len(missing) - len(done))
                     done += results
-                    stored = settle(out, present, results, stored, recordings, _elsewhere(source), tables)
+                    stored = settle(out, present, results, stored, recordings, _elsewhere(source), tables, job.media)
                     stored, manifest = finish(out, stored, codec, [result.song_id for result in results if result.stored])
             import ray
 
@@ -178,7 +178,9 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
         clock.lap("run")
     else:
         # What a killed run wrote and never settled is in no commit yet.
-        stored = without_copies(out, stored, Recordings(out, config.segment.max_fingerprint_errors), tables)
+        recordings = Recordings(out, config.segment.max_fingerprint_errors)
+        present = {song.url: song for song in songs}
+        stored = without_copies(out, present, stored, recordings, _elsewhere(source), tables, _media(config, out))
         stored, manifest = finish(out, stored, codec, ())
     clock.lap("commit")
     current = {song.url for song in songs}
@@ -234,7 +236,7 @@ def start_actors(job: Job, source: Source, missing: Sequence[FoundSong]) -> Job:
 def _job(config: PrepareConfig, out: Place, codec: "CodecIdentity", separator: "SeparatorIdentity | None") -> Job:
     return Job(
         out=out,
-        media=Place(config.media) if config.media else out / "media",
+        media=_media(config, out),
         access=Settings.from_environment().s3,
         codec=config.codec,
         codec_identity=codec,
@@ -246,6 +248,10 @@ def _job(config: PrepareConfig, out: Place, codec: "CodecIdentity", separator: "
         storage_patience_s=config.storage_patience_s,
         ledger=None,
     )
+
+
+def _media(config: PrepareConfig, out: Place) -> Place:
+    return Place(config.media) if config.media else out / "media"
 
 
 def _separator(config: PrepareConfig, songs: Sequence[FoundSong]) -> "SeparatorIdentity | None":

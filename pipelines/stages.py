@@ -24,7 +24,7 @@ from pipelines.acquire import AcquireConfig, acquire_song, remove_media
 from pipelines.containers import decoder
 from pipelines.encode import EncodedSong, Encoder
 from pipelines.read import TAKEDOWN, ReadSong, Stops, read_song, unknown_identity
-from pipelines.segment import Reject, SegmentConfig, SegmentedSong, middle_fingerprint, segment_audio
+from pipelines.segment import Reject, SegmentConfig, SegmentedSong, SongIdentity, middle_fingerprint, segment_audio
 from pipelines.separate import SongSeparator
 from pipelines.songs import FoundSong, SongError
 
@@ -72,6 +72,8 @@ class SongResult:
     """The stage that rejected it as a whole."""
     reason: str = ""
     audio_s: float = 0.0
+    identity: SongIdentity
+    """What the source says of it now: a song that is stored already may have another title or licence since."""
 
 
 class Stage:
@@ -272,6 +274,7 @@ def write_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
         rejected_by=whole.stage if whole else "",
         reason=whole.reason if whole else "",
         audio_s=song.duration_s,
+        identity=song.identity,
     )
     return {"result": pickle.dumps(result)}
 
