@@ -14,7 +14,7 @@ from pipelines.hosts import HostLimits
 from pipelines.http_client import HttpClient
 from pipelines.http_faults import Unavailable
 from pipelines.songs import FoundSong, SongError
-from tests.acquire_parts import QUICK, SONG, Run, Waiting, assert_rate, song_server
+from tests.acquire_parts import BAD_DATE, QUICK, SONG, Run, Waiting, assert_rate, song_server
 from tests.http_server import WebServer, serve
 
 
@@ -149,6 +149,11 @@ def test_a_host_that_asks_for_a_pause_gets_it(run: Run, web: WebServer, status: 
     wanted = float(kind[-1])
     least = wanted - 1 if "date" in kind else wanted  # a date has whole seconds
     assert least <= sum(waiting.slept) <= wanted + 0.1
+
+
+def test_a_pause_until_a_day_that_never_comes_is_none(run: Run, web: WebServer) -> None:
+    assert run.bytes_of(run(web.url(f"busy/song.wav?status=503&after={BAD_DATE}&times=1"))) == SONG
+    assert len(web.asked("busy")) == 2
 
 
 def test_too_many_requests_are_everybodys(run: Run, web: WebServer) -> None:

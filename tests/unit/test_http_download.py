@@ -19,7 +19,7 @@ from infra.storage import Place
 from pipelines import http_download
 from pipelines.http_faults import Unavailable
 from pipelines.songs import SongError
-from tests.acquire_parts import OPERATOR, SONG, Run, song_server
+from tests.acquire_parts import BAD_DATE, OPERATOR, SONG, Run, song_server
 from tests.http_server import LAST_MODIFIED, WebServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +73,17 @@ def test_a_date_is_the_validator_where_the_etag_is_weak(run: Run, web: WebServer
     assert run.bytes_of(run(web.url("cut/song.wav?weak=1"))) == SONG
     assert web.asked("cut")[1].headers["if-range"] == LAST_MODIFIED
     assert web.sent["/cut/song.wav"] == len(SONG), "nothing was sent twice"
+
+
+@pytest.mark.parametrize("name", ["modified", "date"])
+def test_a_date_that_is_none_is_no_validator(run: Run, web: WebServer, name: str) -> None:
+    assert run.bytes_of(run(web.url(f"cut/song.wav?weak=1&{name}={BAD_DATE}"))) == SONG
+    assert [seen.headers.get("range") for seen in web.asked("cut")] == [None, None], "it is begun anew"
+
+
+def test_a_range_of_thousands_of_digits_is_another_files(run: Run, web: WebServer) -> None:
+    assert run.bytes_of(run(web.url(f"cut/song.wav?times=1&span=bytes%20{'1' * 5_000}-2/3"))) == SONG
+    assert [seen.headers.get("range") for seen in web.asked("cut")] == [None, f"bytes={len(SONG) // 4}-", None]
 
 
 def test_another_files_bytes_never_pass_for_those_that_were_counted(tmp_path: Path) -> None:
