@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.storage import StorageError
 from pipelines.hosts import HostLimits, Robots
 from pipelines.http_faults import Unavailable
 from pipelines.songs import SongError
@@ -92,6 +93,32 @@ def test_a_page_with_nothing_but_fragments_is_rejected(run: Run, web: WebServer)
     with pytest.raises(SongError, match=r"yt-dlp finds no sound on the page \(.*format is not available"):
         run(web.url("page/hls"))
     assert not [seen for seen in web.seen if "part1" in seen.path]
+
+
+@pytest.mark.parametrize("fault", [TypeError("'NoneType' object is not iterable"), ValueError(), ZeroDivisionError("a\nb")])
+def test_a_fault_of_yt_dlp_rejects_one_song(run: Run, page: str, monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
+    def fail(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr("yt_dlp.extractor.generic.GenericIE._real_extract", fail)
+    with pytest.raises(SongError, match=rf"no sound on the page \(it failed with {type(fault).__name__}: .*\): give") as caught:
+        run(page)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_page_says_of_itself_may_be_nonsense(run: Run, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("yt_dlp.YoutubeDL.extract_info", lambda *_, **__: {"url": page, "duration": "long"})
+    with pytest.raises(SongError, match="it failed with TypeError"):
+        run(page)
+
+
+def test_what_fails_here_is_no_fault_of_the_page(run: Run, page: str) -> None:
+    class Broken(HostLimits):
+        def robots(self, origin: str) -> Robots:
+            raise StorageError(f"{origin}: the disk is full")
+
+    with pytest.raises(StorageError, match="the disk is full"):
+        run(page, pages="always", hosts=Broken())
 
 
 def test_without_yt_dlp_a_page_names_the_extra(run: Run, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
