@@ -177,7 +177,10 @@ class _Transfer:
 
         def check() -> None:
             if self._spent_s + self._client.clock() - started > limit_s:
-                raise Unavailable(f"{self._url}: not whole after max_download_s = {limit_s:g} of transfer: raise it, or run again to go on")
+                raise Unavailable(
+                    f"{self._url}: not whole after max_download_s = {limit_s:g} of transfer: raise it, and run again with --retry acquire, "
+                    "which goes on where it was"
+                )
 
         try:
             yield check

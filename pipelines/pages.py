@@ -49,8 +49,8 @@ def find_sound(url: str, client: HttpClient, *, max_duration_s: float) -> Sound:
     """The best sound of the page at `url`. Nothing but pages is fetched.
 
     SongError when there is none, when it is a list of several, a broadcast, longer than allowed, or larger than the client's `max_bytes`,
-    and when yt-dlp fails, however it does: it has some thousand extractors, which the pages of the day meet untested. What the client raises
-    (robots.txt, limits, a host that is down) is passed on.
+    and when yt-dlp fails, however it does: it has over a thousand extractors, and pages change. What the client raises (robots.txt, limits,
+    a host that is down) is passed on.
     """
     faults: list[UserError] = []
     options = {

@@ -133,6 +133,12 @@ class _Handler(BaseHTTPRequestHandler):
             if self.server.web.closing.wait(0.05):
                 return
 
+    def be_dribble(self) -> None:
+        """A byte of a header every twentieth of a second."""
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+        while not self.server.web.closing.wait(0.05):
+            self.body(b"x")
+
     def be_slow(self) -> None:
         """Waits for ?s seconds before it answers; ?open=N: at most, until so many requests have been open at once."""
         web, deadline = self.server.web, time.monotonic() + float(self.options["s"])

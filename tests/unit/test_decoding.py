@@ -228,3 +228,16 @@ def test_a_child_that_does_not_start_is_no_fault_of_the_file(monkeypatch: pytest
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with Decoder() as decoder, pytest.raises(RuntimeError, match="does not start"):
         decoder.decode(encode(bursts(0, 0.1)))
+
+
+def test_a_child_that_claims_gigabytes_is_not_given_them() -> None:
+    tracemalloc.start()
+    try:
+        with (
+            subprocess.Popen(["printf", r"\377\377\377\377"], stdout=subprocess.PIPE) as child,
+            pytest.raises(decoding._ChildDiedError),
+        ):
+            decoding._receive_header(child, time.monotonic() + 10)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()

@@ -117,7 +117,7 @@ def test_a_host_that_gives_portions_is_asked_for_the_next(run: Run, web: WebServ
 
 def test_a_stalled_host_is_given_up_and_the_next_run_asks_for_the_rest(run: Run, web: WebServer) -> None:
     url = web.url("stall/song.wav?at=100000&times=2")
-    with pytest.raises(Unavailable, match=r"not a byte within 0.3 s; given up after 2 attempts: run again later"):
+    with pytest.raises(Unavailable, match=r"not a byte within 0.3 s; given up after 2 attempts: run again later with --retry acquire"):
         run(url, attempts=2)
     assert run.stored == []
     record = json.loads(next(path for path in run.partials if path.suffix == ".json").read_text())
@@ -176,7 +176,9 @@ def test_bytes_that_were_not_counted_are_not_trusted(run: Run, web: WebServer) -
 
 
 def test_a_slow_transfer_ends_at_its_limit_and_keeps_what_came(run: Run, web: WebServer) -> None:
-    with pytest.raises(Unavailable, match=r"not whole after max_download_s = 0.4 of transfer: raise it, or run again to go on"):
+    with pytest.raises(
+        Unavailable, match=r"not whole after max_download_s = 0.4 of transfer: raise it, and run again with --retry acquire"
+    ):
         run(web.url("drip/song.wav"), max_download_s=0.4)
     assert len(web.asked("drip")) == 1
     assert run.stored == []

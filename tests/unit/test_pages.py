@@ -12,6 +12,7 @@ from infra.storage import StorageError
 from pipelines.hosts import HostLimits, Robots
 from pipelines.http_faults import Unavailable
 from pipelines.songs import SongError
+from pipelines.sources.providers import WantedSong, parse_provider
 from tests.acquire_parts import OPERATOR, SONG, Run, assert_rate, song_server
 from tests.http_server import WebServer
 
@@ -128,11 +129,14 @@ def test_without_yt_dlp_a_page_names_the_extra(run: Run, page: str, monkeypatch:
         run(page)
 
 
-def test_a_search_goes_through_the_same_client(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("key", ["ytsearch1", "ytsearch", "prxstories:search1"])
+def test_a_search_goes_through_the_same_client(run: Run, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     """What the search's site answers cannot be seen here: that its robots.txt is asked for first can."""
     asked = []
     monkeypatch.setattr(HostLimits, "robots", lambda _, origin: asked.append(origin) or Robots(state="known", fault="tests forbid"))
+    provider = parse_provider(f"yt-dlp:{key}")
+    found = provider.find(WantedSong(title="One", artist="The Example", title_key="one", artist_key="example", address="a"))
     with pytest.raises(SongError, match="tests forbid"):
-        run("ytsearch1:The Example One", attempts=1)
+        run(found.fetch, attempts=1)
     assert asked
-    assert all(origin.startswith("https://") and "youtube" in origin for origin in asked)
+    assert all(origin.startswith("https://") and ("youtube" if key.startswith("yt") else "prx") in origin for origin in asked)
