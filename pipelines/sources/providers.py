@@ -23,8 +23,8 @@ from pipelines.sources.names import artist_keys, title_keys
 
 FORMS = "library:URI (a folder of finished songs), https://host/{artist}/{title}.mp3, or yt-dlp:ytsearch1"
 SOURCE = "catalogue"
-SEARCH_KEY = r"[a-z0-9.:]*search(?:date)?1?"
-"""A search of yt-dlp that gives one result, such as ytsearch1; some of its keys hold digits or a colon."""
+SEARCH_KEY = r"[a-z]+search(?:date)?1?"
+"""A search of yt-dlp that gives one result, such as ytsearch1, nicosearchdate1."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import psutil
 import pytest
 import soundfile
 
+from infra import decoding
 from infra.audio_files import AudioError, AudioTooLong, NotAudio, UnreadableAudio, decode, encode, to_stereo_44k
 from infra.decoding import Decoder, DecoderCrashed, DecoderTimeout
 from tests.source_examples import bursts, container

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.errors import UserError
 from infra.storage import StorageError
 from pipelines.hosts import HostLimits, Robots
 from pipelines.http_faults import Unavailable
@@ -129,7 +130,7 @@ def test_without_yt_dlp_a_page_names_the_extra(run: Run, page: str, monkeypatch:
         run(page)
 
 
-@pytest.mark.parametrize("key", ["ytsearch1", "ytsearch", "prxstories:search1"])
+@pytest.mark.parametrize("key", ["ytsearch1", "ytsearch", "scsearch1"])
 def test_a_search_goes_through_the_same_client(run: Run, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     """What the search's site answers cannot be seen here: that its robots.txt is asked for first can."""
     asked = []
@@ -139,4 +140,10 @@ def test_a_search_goes_through_the_same_client(run: Run, monkeypatch: pytest.Mon
     with pytest.raises(SongError, match="tests forbid"):
         run(found.fetch, attempts=1)
     assert asked
-    assert all(origin.startswith("https://") and ("youtube" if key.startswith("yt") else "prx") in origin for origin in asked)
+    assert all(origin.startswith("https://") and ("youtube" if key.startswith("yt") else "soundcloud") in origin for origin in asked)
+
+
+@pytest.mark.parametrize("key", ["a:b.search1", "mp3search1", "search", "ytsearch5"])
+def test_a_search_that_acquisition_would_not_know_again_is_refused_at_once(key: str) -> None:
+    with pytest.raises(UserError, match="a song needs one result of a search"):
+        parse_provider(f"yt-dlp:{key}")
