@@ -223,9 +223,10 @@ def _send(child: "subprocess.Popen[bytes]", data: bytes, deadline: float) -> Non
 def _receive_header(child: "subprocess.Popen[bytes]", deadline: float) -> dict[str, Any]:
     length = bytearray(HEADER_BYTES)
     _receive(child, memoryview(length), deadline)
-    text = bytearray(int.from_bytes(length, "little"))
-    if len(text) > MAX_HEADER_BYTES:
+    text_bytes = int.from_bytes(length, "little")
+    if text_bytes > MAX_HEADER_BYTES:  # before so much is allocated
         raise _ChildDiedError
+    text = bytearray(text_bytes)
     _receive(child, memoryview(text), deadline)
     header = json.loads(text)
     assert isinstance(header, dict)

@@ -225,10 +225,15 @@ class Place:
         ), f"{self.bucket}/{self.key}".rstrip("/")
 
     def download(self, folder: Path) -> Sequence[Path]:
-        """Copy every object below this place into a local folder; the files written."""
+        """Copy every object below this place into a local folder; the files written.
+
+        StorageError for a name that leads out of the folder: whoever may write to a bucket chooses the names in it.
+        """
         written = []
         for name, _ in sorted(self.entries()):
             target = folder / name
+            if not target.resolve().is_relative_to(folder.resolve()):
+                raise StorageError(f"{self} holds an object {name!r}, a name that leads out of {folder}: rename or remove it")
             target.parent.mkdir(parents=True, exist_ok=True)
             with _explained(self / name):
                 if self.is_s3:

@@ -17,7 +17,10 @@ def backline(*tokens: str) -> subprocess.CompletedProcess[str]:
 def test_help_names_every_command() -> None:
     answered = backline("--help")
     assert answered.returncode == 0
-    for name in ("demo", "doctor", "corpus", "listening-set", "prepare", "train", "distil", "evaluate", "generate", "serve", "submit"):
+    for name in (
+        *("demo", "doctor", "corpus", "listening-set", "prepare", "dataset-report"),
+        *("train", "distil", "evaluate", "generate", "serve", "submit"),
+    ):
         assert f" {name} " in answered.stdout
 
 
