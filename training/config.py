@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from model.diffusion import DiffusionLossConfig
 from model.geometry import SEGMENT_FRAMES
@@ -29,6 +29,8 @@ PRESET_VALUES: dict[str, dict[str, float]] = {
         "validate_every": 200,
     },
 }
+
+DataMode = Literal["auto", "memory", "stream"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,9 @@ class TrainConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of the step; auto = on a GPU."""
 
+    data_mode: DataMode = "auto"
+    """memory = each worker holds the split; stream = Ray Data sorts each epoch a whole one ahead; auto = memory where it fits."""
+
     learning_rate: float = 0.0
     warmup_steps: int = 0
     final_rate: float = 0.05
@@ -122,6 +127,8 @@ class TrainConfig:
         for name, value in PRESET_VALUES[self.preset].items():
             if getattr(self, name) == 0:
                 object.__setattr__(self, name, type(getattr(self, name))(value))
+        if self.data_mode not in get_args(DataMode):
+            raise ValueError(f"data_mode is {self.data_mode!r}, which is not one of {', '.join(get_args(DataMode))}: choose one of these")
         counts = ("steps", "batch_size", "crop_frames", "validate_every", "validation_segments", "validation_timesteps", "log_every")
         for name in counts:
             if getattr(self, name) < 1:
@@ -176,7 +183,7 @@ class TrainConfig:
 # Fields that may differ between a run and its resumption: how long, how many hands, how it is watched.
 WATCHING = (
     "out", "data", "init", "workers", "min_workers", "resume", "micro_batch_size", "compile", "max_minutes", "patience", "log_every",
-    "save_every", "codec", "experiment", "samples", "max_failures",
+    "save_every", "codec", "experiment", "samples", "max_failures", "data_mode",
 )  # fmt: skip
 MAY_CHANGE = (*WATCHING, "steps", "validate_every", "validation_segments", "anneal_by_time")
 

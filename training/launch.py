@@ -220,7 +220,9 @@ def worker_of(
         for room in ("training", "infra", "model"):
             logging.getLogger(room).setLevel(log_level)
         context = ray.train.get_context()
-        workers = Workers(rank=context.get_world_rank(), size=context.get_world_size(), device=get_device())
+        workers = Workers(
+            rank=context.get_world_rank(), size=context.get_world_size(), on_node=context.get_local_world_size(), device=get_device()
+        )
         tracker = Tracker(handle) if workers.leads else None
         if tracker is not None:
             tracker.watch_system()

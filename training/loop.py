@@ -23,6 +23,7 @@ from training.batches import Batch, Batches, statistics_of, validation_batches
 from training.config import TrainConfig
 from training.meter import Meter
 from training.notices import Notices
+from training.open_segments import open_segments
 from training.state import (
     Average,
     Progress,
@@ -96,20 +97,20 @@ def run(
     timesteps = schedule.steps if teacher is None else teacher.config.steps
     shared = {"crop_frames": config.crop_frames, "timesteps": timesteps, "micro_batch": config.micro_batch}
     ranks = {"rank": workers.rank, "world_size": workers.size}
-    batches = Batches(
-        read_latents(data, "train", manifest), statistics, seed=config.seed, batch_size=config.batch_size,
-        condition_dropout=config.condition_dropout, **shared, **ranks,
-    )  # fmt: skip
     held_out = validation_batches(
-        read_latents(data, "validation", manifest), statistics, segments=config.validation_segments,
+        read_latents(data, "validation", manifest, at_most=config.validation_segments), statistics, segments=config.validation_segments,
         per_segment=config.validation_timesteps, **shared, **ranks,
     )  # fmt: skip
     held_out = [[at_work(config, batch, teacher, workers.device) for batch in group] for group in held_out]
+    batches = Batches(
+        open_segments(config, data, manifest, workers, begin=progress.step), statistics, seed=config.seed, batch_size=config.batch_size,
+        condition_dropout=config.condition_dropout, pin=workers.device.type == "cuda", **shared, **ranks,
+    )  # fmt: skip
+    stream = batches.ahead(progress.step, config.steps)
 
     # Step, log, validate, save
     meter = Meter(workers, network.config, batches.crop_frames, precision(config, workers.device))
     loss_of = torch.compile(batch_loss, dynamic=False) if compiles(config, workers.device) else batch_loss
-    stream = batches.ahead(progress.step)
     stops = saved_for_leaving = False
     bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=not (workers.leads and sys.stderr.isatty()))
     with closing(stream), bar:

@@ -14,6 +14,8 @@ class Workers:
 
     rank: int = 0
     size: int = 1
+    on_node: int = 1
+    """How many of all share this one's machine, with it."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
@@ -34,6 +36,14 @@ class Workers:
         box = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.broadcast(box, src=0)
         return tuple(box.tolist())
+
+    def word_from_leader(self, value: str) -> str:
+        """The leader's text, on every worker."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Each parameter's gradient becomes the sum over workers: one message of 60 MB for 15 M parameters."""
