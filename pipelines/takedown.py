@@ -7,6 +7,7 @@ left. Killed anywhere, the same command (or the next prepare) ends the work.
 from dataclasses import dataclass
 
 from infra.errors import UserError
+from infra.lease import held
 from infra.records import read_manifest
 from infra.snapshots import digests_with
 from infra.storage import Place
@@ -55,6 +56,12 @@ class TakedownSummary:
 def takedown(config: TakedownConfig) -> TakedownSummary:
     """Remove the song; UserError when the dataset never held it."""
     data = Place(config.data)
+    read_manifest(data)  # where no dataset is, nothing is written
+    with held(data, "takedown"):
+        return _takedown(data, config)
+
+
+def _takedown(data: Place, config: TakedownConfig) -> TakedownSummary:
     manifest = read_manifest(data)
     stored = read_stored(data)
     row = stored.songs.get(config.song)
