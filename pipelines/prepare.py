@@ -8,11 +8,13 @@ A row is a song. Rows in and rows out are counted: every song that was found is 
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from infra.cluster import connect
 from infra.errors import UserError
+from infra.lease import held
 from infra.records import Manifest
 from infra.settings import Settings
 from infra.storage import Place
@@ -139,6 +141,11 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
     Raises: UserError before any work when the source is empty, a place cannot be reached, or the dataset was begun with another codec,
     separator or other settings; ModelError when the codec or the separator cannot be had.
     """
+    with ExitStack() as stack:
+        return _prepare(config, stack)
+
+
+def _prepare(config: PrepareConfig, stack: ExitStack) -> PrepareSummary:
     clock = Clock()
     source, out, access = parse_source(config.source), Place(config.out), Settings.from_environment().s3
     songs = list_songs(source, provider=config.provider, catalogue=config.catalogue)
@@ -147,6 +154,7 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
         config.acquire.check_identity()
     codec = open_codec(config.codec, access, "cpu").identity
     separator = _separator(config, songs)
+    lease = stack.enter_context(held(out, "prepare"))
     dataset.begin(out, codec, config.segment, config.validation_share)
     if separator is not None:
         dataset.begin_separation(out, separator.id, separator.weights_sha256)
@@ -170,6 +178,7 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
                 for wave in _waves(missing, config.wave):
                     results = run_wave(job, config, wave, stored, len(missing) - len(done))
                     done += results
+                    lease.check()
                     stored = settle(out, present, results, stored, recordings, _elsewhere(source), tables, job.media)
                     stored, manifest = finish(out, stored, codec, [result.song_id for result in results if result.stored])
             import ray

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from infra.errors import UserError
+from infra.lease import held
 from infra.records import MANIFEST, read_manifest
 from infra.snapshots import digests_with, read_rows
 from infra.storage import Place
@@ -58,6 +59,14 @@ class TakedownSummary:
 def takedown(config: TakedownConfig) -> TakedownSummary:
     """Remove the song; UserError when the dataset never held it, or no commit says which songs it holds."""
     data = Place(config.data)
+    # Where no dataset is, nothing is written. A kill after the last song's takedown leaves no manifest either.
+    if config.song not in read_stored(data).taken:
+        read_manifest(data)
+    with held(data, "takedown"):
+        return _takedown(data, config)
+
+
+def _takedown(data: Place, config: TakedownConfig) -> TakedownSummary:
     stored = read_stored(data)
     # A kill after the last song's takedown leaves no manifest, and what it did not come to remove.
     ended = config.song in stored.taken and not (data / MANIFEST).exists()
