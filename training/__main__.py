@@ -66,6 +66,39 @@ def release(config: Annotated[ReleaseConfig, Parameter(name="*")]) -> int:
 
 
 @app.command
+def track(run: str, /) -> int:
+    """Send MLflow what it has not taken of a run.
+
+    Parameters
+    ----------
+    run: The place that train or evaluate wrote to.
+    """
+    from training.recording import track_again
+
+    left = track_again(run)
+    sys.stdout.write(f"{run}: {left} entries refused; they stay in untracked/\n" if left else f"{run}: MLflow has everything\n")
+    return 1 if left else 0
+
+
+@app.command
+def promote(model: str, version: str, /, *, alias: str = "champion") -> int:
+    """Give a registered model's version an alias, by which it is loaded.
+
+    Parameters
+    ----------
+    model: The registered model, for example backline.
+    version: Its version: a number, or latest.
+    alias: The alias that moves there.
+    """
+    from infra.registry import promote as give
+    from infra.settings import Settings
+
+    found = give(model, version, alias, Settings.from_environment())
+    sys.stdout.write(f"models:/{model}@{alias} is version {found.version} now\n")
+    return 0
+
+
+@app.command
 def codec(config: Annotated[CodecTrainConfig, Parameter(name="*")]) -> int:
     """Train the embedded codec on song folders."""
     from training.codec import train_codec

@@ -64,7 +64,7 @@ class TrainConfig:
     resume: bool = False
     """Go on from the run at `out`; starts it if there is none."""
     init: str | None = None
-    """A checkpoint or run to begin from (fine-tuning): its weights, and its normalisation of latents. None begins from the seed."""
+    """A checkpoint, run or models:/NAME@ALIAS to begin from (fine-tuning): its weights and normalisation. None begins from the seed."""
     seed: int = 0
 
     steps: int = 0
@@ -113,11 +113,15 @@ class TrainConfig:
     """Steps between saves beside those at each validation; 0 = none."""
 
     codec: str | None = None
-    """Codec for the sample audio at the end, when the dataset's codec id does not name it."""
+    """Codec for the sample audio, when the dataset's codec id does not name it."""
     experiment: str = "backline"
     """Experiment name in MLflow."""
     samples: int = 1
-    """Accompaniments for held-out vocals, generated at the end and logged."""
+    """Held-out vocals, always the same, whose accompaniments are generated and logged; at most 10 s of each."""
+    samples_every: int = 5
+    """Validations between these, beside those at the end; 0 = only at the end."""
+    register: str | None = "backline"
+    """Model in MLflow's registry of which the best checkpoint becomes a version; "" = none."""
     max_failures: int = 2
     """Lost workers that Ray Train replaces, going on from the last save."""
 
@@ -141,12 +145,17 @@ class TrainConfig:
             "patience",
             "save_every",
             "samples",
+            "samples_every",
             "max_failures",
             "max_minutes",
             "seed",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, below 0: give 0 or more")
+        if not self.register:
+            object.__setattr__(self, "register", None)
+        elif set(self.register) & set("/:@"):
+            raise ValueError(f"register is {self.register!r}, a model's name has no / : or @: choose another name, for example backline")
         if self.crop_frames > SEGMENT_FRAMES:
             raise ValueError(f"crop_frames is {self.crop_frames}, over the {SEGMENT_FRAMES} of a segment: give at most that")
         if self.workers > self.batch_size:
@@ -183,7 +192,7 @@ class TrainConfig:
 # Fields that may differ between a run and its resumption: how long, how many hands, how it is watched.
 WATCHING = (
     "out", "data", "init", "workers", "min_workers", "resume", "micro_batch_size", "compile", "max_minutes", "patience", "log_every",
-    "save_every", "codec", "experiment", "samples", "max_failures", "data_mode",
+    "save_every", "codec", "experiment", "samples", "samples_every", "register", "max_failures", "data_mode",
 )  # fmt: skip
 MAY_CHANGE = (*WATCHING, "steps", "validate_every", "validation_segments", "anneal_by_time")
 

@@ -6,7 +6,6 @@ codec once, and the row "real" is also the codec's round trip. Rows that game a 
 Shapes: C channels, N samples, T frames.
 """
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -16,25 +15,21 @@ import torch
 
 from infra import audio_files
 from infra.errors import UserError
-from infra.places import codec_spec
+from infra.places import checkpoint_place, codec_spec
 from infra.records import LatentTable, read_latents, read_manifest
 from infra.settings import Settings
-from infra.storage import MissingObjectError, Place, localise
-from infra.tracking import RUN_FILE, RunHandle, Tracker, open_run, store_of
+from infra.storage import Place, localise
+from infra.tracking import RunHandle, Tracker, open_run, read_handle, store_of
 from model.accompany import Accompanist, GenerationConfig
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.codec import load_codec
 from model.codec_base import Codec
-from model.errors import ModelError
 from model.geometry import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from model.level import mix, within_full_scale
 from training import figures
-from training.config import TrainConfig
 from training.scores import GENERATED, OTHER, REAL, EvaluationReport, Measures, measure, summarise
 
 log = logging.getLogger(__name__)
-
-SAMPLE_S = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +37,7 @@ class EvaluateConfig:
     """What is scored, on how much, and where the result goes."""
 
     checkpoint: str
-    """A checkpoint's or a training run's place."""
+    """A checkpoint's or a training run's place, or models:/NAME@ALIAS of MLflow's registry."""
     data: str
     """The latent dataset whose validation split is played to the network."""
     out: str
@@ -87,7 +82,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     Raises: UserError or ModelError when checkpoint, dataset and codec do not belong together, or nothing is held out.
     """
     settings = Settings.from_environment()
-    place, data, out = Place(config.checkpoint), Place(config.data), Place(config.out)
+    place, data, out = checkpoint_place(config.checkpoint, settings), Place(config.data), Place(config.out)
     checkpoint = load_checkpoint(localise(best_of(place), settings.cache))
     check_codec(checkpoint, data)
     codec = load_codec(codec_spec(config.codec, settings) or checkpoint.codec.id, device=device())
@@ -118,7 +113,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         wins=float(np.mean([a.overall > b.overall for a, b in zip(measured[GENERATED], measured[OTHER], strict=True)])),
     )
     write(report, out, pairs[: config.audio_files], generated)
-    track(config, report, checkpoint, data, out, settings)
+    track(config, report, checkpoint, run_handle(place), data, out, settings)
     return report
 
 
@@ -193,45 +188,32 @@ def write(report: EvaluationReport, out: Place, pairs: list[HeldOut], generated:
         (out / f"{pair.name}.png").write_bytes(figures.spectrograms(sounds))
 
 
-def track(config: EvaluateConfig, report: EvaluationReport, checkpoint: Checkpoint, data: Place, out: Place, settings: Settings) -> None:
+def track(
+    config: EvaluateConfig, report: EvaluationReport, checkpoint: Checkpoint, handle: RunHandle | None, data: Place, out: Place,
+    settings: Settings,
+) -> None:  # fmt: skip
     """Adds the table and the files to the training's run, or to a run of its own."""
-    handle = run_handle(Place(config.checkpoint))
-    if handle is None or handle.run_id is None:
+    if handle is not None and handle.run_id is None and not handle.key:  # of a time when a server that was away left nothing to find
+        handle = None
+    if handle is None:
         store = store_of(out, settings.mlflow_tracking_uri)
-        tracker = open_run(store, experiment=config.experiment, name=f"evaluate {checkpoint.name}", run=out)
+        tracker = open_run(store, experiment=config.experiment, name=f"evaluate {checkpoint.name}", run=out, source="backline evaluate")
         tracker.dataset(name=data.name, digest=checkpoint.dataset.digest, uri=data.uri, context="evaluation")
     else:
-        tracker = Tracker(handle, repeats=True)
+        tracker = Tracker(handle, out, repeats=True)
     for row in report.rows:
         name = "".join(letter if letter.isalnum() else "_" for letter in row.name.replace("'s", "").replace(",", ""))
         tracker.metrics({f"evaluation/{name}/{part.name}": getattr(row.mean, part.name) for part in fields(Measures)}, report.step)
     tracker.metrics({"evaluation/wins_over_another_song": report.wins}, report.step)
-    tracker.folder(localise(out, settings.cache), "evaluation")
-    if handle is None or handle.run_id is None:
+    for path in sorted(localise(out, settings.cache).iterdir()):  # a store of its own lies there too
+        if path.name == "audio":
+            tracker.folder(path, "evaluation/audio")
+        elif path.suffix in (".json", ".md", ".png"):
+            tracker.file(path, "evaluation")
+    if handle is None:
         tracker.end("FINISHED")
     else:
         tracker.close()
-
-
-def log_samples(config: TrainConfig, tracker: Tracker, data: Place, best: Place, settings: Settings) -> None:
-    """Plays to some held-out vocals at the end of training, and logs what is heard. A codec that is not here costs the samples only."""
-    store = read_latents(data, "validation")
-    if not config.samples or not len(store):
-        return
-    try:
-        checkpoint = load_checkpoint(localise(best, settings.cache))
-        codec = load_codec(codec_spec(config.codec, settings) or checkpoint.codec.id, device=device())
-        accompanist = Accompanist(checkpoint, codec, device=device())
-    except (ModelError, UserError) as error:
-        log.warning("no sample audio: %s", error)
-        return
-    for row in spread(store, config.samples):
-        pair = decode_pair(store, row, codec, SAMPLE_S)
-        generated_CN = accompanist.accompany(pair.vocal_CN, GenerationConfig()).audio_CN
-        sounds = sounds_of(pair, generated_CN)
-        for name, audio_CN in sounds.items():
-            tracker.content(audio_files.encode(audio_CN, "wav"), f"samples/{pair.name}-{name}.wav")
-        tracker.content(figures.spectrograms(sounds), f"samples/{pair.name}.png")
 
 
 def best_of(place: Place) -> Place:
@@ -241,12 +223,7 @@ def best_of(place: Place) -> Place:
 
 def run_handle(place: Place) -> RunHandle | None:
     """The MLflow run of a training, from the place of the run or of its checkpoint."""
-    for candidate in (place.uri, place.uri.rsplit("/", 1)[0]):
-        try:
-            return RunHandle(**json.loads((Place(candidate, place.access) / RUN_FILE).read_bytes())["mlflow"])
-        except MissingObjectError:
-            continue
-    return None
+    return read_handle(place) or read_handle(Place(place.uri.rsplit("/", 1)[0], place.access))
 
 
 def check_codec(checkpoint: Checkpoint, data: Place) -> None:

@@ -1,6 +1,5 @@
 """`train`: the loop under Ray Train, the run in MLflow, sample audio at the end."""
 
-import json
 import logging
 import os
 import threading
@@ -14,17 +13,19 @@ import torch
 
 from infra.cluster import connect
 from infra.errors import UserError
+from infra.places import checkpoint_place
 from infra.records import read_manifest
 from infra.settings import Settings
-from infra.storage import Place, localise
-from infra.tracking import RUN_FILE, RunHandle, Store, Tracker, keep, open_run, store_of
+from infra.storage import Place
+from infra.tracking import RunHandle, Store, Tracker, keep, open_run, send_untracked, store_of
 from infra.trainings import note_training
 from model.errors import ModelError
-from training import figures
 from training.config import TrainConfig
-from training.evaluation import device, log_samples, run_handle
+from training.evaluation import device, run_handle
+from training.listening import Listener
 from training.loop import Outcome, latest, run
 from training.notices import LOOK_EVERY_S, Notices, stopped_by_signals
+from training.recording import log_dataset, log_result, loss_of, replay, run_name
 from training.state import check_resumable, codec_identity, dataset_identity, read_metrics, read_saved
 from training.workers import Workers
 
@@ -53,16 +54,19 @@ class TrainResult:
     training_loss: list[tuple[int, float]]
     validation_loss: list[tuple[int, float]]
     tracking_failures: int
+    """Entries that MLflow has not taken, which wait in RUN/untracked/."""
 
 
-def train(config: TrainConfig) -> TrainResult:
+def train(config: TrainConfig, *, parent_run_id: str | None = None) -> TrainResult:
     """Trains as the config says, on the cluster that this process is on, or one of its own, and tracks it.
+
+    parent_run_id: the MLflow run that this one is a part of.
 
     Raises: UserError when the run cannot be begun or resumed as asked; the error of a worker that failed more often than `max_failures`.
     """
     settings = Settings.from_environment()
     data, out = Place(config.data), Place(config.out)
-    init = None if config.init is None else Place(config.init)
+    init = None if config.init is None else checkpoint_place(config.init, settings)
     config = replace(config, data=data.uri, out=out.uri, init=None if init is None else init.uri)
     manifest = read_manifest(data)
     saved = read_saved(out)
@@ -75,37 +79,35 @@ def train(config: TrainConfig) -> TrainResult:
     if saved is not None and saved.progress.ended(config):
         log.info("%s is done already: %s", out, saved.progress.ended(config))
         outcome = Outcome(step=saved.progress.step, ended=saved.progress.ended(config), metrics=latest(read_metrics(out)))
-        return result_of(out, outcome, run_handle(out) or RunHandle(tracking_uri="", run_id=None), 0)
+        send_untracked(out)
+        return result_of(out, outcome, run_handle(out) or RunHandle(tracking_uri=""), 0)
 
     store = store_of(out, settings.mlflow_tracking_uri)
-    before = run_handle(out)
     name = f"{out.name}-{config.hash()}"
+    tags = {"backline.preset": config.preset, "backline.config": config.hash()}
     tracker = open_run(
-        store, experiment=config.experiment, name=name, run=out, tags={"backline.preset": config.preset, "backline.config": config.hash()},
-        run_id=before.run_id if before is not None and before.tracking_uri == store.tracking_uri else None,
+        store, experiment=config.experiment, name=run_name(config, data), run=out, before=run_handle(out), parent_run_id=parent_run_id,
+        about={"name": name, "config": config.to_dict()}, source="backline train" if config.distillation is None else "backline distil",
+        tags=tags | ({"mlflow.source.type": "JOB"} if settings.in_ray_job else {}),
     )  # fmt: skip
-    (out / RUN_FILE).write_bytes(json.dumps({"name": name, "config": config.to_dict(), "mlflow": vars(tracker.handle)}, indent=2).encode())
     tracker.params(config.to_dict())
     note_training(data, out.uri, manifest.digest)
-    tracker.dataset(name=data.name, digest=manifest.digest, uri=data.uri)
-    tracker.tags({"backline.codec": f"{manifest.codec_id} {manifest.codec_weights_sha256[:12]}"})
+    log_dataset(tracker, data, manifest)
+    replay(tracker, out)
     notices = Notices()
     with ending(tracker, store, notices):
         if config.workers == 0:
             tracker.watch_system()
-            workers = Workers(device=torch.device(device()))
             with stopped_by_signals(notices):
-                outcome = run(config, data=data, out=out, init=init, workers=workers, tracker=tracker, notices=notices)
+                outcome = run(
+                    config, data=data, out=out, init=init, workers=Workers(device=torch.device(device())), tracker=tracker,
+                    heard=Listener(config, tracker, data, out), notices=notices,
+                )  # fmt: skip
         else:
             outcome = run_on_ray(config, data, out, init, name, tracker.handle, settings.log_level, notices)
-        if outcome.stopped:  # whoever asked will not wait for pictures
-            return result_of(out, outcome, tracker.handle, tracker.failures)
-        history = read_metrics(out)
-        tracker.content(figures.loss_curve(loss_of(history, "train/loss"), loss_of(history, "validation/loss")), "figures/loss.png")
-        if tracker.handle.run_id is not None:
-            tracker.folder(localise(out / "best", settings.cache), "checkpoint")
-            log_samples(config, tracker, data, out / "best", settings)
-    return result_of(out, outcome, tracker.handle, tracker.failures)
+        if not outcome.stopped:  # whoever asked will not wait for pictures
+            log_result(config, tracker, data, out, settings)
+    return result_of(out, outcome, tracker.handle, tracker.left)
 
 
 def run_on_ray(
@@ -223,14 +225,17 @@ def worker_of(
         workers = Workers(
             rank=context.get_world_rank(), size=context.get_world_size(), on_node=context.get_local_world_size(), device=get_device()
         )
-        tracker = Tracker(handle) if workers.leads else None
+        tracker = Tracker(handle, out) if workers.leads else None
+        heard = None if tracker is None else Listener(config, tracker, data, out)
         if tracker is not None:
+            replay(tracker, out)
             tracker.watch_system()
         try:
             # The loop saves to RUN/last itself, before it reports: nothing is uploaded twice, and a run resumes without Ray as well.
             return run(
                 config, data=data, out=out, init=init, workers=workers, tracker=tracker, report=lambda metrics: ray.train.report(metrics),
                 notices=TrainNotices(desk, workers.leads),
+                heard=heard,
             )  # fmt: skip
         finally:
             if tracker is not None:
@@ -269,10 +274,6 @@ def ending(tracker: Tracker, store: Store, notices: Notices) -> Iterator[None]:
         tracker.end("KILLED" if notices.stopping else "FINISHED")
     finally:
         keep(store)
-
-
-def loss_of(history: list[dict[str, float]], name: str) -> list[tuple[int, float]]:
-    return [(int(row["step"]), row[name]) for row in history if name in row]
 
 
 def result_of(out: Place, outcome: Outcome, handle: RunHandle, failures: int) -> TrainResult:

@@ -64,12 +64,13 @@ def run(
     workers: Workers | None = None,
     tracker: Tracker | None = None,
     report: Callable[[dict[str, float]], None] | None = None,
+    heard: Callable[[Checkpoint, int], None] | None = None,
     notices: Notices | None = None,
 ) -> Outcome:
     """Trains until the config says that it is over, or `notices` that it must stop, going on from what RUN/last holds.
 
     data, out, init: the config's places with their access, in a process that may not have it. report: called at each validation, by
-    every worker.
+    every worker. heard: given the averaged network at each validation, once it is saved, in the leading worker.
     """
     workers, data, place = workers or Workers(), data or Place(config.data), out or Place(config.out)
     notices = notices or Notices()
@@ -172,6 +173,8 @@ def run(
                     checkpoint=checkpoint, best=best, initial=began_from,
                 )  # fmt: skip
                 write_metrics(place, history)
+                if validates and heard is not None:
+                    heard(checkpoint, progress.step)
             if validates and report is not None:
                 report({"step": progress.step, **latest(history)})
     ended = progress.ended(config)

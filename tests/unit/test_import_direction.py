@@ -21,7 +21,7 @@ BENCHMARKS = "infra/benchmarks/"
 ONLY_HERE = {
     "stable_audio_tools": {"model/codec.py"},
     "demucs": {"model/separator.py"},
-    "mlflow": {"infra/tracking.py"},
+    "mlflow": {"infra/tracking_client.py", "infra/tracking_mlflow.py", "infra/tracking_system.py"},
     "boto3": {"infra/storage.py"},
     "botocore": {"infra/storage.py"},
 }
