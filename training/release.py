@@ -15,7 +15,8 @@ from infra.storage import MissingObjectError, Place, localise
 from model.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint, save_checkpoint
 from model.unet import AccompanimentUNet, count_parameters
 from training.config import TrainConfig
-from training.scores import EvaluationReport
+from training.evaluation_markdown import markdown
+from training.evaluation_report import EvaluationReport
 from training.state import STATE_JSON
 
 CARD = "README.md"
@@ -117,7 +118,7 @@ def card(config: ReleaseConfig, checkpoint: Checkpoint, state: dict[str, Any], r
     lines += ["", "## How it was made", "", "```sh", command(given), "```", "", "## Limits", "", config.limits]
     if report is not None:
         named = replace(report, dataset=_last(report.dataset))
-        lines += ["", "## Figures", "", *named.to_markdown().splitlines()[2:]]
+        lines += ["", "## Figures", "", *markdown(named).splitlines()[2:]]
     return "\n".join(lines) + "\n"
 
 
