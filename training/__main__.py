@@ -49,9 +49,10 @@ def distil(config: Annotated[DistilConfig, Parameter(name="*")]) -> int:
 def evaluate(config: Annotated[EvaluateConfig, Parameter(name="*")]) -> int:
     """Score a checkpoint beside its baselines."""
     from training.evaluation import evaluate as run
+    from training.evaluation_markdown import markdown
 
     report = run(config)
-    sys.stdout.write(report.to_markdown())
+    sys.stdout.write(markdown(report))
     sys.stdout.write(f"\nwritten to {report.out}\n")
     return 0
 

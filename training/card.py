@@ -11,7 +11,8 @@ from infra.storage import Place
 from model.checkpoint import Checkpoint
 from model.unet import AccompanimentUNet, count_parameters
 from training.config import TrainConfig
-from training.scores import EvaluationReport
+from training.evaluation_markdown import markdown
+from training.evaluation_report import EvaluationReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ def card(about: About, checkpoint: Checkpoint, state: dict[str, Any], report: Ev
         lines += ["", "## Limits", "", about.limits]
     if report is not None:
         named = replace(report, dataset=last_part(report.dataset))
-        lines += ["", "## Figures", "", *named.to_markdown().splitlines()[2:]]
+        lines += ["", "## Figures", "", *markdown(named).splitlines()[2:]]
     return "\n".join(lines) + "\n"
 
 

@@ -12,7 +12,7 @@ from infra.settings import Settings
 from infra.storage import MissingObjectError, Place, localise
 from model.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint, save_checkpoint
 from training.card import About, card, last_part
-from training.scores import EvaluationReport
+from training.evaluation_report import EvaluationReport
 from training.state import STATE_JSON
 
 CARD = "README.md"
