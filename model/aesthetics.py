@@ -5,7 +5,6 @@ Its weights (CC BY 4.0) come from the hub, or from a local copy. None of the sco
 Shapes: C channels, N samples, W windows.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -79,8 +79,8 @@ class FrechetDistance:
     def __call__(self, windows_RD: np.ndarray) -> float:
         """The distance of another set, 0 or more.
 
-        The last trace is the sum of the singular values of (centred windows) Σ₁^½: nothing is inverted and no root is taken of a matrix that
-        rounding made indefinite, so fewer windows than dimensions, or silence, need no regularisation, and none is added.
+        The last trace is the sum of the singular values of (centred windows) Σ₁^½: nothing is inverted, and no root is taken of a matrix
+        that rounding made indefinite, so fewer windows than dimensions, or silence, need no regularisation, and none is added.
         """
         mean_D = windows_RD.mean(axis=0)
         centred_RD = (windows_RD - mean_D) / np.sqrt(len(windows_RD) - 1)
@@ -97,8 +97,8 @@ def moments(windows_RD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def extrapolated(distance: Callable[[np.ndarray], float], sample: EmbeddedSet) -> float | None:
-    """The Fréchet distance for ever more songs: its bias goes with 1/S (Chong & Forsyth 2020, for audio Gui et al. 2024), so the line through
-    all songs and all but one (the jackknife, Quenouille 1956) gives its value at 1/S = 0. None for a single song; may pass below 0.
+    """The Fréchet distance for ever more songs: its bias goes with 1/S (Chong & Forsyth 2020, for audio Gui et al. 2024), so the line
+    through all songs and all but one (the jackknife, Quenouille 1956) gives its value at 1/S = 0. None for a single song; may pass below 0.
     """
     songs = np.arange(sample.songs)
     if len(songs) < 2:

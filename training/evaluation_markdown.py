@@ -1,5 +1,7 @@
 """The report of an evaluation as Markdown: the result in a sentence, then tables small enough to read."""
 
+from collections.abc import Sequence
+
 from model.distances import Interval
 from model.geometry import SAMPLE_RATE_HZ, SEGMENT_SAMPLES
 from training.evaluation_report import EvaluationReport
@@ -90,11 +92,11 @@ def _distances(report: EvaluationReport) -> list[str]:
     intro = (
         f"Embedding *{found.embedding}*: {found.note}; {found.dimension} values a window of {found.window_s:g} s. The reference is "
         f"{found.reference_windows} windows of {found.reference_songs} {_songs(found.reference_songs)} of the training split, so that no "
-        "row is part of it. Smaller is nearer; *for ever more songs* takes the Fréchet distance's bias for few songs off; the kernel distance "
-        "(100 × MMD²) has none, and is about 0, or just below, where nothing tells the two apart."
+        "row is part of it. Smaller is nearer. Few songs make a Fréchet distance too large; *extrapolated* takes that off. The kernel "
+        "distance (100 × MMD²) has no such bias: it is about 0, now and then below, where nothing tells the two apart."
     )
     table = _table(
-        ("accompaniment", "Fréchet", "for ever more songs", "kernel"),
+        ("accompaniment", "Fréchet", "extrapolated", "kernel"),
         [
             (
                 row.name,
@@ -145,7 +147,7 @@ def _aesthetics(report: EvaluationReport) -> list[str]:
     return [note, "", *_table(("accompaniment", "PQ", "PC", "CE", "CU", "parameters", "time"), [*rows, *theirs])]
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (header, ("---", *("---:" for _ in header[1:])), *rows)]
 
 

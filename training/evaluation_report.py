@@ -89,16 +89,16 @@ class EvaluationReport:
         return float((generated - other) / (real - other)) if real != other else float("nan")
 
     def header(self) -> list[str]:
-        return ["accompaniment", *(field.name.replace("_", " ") for field in fields(Measures))]
+        return ["accompaniment", *(measure.name.replace("_", " ") for measure in fields(Measures))]
 
     def cells(self) -> list[list[str]]:
         """The rows of `header` as text: fit with its interval, the rest as means."""
         table = []
         for row in self.rows:
             cells = [row.name]
-            for field in fields(Measures):
-                value, low, high = (getattr(part, field.name) for part in (row.mean, row.low, row.high))
-                if field.name in ("harmony", "rhythm", "overall"):
+            for measure in fields(Measures):
+                value, low, high = (getattr(part, measure.name) for part in (row.mean, row.low, row.high))
+                if measure.name in ("harmony", "rhythm", "overall"):
                     cells.append(f"{value:.2f} ({low:.2f} to {high:.2f})")
                 else:
                     cells.append(f"{value:.3f}" if abs(value) < 1 else f"{value:.1f}" if abs(value) < 1_000 else f"{value:.0f}")
@@ -106,7 +106,7 @@ class EvaluationReport:
         return table
 
     def metrics(self) -> dict[str, float]:
-        """All figures under the names that MLflow shows: ROW/MEASURE, and ROW/MEASURE_low and _high where the claim rests on an interval."""
+        """All figures under the names that MLflow shows: ROW/MEASURE, with _low and _high where a claim rests on an interval."""
         found = {"wins_over_another_song": self.wins}
         if self.advantage is not None:
             found |= _flat("advantage_over_another_song", self.advantage)
@@ -133,7 +133,7 @@ class EvaluationReport:
     def from_json(text: str | bytes) -> "EvaluationReport":
         """Inverse of `to_json`; also reads files of version 1."""
         document = {"schema_version": 1, **json.loads(text)}
-        known = {field.name for field in fields(EvaluationReport)}
+        known = {known.name for known in fields(EvaluationReport)}
         values = {name: value for name, value in document.items() if name in known}
         values["rows"] = tuple(
             EvaluationRow(**{**row, **{part: Measures(**row[part]) for part in ("mean", "low", "high")}}) for row in document["rows"]

@@ -96,7 +96,7 @@ def advantage(one: list[Measures], other: list[Measures], song_ids: list[str]) -
 
 
 def means_over_songs(table_RM: np.ndarray, song_ids: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(mean, low, high), each (M,): 90% bootstrap intervals that draw whole songs, for segments of one song are no independent witnesses."""
+    """(mean, low, high), each (M,). 90% bootstrap, drawing whole songs: segments of one song are no independent witnesses."""
     songs = [np.flatnonzero(np.array(song_ids) == song) for song in sorted(set(song_ids))]
     random = np.random.default_rng(0)
     draws = [
