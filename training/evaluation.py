@@ -27,7 +27,6 @@ from model.checkpoint import Checkpoint, load_checkpoint
 from model.codec import load_codec
 from model.codec_base import Codec
 from model.embeddings import Embedding, load_embedding
-from model.errors import ModelError
 from model.geometry import SAMPLE_RATE_HZ
 from model.level import mix, within_full_scale
 from model.unet import count_parameters
