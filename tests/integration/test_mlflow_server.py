@@ -81,7 +81,7 @@ def check_whole(server: MlflowServer, run_id: str | None) -> None:
         assert [point.step for point in client.get_metric_history(run_id, name)] == list(range(12))
     for name in ("early", "online", "offline"):
         assert Path(client.download_artifacts(run_id, f"samples/{name}.txt")).read_text() == name
-    assert [version.version for version in client.search_model_versions("name='backline'")] == [1]
+    assert [int(version.version) for version in client.search_model_versions("name='backline'")] == [1]
     assert len(client.search_runs([tracked.info.experiment_id])) == 1
 
 
