@@ -9,7 +9,7 @@
 
 ID is a song's, or part-… where `backline compact` joined many songs in one file.
 
-Shapes: R segments of a split, C channels, T frames.
+Shapes: R segments, C channels, T frames.
 """
 
 import hashlib
@@ -25,9 +25,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from infra.errors import UserError
-from infra.snapshots import read_snapshot
+from infra.settings import Settings
+from infra.snapshots import read_rows
+from infra.splits import LatentTable, SplitIndex
 from infra.storage import MissingObjectError, Place
-from infra.tables import read_table
+from infra.tables import read_tables
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -199,22 +201,9 @@ def read_manifest(place: Place) -> Manifest:
     return Manifest.from_json(text, str(place / MANIFEST))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LatentTable:
-    """A split in memory, sorted by song and segment: 256 KiB a segment."""
-
-    song_ids: tuple[str, ...]
-    segments: tuple[int, ...]
-    vocal_RCT: NDArray[np.float16]
-    accompaniment_RCT: NDArray[np.float16]
-    valid_frames_R: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.song_ids)
-
-
-def read_latents(place: Place, split: Split | str, manifest: Manifest | None = None) -> LatentTable:
-    """All segments of one split of the dataset at `place`, as its manifest vouches for them, whatever a running prepare adds meanwhile.
+def read_latents(place: Place, split: Split | str, manifest: Manifest | None = None, *, at_most: int | None = None) -> LatentTable:
+    """All segments of one split of the dataset at `place`, or so many evenly spread ones, as its manifest vouches for them, whatever a
+    running prepare adds meanwhile.
 
     `manifest` is the commit that was read before, when both splits, or their statistics, have to be of one.
 
@@ -225,39 +214,45 @@ def read_latents(place: Place, split: Split | str, manifest: Manifest | None = N
     for attempt in range(1, READ_ATTEMPTS + 1):
         commit = manifest or read_manifest(place)
         try:
-            table = _read_split(place, split, commit)
-            break
+            return split_index(place, split, commit).take(at_most)
         except MissingObjectError as error:
             if attempt == READ_ATTEMPTS or manifest is not None or read_manifest(place) == commit:
                 raise UserError(f"{place} lacks a file that its {MANIFEST} counts on ({error}): run prepare again") from error
-    table = table.sort_by([("song_id", "ascending"), ("segment", "ascending")])
-    return LatentTable(
-        song_ids=tuple(table["song_id"].to_pylist()),
-        segments=tuple(table["segment"].to_pylist()),
-        vocal_RCT=tensor_column(table, "vocal_latent"),
-        accompaniment_RCT=tensor_column(table, "accompaniment_latent"),
-        valid_frames_R=table["valid_frames"].to_numpy().astype(np.int64),
-    )
+    raise AssertionError("the last attempt returns or raises")
 
 
-def _read_split(place: Place, split: str, manifest: Manifest) -> pa.Table:
+def split_index(place: Place, split: str, manifest: Manifest) -> SplitIndex:
+    """Which rows a split has, and where, as `manifest` vouches for them.
+
+    MissingObjectError when its snapshot is gone; UserError when they are not as many as the manifest counts.
+    """
     schema = latents(manifest.latent_channels, manifest.segment_frames)
     columns = ["song_id", "segment", "valid_frames", "vocal_latent", "accompaniment_latent"]
-    wanted = pa.schema([schema.field(name) for name in columns])
     if manifest.snapshot is None:
-        table = read_table((place / f"latents/split={split}").list(suffix=".parquet"), wanted)
+        rows = _listed(place, f"latents/split={split}")
     else:
-        held = read_snapshot(place, manifest.snapshot, split)
-        table = read_table([place / name for name in held.files], wanted)
-        # A joined file may hold songs that are gone since.
-        table = table.filter(pc.is_in(table["song_id"], pa.array(held.song_ids, pa.string())))
+        rows = read_rows(place, manifest.snapshot)
+        rows = rows.filter(pc.equal(rows["split"], split)).select(["song_id", "segments", "file"])
+    index = SplitIndex.of(place, rows, pa.schema([schema.field(name) for name in columns]))
     expected = getattr(manifest.counts, f"{split}_segments")
-    if len(table) != expected:
+    if len(index) != expected:
         raise UserError(
-            f"{place} holds {len(table)} segments for {split}, its {MANIFEST} counts {expected}: a prepare was cut short or is running; "
+            f"{place} holds {len(index)} segments for {split}, its {MANIFEST} counts {expected}: a prepare was cut short or is running; "
             "run it again"
         )
-    return table
+    return index
+
+
+def _listed(place: Place, folder: str) -> pa.Table:
+    """The songs of a dataset without a snapshot: every file counts."""
+    files = (place / folder).list(suffix=".parquet")
+    tables = read_tables(files, pa.schema([pa.field("song_id", pa.string(), nullable=False)]))
+    rows = [
+        {"song_id": counted["values"], "segments": counted["counts"], "file": file.uri.removeprefix(f"{place.uri}/")}
+        for file, table in zip(files, tables, strict=True)
+        for counted in pc.value_counts(table["song_id"]).to_pylist()
+    ]
+    return pa.Table.from_pylist(rows, schema=pa.schema([("song_id", pa.string()), ("segments", pa.int32()), ("file", pa.string())]))
 
 
 def tensors(values_RCT: NDArray[np.float16]) -> pa.ExtensionArray:
@@ -268,17 +263,10 @@ def tensors(values_RCT: NDArray[np.float16]) -> pa.ExtensionArray:
     return pa.ExtensionArray.from_storage(kind, pa.FixedSizeListArray.from_arrays(flat, channels * frames))
 
 
-def tensor_column(table: pa.Table, name: str) -> NDArray[np.float16]:
-    """A fixed-shape tensor column as (R, C, T) float16."""
-    if not len(table):
-        return np.zeros((0, *table.schema.field(name).type.shape), np.float16)
-    return np.asarray(pa.concat_arrays(table[name].chunks).to_numpy_ndarray(), np.float16)
-
-
 def code_version(root: Path = ROOT) -> str:
-    """The git commit of this checkout, or the package's version where there is no checkout (an installed wheel, a Ray job's folder)."""
+    """The git commit of this checkout; without one (a Ray job's folder, an installed wheel) BACKLINE_COMMIT, or the package's version."""
     try:
-        installed = f"backline {version('backline')}"
+        installed = Settings.from_environment().commit or f"backline {version('backline')}"
     except PackageNotFoundError:
         installed = "backline, not installed"
     try:

@@ -5,8 +5,6 @@ are deleted only after a manifest that does without them. Snapshots stay: they t
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,15 +23,6 @@ SNAPSHOT = pa.schema(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Held:
-    """One split of a snapshot."""
-
-    song_ids: Sequence[str]
-    files: Sequence[str]
-    """Names below the dataset, each once."""
-
-
 def write_snapshot(place: Place, digest: str, rows: pa.Table) -> str:
     """Store `rows` (of SNAPSHOT) for the dataset of this digest, under a name that its content gives; the name below the dataset."""
     data = table_bytes(rows.cast(SNAPSHOT))
@@ -46,13 +35,6 @@ def write_snapshot(place: Place, digest: str, rows: pa.Table) -> str:
 def read_rows(place: Place, name: str) -> pa.Table:
     """A snapshot's table; MissingObjectError when it is not there."""
     return read_table([place / name], SNAPSHOT)
-
-
-def read_snapshot(place: Place, name: str, split: str) -> Held:
-    """One split of a snapshot."""
-    rows = read_rows(place, name)
-    rows = rows.filter(pc.equal(rows["split"], split))
-    return Held(song_ids=rows["song_id"].to_pylist(), files=sorted(set(rows["file"].to_pylist())))
 
 
 def digests_with(place: Place, song_id: str) -> set[str]:

@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from infra.errors import UserError
-from infra.records import SPLITS, Manifest, latents, read_manifest, tensor_column
+from infra.records import SPLITS, Manifest, latents, read_manifest
 from infra.snapshots import read_rows
+from infra.splits import tensor_column
 from infra.storage import MissingObjectError, Place
 from infra.tables import read_table
 from model.codec_base import CodecIdentity

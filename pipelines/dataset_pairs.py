@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra import audio_files
-from infra.records import Manifest, tensor_column
+from infra.records import Manifest
 from infra.report import LOWEST_DB, spectrogram
+from infra.splits import tensor_column
 from infra.storage import Place
 from model.geometry import SAMPLE_RATE_HZ
 from pipelines.corpus.chance import Chance

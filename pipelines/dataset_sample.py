@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from infra.errors import UserError
-from infra.records import Manifest, latents, tensor_column
+from infra.records import Manifest, latents
+from infra.splits import tensor_column
 from infra.storage import MissingObjectError, Place
 from model.codec_base import CodecIdentity
 from pipelines.commits import LEAST_DEVIATION, describe

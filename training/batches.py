@@ -1,43 +1,30 @@
-"""Batches from a latent dataset held in memory, every random draw from a named stream.
+"""Batches of a run: normalised crops of segments, every random draw from a named stream (`training.streams`).
 
-Shapes: R segments of a split, B samples of a micro-batch, C channels, T frames.
-
-A stream is counter-based: sample n of a run (n = step × batch_size + slot) draws its crop, timestep, noise and dropout from
-Philox(key = (seed, stream), counter = n). So draws differ between samples, ranks and streams; they do not depend on how many workers
-share the batch; and the state of every stream is the number of samples drawn, which a checkpoint saves.
+Shapes: B samples of a micro-batch, C channels, T frames.
 """
 
-import hashlib
-from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from infra.errors import UserError
-from infra.records import LatentTable, Manifest
+from infra.records import Manifest
+from infra.splits import LatentTable, evenly_spread
 from model.checkpoint import LatentStatistics
+from training.segments import Segment, Segments, segment_of
+from training.streams import slots_of_rank, stream
 
-STREAMS = ("order", "crop", "timestep", "noise", "dropout", "validation")
-
-
-def stream(seed: int, name: str, sample: int) -> np.random.Generator:
-    """The generator of one named stream at one sample. Raises ValueError for a name that is not in STREAMS."""
-    if name not in STREAMS:
-        raise ValueError(f"stream {name!r} is not one of {', '.join(STREAMS)}: add it there")
-    key = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:16], "little")
-    # The sample is the counter's high half: no two samples can ever overlap.
-    return np.random.Generator(np.random.Philox(key=key, counter=sample << 128))
-
-
-@lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, segments: int) -> NDArray[np.int64]:
-    """The order of an epoch's segments: each exactly once."""
-    return stream(seed, "order", epoch).permutation(segments)
+# Steps that are drawn before the loop asks for them, and the threads that draw: numpy and torch let go of the interpreter while they work.
+DEPTH = 3
+THREADS = 2
+# How often a thread that waits looks whether it is still wanted.
+POLL_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +40,9 @@ class Batch:
     drop_B: Tensor
     """True where the vocal is hidden from the network."""
 
+    def pinned(self) -> "Batch":
+        return Batch(**{name: value.pin_memory() for name, value in vars(self).items()})
+
     def to(self, device: torch.device) -> "Batch":
         if device.type == self.t_B.device.type:
             return self
@@ -64,7 +54,7 @@ class Batches:
 
     def __init__(
         self,
-        store: LatentTable,
+        segments: Segments,
         statistics: LatentStatistics,
         *,
         seed: int,
@@ -75,46 +65,110 @@ class Batches:
         condition_dropout: float,
         rank: int = 0,
         world_size: int = 1,
+        pin: bool = False,
     ) -> None:
-        if not len(store):
-            raise UserError("the training split has no segments: prepare a dataset with more songs, and look into its rejects/")
-        self.store, self.statistics, self.seed, self.timesteps = store, statistics, seed, timesteps
-        self.crop_frames = min(crop_frames, store.vocal_RCT.shape[2])
-        self.batch_size, self.micro_batch, self.condition_dropout = batch_size, micro_batch, condition_dropout
-        share = batch_size // world_size
-        self.slots = range(rank * share, (rank + 1) * share)
+        """pin: whether `ahead` puts batches where a GPU can fetch them by itself."""
+        self.segments, self.statistics, self.seed, self.timesteps = segments, statistics, seed, timesteps
+        self.crop_frames = min(crop_frames, segments.frames)
+        self.batch_size, self.micro_batch, self.condition_dropout, self.pin = batch_size, micro_batch, condition_dropout, pin
+        self.slots = slots_of_rank(batch_size, rank, world_size)
 
     def at(self, step: int) -> list[Batch]:
         """This rank's micro-batches of one step: a function of (seed, step) alone."""
-        samples = [self._sample(step * self.batch_size + slot) for slot in self.slots]
+        return self.drawn(step, self.rows(step))
+
+    def ahead(self, step: int, until: int) -> "Ahead":
+        """Steps from `step` to before `until`, drawn while the network works on those before. Close it, and the segments are closed."""
+        return Ahead(self, step, until)
+
+    def rows(self, step: int) -> list[Segment]:
+        """This rank's segments of one step."""
+        return [self.segments.row(step * self.batch_size + slot) for slot in self.slots]
+
+    def drawn(self, step: int, rows: Sequence[Segment]) -> list[Batch]:
+        """The micro-batches of one step's segments."""
+        samples = [self._sample(step * self.batch_size + slot, row) for slot, row in zip(self.slots, rows, strict=True)]
         return [collate(samples[start : start + self.micro_batch]) for start in range(0, len(samples), self.micro_batch)]
 
-    def ahead(self, step: int) -> Generator[list[Batch], None, None]:
-        """Steps from `step` on, the next one drawn in a thread while the network works on this one."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
-            following = pool.submit(self.at, step)
-            while True:
-                batches = following.result()
-                step += 1
-                following = pool.submit(self.at, step)
-                yield batches
-
-    def _sample(self, sample: int) -> Batch:
-        epoch, position = divmod(sample, len(self.store))
-        row = int(epoch_order(self.seed, epoch, len(self.store))[position])
+    def _sample(self, sample: int, segment: Segment) -> Batch:
         # Crops start where there is audio to fill them; a short segment keeps its padding, masked.
-        latest = max(0, int(self.store.valid_frames_R[row]) - self.crop_frames)
-        start = int(stream(self.seed, "crop", sample).integers(latest + 1))
+        latest = max(0, segment.valid_frames - self.crop_frames)
         return crop(
-            self.store,
-            row,
-            start,
+            segment,
+            int(stream(self.seed, "crop", sample).integers(latest + 1)),
             self.crop_frames,
             self.statistics,
             t=int(stream(self.seed, "timestep", sample).integers(self.timesteps)),
             noise=stream(self.seed, "noise", sample),
             drop=bool(stream(self.seed, "dropout", sample).random() < self.condition_dropout),
         )
+
+
+class Ahead(Iterator[list[Batch]]):
+    """The steps of a run in order, at most DEPTH of them drawn and not yet asked for.
+
+    One thread asks for segments, which may have to wait for a storage; a few draw batches of them. An error of any is raised by `next`.
+    Returns when the first step is ready.
+    """
+
+    def __init__(self, batches: Batches, step: int, until: int) -> None:
+        self._batches = batches
+        self._closed = threading.Event()
+        self._pool = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="batches")
+        self._steps: queue.Queue[Future[list[Batch]] | None] = queue.Queue(maxsize=DEPTH)
+        self._thread = threading.Thread(target=self._work, args=(range(step, until),), name="segments", daemon=True)
+        self._thread.start()
+        try:
+            self._first: list[Future[list[Batch]] | None] = [self._steps.get()]
+            if self._first[0] is not None:
+                self._first[0].result()
+        except BaseException:
+            self.close()
+            raise
+
+    def __next__(self) -> list[Batch]:
+        following = self._first.pop() if self._first else self._steps.get()
+        if following is None:
+            self._first = [None]
+            raise StopIteration
+        try:
+            return following.result()
+        except BaseException:
+            self._first = [following]  # whoever asks again is told again
+            raise
+
+    def close(self) -> None:
+        """Ends the threads and closes the segments; what they hold on other machines too."""
+        self._closed.set()
+        self._batches.segments.close()
+        self._thread.join()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _work(self, steps: range) -> None:
+        try:
+            for step in steps:
+                rows = self._batches.rows(step)
+                if not self._put(self._pool.submit(self._draw, step, rows)):
+                    return
+            self._put(None)
+        except BaseException as error:  # raised where the loop is
+            failed: Future[list[Batch]] = Future()
+            failed.set_exception(error)
+            self._put(failed)
+
+    def _draw(self, step: int, rows: Sequence[Segment]) -> list[Batch]:
+        batches = self._batches.drawn(step, rows)
+        return [batch.pinned() for batch in batches] if self._batches.pin else batches
+
+    def _put(self, item: "Future[list[Batch]] | None") -> bool:
+        """Whether it is still wanted."""
+        while not self._closed.is_set():
+            try:
+                self._steps.put(item, timeout=POLL_S)
+                return True
+            except queue.Full:
+                continue
+        return False
 
 
 def validation_batches(
@@ -133,7 +187,7 @@ def validation_batches(
 
     One list for each timestep: quantile middles of 0..T-1. A rank gets every world_size-th segment.
     """
-    chosen = sorted({round(index * (len(store) - 1) / max(1, min(segments, len(store)) - 1)) for index in range(min(segments, len(store)))})
+    chosen = evenly_spread(len(store), segments)
     crop_frames = min(crop_frames, store.vocal_RCT.shape[2])
     groups = []
     for quantile in range(per_segment):
@@ -144,21 +198,22 @@ def validation_batches(
             draw = stream(0, "validation", index * per_segment + quantile)
             start = max(0, int(store.valid_frames_R[row]) - crop_frames) // 2
             t = int((quantile + 0.5) / per_segment * timesteps)
-            samples.append(crop(store, row, start, crop_frames, statistics, t=t, noise=draw, drop=False))
+            samples.append(crop(segment_of(store, int(row)), start, crop_frames, statistics, t=t, noise=draw, drop=False))
         groups.append([collate(samples[first : first + micro_batch]) for first in range(0, len(samples), micro_batch)])
     return groups
 
 
 def crop(
-    store: LatentTable, row: int, start: int, frames: int, statistics: LatentStatistics, *, t: int, noise: np.random.Generator, drop: bool
+    segment: Segment, start: int, frames: int, statistics: LatentStatistics, *, t: int, noise: np.random.Generator, drop: bool
 ) -> Batch:
     """One sample as a batch of one: a normalised window of a segment, zero where the segment has no audio."""
-    window = slice(start, start + frames)
-    valid_1T = torch.arange(start, start + frames)[None] < int(store.valid_frames_R[row])
-    vocal_1CT = statistics.normalise_vocal(torch.from_numpy(store.vocal_RCT[row : row + 1, :, window].astype(np.float32)))
-    accompaniment_1CT = statistics.normalise_accompaniment(
-        torch.from_numpy(store.accompaniment_RCT[row : row + 1, :, window].astype(np.float32))
-    )
+
+    def window(latent_CT: NDArray[np.float16]) -> Tensor:
+        return torch.from_numpy(latent_CT[None, :, start : start + frames].astype(np.float32))
+
+    valid_1T = torch.arange(start, start + frames)[None] < segment.valid_frames
+    vocal_1CT = statistics.normalise_vocal(window(segment.vocal_CT))
+    accompaniment_1CT = statistics.normalise_accompaniment(window(segment.accompaniment_CT))
     return Batch(
         vocal_BCT=torch.where(valid_1T, vocal_1CT, 0.0),
         accompaniment_BCT=torch.where(valid_1T, accompaniment_1CT, 0.0),

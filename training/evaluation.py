@@ -6,7 +6,6 @@ codec once. Rows that game a metric (a copy of the vocal) are there to be seen. 
 Shapes: C channels, N samples, T frames.
 """
 
-import json
 import logging
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,23 +16,21 @@ from tqdm import tqdm
 
 from infra import audio_files
 from infra.errors import UserError
-from infra.places import codec_spec
+from infra.places import checkpoint_place, codec_spec
 from infra.records import LatentTable, read_latents, read_manifest
 from infra.settings import Settings
-from infra.storage import MissingObjectError, Place, localise
-from infra.tracking import RUN_FILE, RunHandle, Tracker, open_run, store_of
+from infra.storage import Place, localise
+from infra.tracking import RunHandle, Tracker, open_run, read_handle, store_of
 from model.accompany import Accompanist, GenerationConfig
 from model.aesthetics import Aesthetics, AestheticsUnavailable, load_aesthetics
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.codec import load_codec
 from model.codec_base import Codec
 from model.embeddings import Embedding, load_embedding
-from model.errors import ModelError
 from model.geometry import SAMPLE_RATE_HZ
 from model.level import mix, within_full_scale
 from model.unet import count_parameters
 from training import figures
-from training.config import TrainConfig
 from training.evaluation_markdown import SEGMENT_S, markdown
 from training.evaluation_report import EvaluationReport
 from training.evaluation_rows import HeldOut, decode_pair, decode_row, reference_rows, round_trip, rows_of, spread, strangers
@@ -42,15 +39,13 @@ from training.scores import GENERATED, OTHER
 
 log = logging.getLogger(__name__)
 
-SAMPLE_S = 20.0
-
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """What is scored, on how much, and where the result goes."""
 
     checkpoint: str
-    """A checkpoint's or a training run's place."""
+    """A checkpoint's or a training run's place, or models:/NAME@ALIAS of MLflow's registry."""
     data: str
     """The latent dataset whose validation split is played to the network."""
     out: str
@@ -94,7 +89,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     cannot be had.
     """
     settings, clock = Settings.from_environment(), Clock()
-    place, data, out = Place(config.checkpoint), Place(config.data), Place(config.out)
+    place, data, out = checkpoint_place(config.checkpoint, settings), Place(config.data), Place(config.out)
     with clock("load"):
         checkpoint = load_checkpoint(localise(best_of(place), settings.cache))
         check_codec(checkpoint, data)
@@ -156,7 +151,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         stage_s=dict(clock.stage_s),
     )
     log.info("seconds: %s", ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in clock.stage_s.items()))
-    track(config, report, checkpoint, data, out, settings, write(report, out, pairs[: config.audio_files], generated))
+    track(config, report, checkpoint, run_handle(place), data, out, settings, write(report, out, pairs[: config.audio_files], generated))
     return report
 
 
@@ -204,50 +199,25 @@ def write(report: EvaluationReport, out: Place, pairs: list[HeldOut], generated:
 
 
 def track(
-    config: EvaluateConfig,
-    report: EvaluationReport,
-    checkpoint: Checkpoint,
-    data: Place,
-    out: Place,
-    settings: Settings,
-    files: dict[str, bytes],
-) -> None:
+    config: EvaluateConfig, report: EvaluationReport, checkpoint: Checkpoint, handle: RunHandle | None, data: Place, out: Place,
+    settings: Settings, files: dict[str, bytes],
+) -> None:  # fmt: skip
     """Adds all figures and what was written to the training's run, or to a run of its own."""
-    handle = run_handle(Place(config.checkpoint))
-    if handle is None or handle.run_id is None:
+    if handle is not None and handle.run_id is None and not handle.key:  # of a time when a server that was away left nothing to find
+        handle = None
+    if handle is None:
         store = store_of(out, settings.mlflow_tracking_uri)
-        tracker = open_run(store, experiment=config.experiment, name=f"evaluate {checkpoint.name}", run=out)
+        tracker = open_run(store, experiment=config.experiment, name=f"evaluate {checkpoint.name}", run=out, source="backline evaluate")
         tracker.dataset(name=data.name, digest=checkpoint.dataset.digest, uri=data.uri, context="evaluation")
     else:
-        tracker = Tracker(handle, repeats=True)
+        tracker = Tracker(handle, out, repeats=True)
     tracker.metrics({f"evaluation/{name}": value for name, value in report.metrics().items()}, report.step)
     for name, content in files.items():  # not the folder: a run of its own has its store in there
         tracker.content(content, f"evaluation/{name}")
-    if handle is None or handle.run_id is None:
+    if handle is None:
         tracker.end("FINISHED")
     else:
         tracker.close()
-
-
-def log_samples(config: TrainConfig, tracker: Tracker, data: Place, best: Place, settings: Settings) -> None:
-    """Plays to some held-out vocals at the end of training, and logs what is heard. A codec that is not here costs the samples only."""
-    store = read_latents(data, "validation")
-    if not config.samples or not len(store):
-        return
-    try:
-        checkpoint = load_checkpoint(localise(best, settings.cache))
-        codec = load_codec(codec_spec(config.codec, settings) or checkpoint.codec.id, device=device())
-        accompanist = Accompanist(checkpoint, codec, device=device())
-    except (ModelError, UserError) as error:
-        log.warning("no sample audio: %s", error)
-        return
-    for row in spread(store, config.samples):
-        pair = decode_pair(store, row, codec, SAMPLE_S)
-        generated_CN = accompanist.accompany(pair.vocal_CN, GenerationConfig()).audio_CN
-        sounds = sounds_of(pair, generated_CN)
-        for name, audio_CN in sounds.items():
-            tracker.content(audio_files.encode(audio_CN, "wav"), f"samples/{pair.name}-{name}.wav")
-        tracker.content(figures.spectrograms(sounds), f"samples/{pair.name}.png")
 
 
 def best_of(place: Place) -> Place:
@@ -257,12 +227,7 @@ def best_of(place: Place) -> Place:
 
 def run_handle(place: Place) -> RunHandle | None:
     """The MLflow run of a training, from the place of the run or of its checkpoint."""
-    for candidate in (place.uri, place.uri.rsplit("/", 1)[0]):
-        try:
-            return RunHandle(**json.loads((Place(candidate, place.access) / RUN_FILE).read_bytes())["mlflow"])
-        except MissingObjectError:
-            continue
-    return None
+    return read_handle(place) or read_handle(Place(place.uri.rsplit("/", 1)[0], place.access))
 
 
 def check_codec(checkpoint: Checkpoint, data: Place) -> None:

@@ -47,10 +47,25 @@ def trained(data: str, tiny_codec: Path, tmp_path_factory: pytest.TempPathFactor
     return train(TrainConfig(data=data, out=str(out), codec=str(tiny_codec), **settings))
 
 
-def test_training_ends_with_sample_audio(trained: TrainResult) -> None:
+def test_training_ends_with_sample_audio_a_card_and_a_champion(trained: TrainResult) -> None:
     client = MlflowClient(trained.tracking_uri)
-    names = {Path(entry.path).name for entry in client.list_artifacts(trained.mlflow_run_id, "samples")}
-    assert names == {"song-000-0.png", *(f"song-000-0-{kind}.wav" for kind in ("vocal", "real", "generated", "mix"))}
+
+    def names(folder: str) -> set[str]:
+        return {Path(entry.path).name for entry in client.list_artifacts(trained.mlflow_run_id, folder)}
+
+    assert names("samples") == {"held-out", "step-000002"}
+    assert names("samples/held-out") == {"song-000-0-vocal.ogg", "song-000-0-real.ogg"}
+    assert names("samples/step-000002") == {"song-000-0.png", "song-000-0-generated.ogg", "song-000-0-mix.ogg"}
+    assert names("figures") == {"loss.png", "error_by_timestep.png"}
+    assert names("checkpoint") >= {"README.md", "checkpoint.json"}
+    sound = client.download_artifacts(trained.mlflow_run_id, "samples/step-000002/song-000-0-generated.ogg")
+    assert soundfile.info(sound).duration == pytest.approx(FRAMES * 2_048 / 44_100, abs=0.01)
+    version = client.get_model_version_by_alias("backline", "champion")
+    assert version.run_id == trained.mlflow_run_id
+    assert version.tags["backline.step"] == "2"
+    assert float(version.tags["backline.validation_loss"]) == pytest.approx(trained.metrics["validation_loss"])
+    assert "## How it was made" in version.description
+    assert client.get_run(trained.mlflow_run_id).data.tags["mlflow.note.content"] == version.description
 
 
 def test_the_table_has_every_baseline_and_reaches_mlflow(data: str, trained: TrainResult, tiny_codec: Path, tmp_path: Path) -> None:

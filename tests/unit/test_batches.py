@@ -1,15 +1,23 @@
 """Batches: every draw is a function of seed and sample, whoever draws it and whenever."""
 
+import threading
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from infra.errors import UserError
 from infra.records import read_latents, read_manifest
 from infra.storage import Place
 from tests.tiny_latents import write_latents
-from training.batches import STREAMS, Batches, collate, epoch_order, statistics_of, stream, validation_batches
+from training.batches import DEPTH, Batches, collate, statistics_of, validation_batches
+from training.segments import InMemory, Segment
+from training.streamed import Course, keys_and_firsts
+from training.streams import STREAMS, epoch_order, places_of_rank, stream
 
 SEED, BATCH = 7, 4
 
@@ -23,7 +31,7 @@ def batches(place: Place, **changes) -> Batches:
     settings = {
         "seed": SEED, "batch_size": BATCH, "micro_batch": 2, "crop_frames": 32, "timesteps": 800, "condition_dropout": 0.5, **changes,
     }  # fmt: skip
-    return Batches(read_latents(place, "train"), statistics_of(read_manifest(place)), **settings)
+    return Batches(InMemory(read_latents(place, "train"), settings["seed"]), statistics_of(read_manifest(place)), **settings)
 
 
 def test_streams_differ_by_name_seed_and_sample_and_repeat() -> None:
@@ -48,13 +56,84 @@ def test_two_ranks_see_the_batch_of_one(place: Place) -> None:
 
 
 def test_reading_ahead_gives_the_same_steps_from_anywhere(place: Place) -> None:
-    ahead = batches(place).ahead(3)
+    ahead = batches(place).ahead(3, 6)
     for step in (3, 4, 5):
         for one, other in zip(next(ahead), batches(place).at(step), strict=True):
             assert torch.equal(one.noise_BCT, other.noise_BCT)
             assert torch.equal(one.t_B, other.t_B)
             assert torch.equal(one.vocal_BCT, other.vocal_BCT)
+    with pytest.raises(StopIteration):
+        next(ahead)
     ahead.close()
+
+
+class Source(InMemory):
+    """A source that counts what it is asked for, and fails at one sample."""
+
+    def __init__(self, place: Place, fails_at: int) -> None:
+        super().__init__(read_latents(place, "train"), SEED)
+        self.fails_at, self.asked, self.closed = fails_at, 0, False
+
+    def row(self, sample: int) -> Segment:
+        self.asked += 1
+        if sample == self.fails_at:
+            raise UserError("the disk is gone")
+        return super().row(sample)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_an_error_of_the_source_is_raised_in_its_step_and_all_is_closed(place: Place) -> None:
+    drawing = batches(place)
+    source = drawing.segments = Source(place, fails_at=2 * BATCH + 1)
+    before = threading.active_count()
+    ahead = drawing.ahead(0, 10)
+    for _ in (0, 1):
+        next(ahead)
+    for _ in (0, 1):
+        with pytest.raises(UserError, match="disk is gone"):
+            next(ahead)
+    ahead.close()
+    assert source.closed
+    assert threading.active_count() == before
+    source = drawing.segments = Source(place, fails_at=0)
+    with pytest.raises(UserError, match="disk is gone"):
+        drawing.ahead(0, 10)
+    assert source.closed
+
+
+def test_no_more_than_a_few_steps_are_held_ahead(place: Place) -> None:
+    drawing = batches(place)
+    source = drawing.segments = Source(place, fails_at=-1)
+    ahead = drawing.ahead(0, 1000)
+    time.sleep(0.3)
+    # Those in the queue, the first, and the one that waits for room.
+    assert source.asked == (DEPTH + 2) * BATCH
+    ahead.close()
+
+
+@given(
+    segments=st.integers(1, 40), share=st.integers(1, 5), world_size=st.integers(1, 4), begin=st.integers(0, 100), steps=st.integers(0, 30)
+)
+def test_ranks_share_a_run_without_gap_or_overlap(segments: int, share: int, world_size: int, begin: int, steps: int) -> None:
+    batch = share * world_size
+    begin, end = begin * batch, (begin + steps) * batch
+    course = Course(seed=SEED, batch_size=batch, world_size=world_size, begin=begin, end=end)
+    for rank in range(world_size):
+        told: list[int] = []
+        for epoch in range(begin // segments, -(-end // segments)):
+            keys, firsts = keys_and_firsts(course, epoch, segments, block_rows=3)
+            order = epoch_order(SEED, epoch, segments)
+            places = places_of_rank(epoch, segments, batch_size=batch, rank=rank, world_size=world_size, begin=begin, end=end)
+            # Sorted by key, a rank's rows are one stretch in the order of its samples, cut every three.
+            mine = sorted(key for key in keys.tolist() if rank * segments <= key < (rank + 1) * segments)
+            assert [key % segments for key in mine] == places.tolist()
+            assert [int(np.flatnonzero(keys == key)[0]) for key in mine] == order[places].tolist()
+            assert mine[::3] == firsts[rank]
+            told += (epoch * segments + places).tolist()
+        # What the loop asks of this rank.
+        assert told == [n for n in range(begin, end) if n % batch // share == rank]
 
 
 def test_crops_are_normalised_and_masked(place: Place) -> None:

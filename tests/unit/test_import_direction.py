@@ -23,7 +23,7 @@ ONLY_HERE = {
     "demucs": {"model/separator.py"},
     "transformers": {"model/clap.py", "infra/benchmarks/peers_systems.py"},
     "audiobox_aesthetics": {"model/aesthetics.py"},
-    "mlflow": {"infra/tracking.py"},
+    "mlflow": {"infra/tracking_client.py", "infra/tracking_mlflow.py", "infra/tracking_system.py"},
     "boto3": {"infra/storage.py"},
     "botocore": {"infra/storage.py"},
 }

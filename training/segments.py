@@ -1,0 +1,59 @@
+"""Where training's segments come from: one protocol, and the split in memory. Streaming is `training.streamed`.
+
+Shapes: C channels, T frames.
+"""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.errors import UserError
+from infra.splits import LatentTable
+from training.streams import epoch_order
+
+
+class Segment(NamedTuple):
+    """One pair of latents, as stored."""
+
+    vocal_CT: NDArray[np.float16]
+    accompaniment_CT: NDArray[np.float16]
+    valid_frames: int
+
+
+class Segments(Protocol):
+    """A training split in the order of a run: sample n of epoch n // R is row epoch_order(seed, epoch)[n mod R], in every mode."""
+
+    frames: int
+    """T."""
+
+    def row(self, sample: int) -> Segment:
+        """A sample's segment. A rank asks for its own samples, in order; one thread asks at a time."""
+
+    def close(self) -> None:
+        """Gives up what is held; a call of `row` that waits in another thread ends with an error."""
+
+
+class InMemory:
+    """The whole split in this process."""
+
+    def __init__(self, table: LatentTable, seed: int) -> None:
+        refuse_empty(len(table))
+        self.table, self.seed, self.frames = table, seed, table.vocal_RCT.shape[2]
+
+    def row(self, sample: int) -> Segment:
+        epoch, place = divmod(sample, len(self.table))
+        return segment_of(self.table, int(epoch_order(self.seed, epoch, len(self.table))[place]))
+
+    def close(self) -> None:
+        """Nothing is held elsewhere."""
+
+
+def segment_of(table: LatentTable, row: int) -> Segment:
+    return Segment(table.vocal_RCT[row], table.accompaniment_RCT[row], int(table.valid_frames_R[row]))
+
+
+def refuse_empty(segments: int) -> None:
+    """UserError when a training split has nothing to train on."""
+    if not segments:
+        raise UserError("the training split has no segments: prepare a dataset with more songs, and look into its rejects/")
