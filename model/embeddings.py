@@ -67,8 +67,8 @@ class SmokeEmbedding:
         count, frame_hz = whole_windows(audio_CN), SAMPLE_RATE_HZ / _HOP_SAMPLES
         parts = (
             cut(band_FT, frame_hz, count),
-            cut(chroma(audio_CN), CHROMA_RATE_HZ, count),
-            cut(onset_bands(audio_CN), ONSET_RATE_HZ, count),
+            cut(chroma(mono_N), CHROMA_RATE_HZ, count),
+            cut(onset_bands(mono_N), ONSET_RATE_HZ, count),
             cut(flat_T[None], frame_hz, count),
             cut(np.square(np.stack([mono_N, side_N])), SAMPLE_RATE_HZ, count),
         )
@@ -128,7 +128,7 @@ def load_embedding(spec: str, *, codec: Codec, device: str = "cpu") -> Embedding
         except EmbeddingUnavailable as error:
             log.warning("embedding auto: taking smoke, because %s", error)
             smoke = SmokeEmbedding()
-            smoke.note = f"{smoke.note}; taken because {error}"
+            smoke.note = f"{smoke.note}; taken for auto because {str(error).partition(';')[0]}"
             return smoke
     if spec != "clap" and "/" not in spec and not Path(spec).is_dir():
         raise EmbeddingUnavailable(f"embedding {spec!r} is not known: give {SPECS}")

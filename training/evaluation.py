@@ -33,7 +33,7 @@ from model.unet import count_parameters
 from training import figures
 from training.evaluation_markdown import SEGMENT_S, markdown
 from training.evaluation_report import EvaluationReport
-from training.evaluation_rows import HeldOut, decode_pair, decode_row, reference_rows, rows_of, spread, strangers
+from training.evaluation_rows import HeldOut, decode_pair, decode_row, reference_rows, round_trip, rows_of, spread, strangers
 from training.evaluation_scoring import Clock, Scoring
 from training.scores import GENERATED, OTHER
 
@@ -99,6 +99,10 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         accompanist = Accompanist(checkpoint, codec, device=device())
         embedding = load_embedding(config.embedding, codec=codec, device=device())
         scorer, aesthetics_note = scorer_of(config)
+    if len(chosen) < config.samples:
+        log.warning(
+            "%d segments asked for, %d are held out: prepare with a larger --validation-share for more", config.samples, len(chosen)
+        )
     others = strangers(store, chosen, data)
     pairs, generated = [], []
     made_s = 0.0
@@ -115,7 +119,9 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         with clock("decode"):
             known = other_store is store and other_row in chosen
             other_CN = pairs[chosen.index(other_row)].real_CN if known else decode_row(other_store, other_row, codec, config.seconds)[1]
-        scoring.add(pairs[index], rows_of(pairs, generated, index, other_CN, codec))
+        with clock("round trip"):
+            twice_CN = round_trip(pairs[index].real_CN, codec)
+        scoring.add(pairs[index], rows_of(pairs, generated, index, other_CN, twice_CN))
     measured = scoring.measures
     distances = None
     if config.reference:

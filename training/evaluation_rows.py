@@ -34,7 +34,7 @@ class HeldOut:
 
 
 def rows_of(
-    pairs: list[HeldOut], generated: list[np.ndarray], index: int, other_CN: np.ndarray, codec: Codec
+    pairs: list[HeldOut], generated: list[np.ndarray], index: int, other_CN: np.ndarray, round_trip_CN: np.ndarray
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The kinds of accompaniment that are scored against vocal `index`."""
     real_CN = pairs[index].real_CN
@@ -44,7 +44,7 @@ def rows_of(
     stranger = generated_stranger(pairs, index)
     if stranger is not None:
         yield STRANGER, generated[stranger]
-    yield ROUND_TRIP, round_trip(real_CN, codec)
+    yield ROUND_TRIP, round_trip_CN
     yield COPY, pairs[index].vocal_CN
     yield SILENCE, np.zeros_like(real_CN)
     level = float(np.sqrt(np.mean(real_CN**2)))
