@@ -92,9 +92,9 @@ def _distances(report: EvaluationReport) -> list[str]:
     intro = (
         f"Embedding *{found.embedding}*: {found.note}; {found.dimension} values a window of {found.window_s:g} s. The reference is "
         f"{found.reference_windows} windows of {found.reference_songs} {_songs(found.reference_songs)} of the training split, none of "
-        "which stands in a row where there are others. Smaller is nearer. Few songs make a Fréchet distance too large; *extrapolated* takes "
-        "that off. The kernel distance (100 × MMD²) has no such bias: it is about 0, now and then below, where nothing tells the two apart. "
-        "A distance does not hear which vocal a sound belongs to: rows that deal the same sounds to other vocals have the same."
+        "which stands in a row where there are others. Smaller is nearer. Few songs make a Fréchet distance too large; *extrapolated* "
+        "takes that off. The kernel distance (100 × MMD²) has no such bias: it is about 0, now and then below, where nothing tells the two "
+        "apart. A distance does not hear which vocal a sound belongs to: rows that deal the same sounds to other vocals have the same."
     )
     table = _table(
         ("accompaniment", "Fréchet", "extrapolated", "kernel"),
