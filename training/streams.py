@@ -4,7 +4,7 @@ A stream is counter-based: sample n of a run (n = step × batch_size + slot) dra
 Philox(key = (seed, stream), counter = n). So draws differ between samples, ranks and streams; they do not depend on how many workers
 share the batch; and the state of every stream is the number of samples drawn, which a checkpoint saves.
 
-Shapes: R segments of a split, P of their places in an epoch.
+Shapes: R segments of a split.
 """
 
 import hashlib
@@ -29,13 +29,3 @@ def stream(seed: int, name: str, sample: int) -> np.random.Generator:
 def epoch_order(seed: int, epoch: int, segments: int) -> NDArray[np.int64]:
     """The order of an epoch's segments: each exactly once."""
     return stream(seed, "order", epoch).permutation(segments)
-
-
-def places_of_rank(epoch: int, segments: int, *, batch_size: int, rank: int, world_size: int, begin: int, end: int) -> NDArray[np.int64]:
-    """(P,) places of an epoch that are a rank's, in order: those of its slots, among the samples begin to end of the run.
-
-    Place p of epoch e is sample e × R + p, and slot (e × R + p) mod batch_size of its step.
-    """
-    first = epoch * segments
-    samples = np.arange(max(first, begin), max(first, begin, min(first + segments, end)))
-    return samples[samples % batch_size // (batch_size // world_size) == rank] - first

@@ -99,8 +99,8 @@ def golden_losses(folder: Path) -> list[float]:
     place = Place(write_latents(folder))
     config = TrainConfig(data=place.uri, out="unused", preset="small", workers=0, batch_size=4, crop_frames=56, precision="float32")
     batches = Batches(
-        InMemory(read_latents(place, "train"), seed=0), statistics_of(read_manifest(place)), seed=0, batch_size=4, micro_batch=4, crop_frames=56,
-        timesteps=SCHEDULE.steps, condition_dropout=0.1,
+        InMemory(read_latents(place, "train"), seed=0), statistics_of(read_manifest(place)), seed=0, batch_size=4, micro_batch=4,
+        crop_frames=56, timesteps=SCHEDULE.steps, condition_dropout=0.1,
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
