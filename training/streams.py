@@ -4,7 +4,7 @@ A stream is counter-based: sample n of a run (n = step × batch_size + slot) dra
 Philox(key = (seed, stream), counter = n). So draws differ between samples, ranks and streams; they do not depend on how many workers
 share the batch; and the state of every stream is the number of samples drawn, which a checkpoint saves.
 
-Shapes: R segments of a split, P of their places in an epoch.
+Shapes: R segments of a split.
 """
 
 import hashlib
@@ -34,14 +34,3 @@ def epoch_order(seed: int, epoch: int, segments: int) -> NDArray[np.int64]:
 def slots_of_rank(batch_size: int, rank: int, world_size: int) -> range:
     """A rank's slots of every batch: shares differ by one at most."""
     return range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-
-
-def places_of_rank(epoch: int, segments: int, *, batch_size: int, rank: int, world_size: int, begin: int, end: int) -> NDArray[np.int64]:
-    """(P,) places of an epoch that are a rank's, in order: those of its slots, among the samples begin to end of the run.
-
-    Place p of epoch e is sample e × R + p, and slot (e × R + p) mod batch_size of its step.
-    """
-    first = epoch * segments
-    samples = np.arange(max(first, begin), max(first, begin, min(first + segments, end)))
-    slots = slots_of_rank(batch_size, rank, world_size)
-    return samples[(samples % batch_size >= slots.start) & (samples % batch_size < slots.stop)] - first

@@ -1,15 +1,18 @@
 """Streaming through Ray Data: the same batches as from memory, bit for bit, whoever shares them and wherever a run resumes."""
 
 import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 import torch
 
 from infra.errors import UserError
 from infra.records import read_latents, read_manifest, split_index
-from infra.snapshots import SNAPSHOT, write_snapshot
 from infra.storage import Place
 from tests.tiny_latents import write_latents
 from training.batches import Batch, Batches, collate, statistics_of
@@ -17,8 +20,9 @@ from training.config import TrainConfig
 from training.launch import train
 from training.loop import run
 from training.segments import InMemory, Segments
+from training.shuffle import Course, Shuffler
 from training.state import read_metrics
-from training.streamed import Course, Shuffler, Streamed
+from training.streamed import Streamed
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 SEED, BATCH = 3, 4
@@ -40,9 +44,11 @@ def drawn(place: Place, segments: Segments, steps: range, **ranks: int) -> list[
 def test_streamed_batches_are_those_of_memory(data: str, world_size: int, begin: int, monkeypatch: pytest.MonkeyPatch) -> None:
     place, steps = Place(data), range(begin, 9)
     index = split_index(place, "train", read_manifest(place))
-    monkeypatch.setattr("training.streamed.BLOCK_BYTES", 4 * index.row_bytes)
-    course = Course(seed=SEED, batch_size=BATCH, world_size=world_size, begin=begin * BATCH, end=9 * BATCH)
-    shuffler = ray.remote(Shuffler).options(num_cpus=0, max_concurrency=3).remote(index, course, {})
+    monkeypatch.setattr("training.shuffle.BLOCK_BYTES", 4 * index.row_bytes)
+    course = Course(
+        seed=SEED, segments=15, batch_size=BATCH, world_size=world_size, begin=begin * BATCH, end=9 * BATCH, epochs=world_size
+    )  # fmt: skip
+    shuffler = ray.remote(Shuffler).options(num_cpus=0, max_concurrency=3).remote(index, course)
     for rank in range(world_size):
         ranks = {"rank": rank, "world_size": world_size}
         stored = drawn(place, InMemory(read_latents(place, "train"), SEED), steps, **ranks)
@@ -58,7 +64,7 @@ def test_streamed_batches_are_those_of_memory(data: str, world_size: int, begin:
 
 def config(data: str, out: Path, **changes: object) -> TrainConfig:
     settings = {
-        "preset": "small", "steps": 6, "batch_size": BATCH, "crop_frames": 16, "warmup_steps": 2, "validate_every": 2,
+        "preset": "small", "steps": 24, "batch_size": BATCH, "crop_frames": 16, "warmup_steps": 2, "validate_every": 4,
         "validation_timesteps": 2, "log_every": 1, "samples": 0, "data_mode": "stream", **changes,
     }  # fmt: skip
     return TrainConfig(data=data, out=str(out), **settings)
@@ -68,32 +74,56 @@ def losses_of(out: Path) -> list[float]:
     return [value for row in read_metrics(Place(str(out))) for name, value in row.items() if name.endswith("/loss")]
 
 
-def test_a_streamed_training_is_that_of_memory_also_resumed_and_with_two_workers(data: str, tmp_path: Path) -> None:
+def test_a_streamed_training_is_that_of_memory_also_when_a_worker_is_killed(data: str, tmp_path: Path) -> None:
     run(config(data, tmp_path / "memory", workers=0, data_mode="memory"))
-    stored = losses_of(tmp_path / "memory")
     out = tmp_path / "streamed"
-    run(config(data, out, workers=0, steps=3, validate_every=3))
-    resumed = train(config(data, out, workers=2, resume=True))
-    assert resumed.step == 6
-    training = [row["train/loss"] for row in read_metrics(Place(str(out))) if "train/loss" in row]
-    assert training == pytest.approx(
-        [row["train/loss"] for row in read_metrics(Place(str(tmp_path / "memory"))) if "train/loss" in row], rel=1e-3
-    )
-    assert losses_of(out)[-1] == pytest.approx(stored[-1], rel=1e-3)
+    with killing(lambda: bool(read_metrics(Place(str(out))))) as killed:
+        result = train(config(data, out, workers=2))
+    assert killed
+    assert result.step == 24
+    assert losses_of(out) == pytest.approx(losses_of(tmp_path / "memory"), rel=1e-3)
+
+
+@contextmanager
+def killing(when: Callable[[], bool]) -> Iterator[list[int]]:
+    """Kills one of our training workers as soon as `when` says so; its process id."""
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill_one() -> None:
+        while not killed and not over.wait(0.05):
+            if when():
+                workers = psutil.Process().children(recursive=True)
+                victims = [process for process in workers if "RayTrainWorker" in " ".join(process.cmdline())]
+                for victim in victims[:1]:
+                    victim.kill()
+                    killed.append(victim.pid)
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        killer.join()
 
 
 def test_a_dataset_that_changes_under_a_training_is_one_sentence(tmp_path: Path) -> None:
     place = Place(write_latents(tmp_path, songs=3, segments=2))
     index = split_index(place, "train", read_manifest(place))
-    course = Course(seed=SEED, batch_size=2, world_size=1, begin=0, end=80)
-    shuffler = ray.remote(Shuffler).options(num_cpus=0, max_concurrency=2).remote(index, course, {})
+    course = Course(seed=SEED, segments=4, batch_size=2, world_size=1, begin=0, end=80)
+    shuffler = ray.remote(Shuffler).options(num_cpus=0, max_concurrency=3).remote(index, course)
     streamed = Streamed(shuffler, index, course, 0)
     streamed.row(0)
     file = place.path / index.parts[0].file
     os.utime(file, ns=(0, 0))
-    with pytest.raises(UserError, match=r"changed under the training \(.*was written again\): run it again with --resume"):
-        [streamed.row(sample) for sample in range(1, 80)]
-    file.unlink()
+
+    def read_on() -> None:
+        for sample in range(1, 80):
+            streamed.row(sample)
+
+    with pytest.raises(UserError, match=r"^the dataset changed under the training \(.*was written again\): run it again with --resume$"):
+        read_on()
     ray.kill(shuffler)
 
 
@@ -102,7 +132,16 @@ def test_a_file_with_other_songs_than_counted_is_one_sentence(tmp_path: Path) ->
     index = split_index(place, "train", read_manifest(place))
     one, other = (place.path / part.file for part in index.parts)
     other.write_bytes(one.read_bytes())
-    with pytest.raises(UserError, match="does not hold the segments"):
-        run(config(place.uri, tmp_path / "out", workers=0, batch_size=2))
-    assert SNAPSHOT
-    assert write_snapshot
+    course = Course(seed=SEED, segments=4, batch_size=2, world_size=1, begin=0, end=4)
+    shuffler = ray.remote(Shuffler).options(num_cpus=0, max_concurrency=3).remote(index, course)
+    with pytest.raises(UserError, match=r"^/.*does not hold the segments.*run prepare again$"):
+        Streamed(shuffler, index, course, 0).row(0)
+    ray.kill(shuffler)
+
+
+def test_a_run_without_ray_streams_too_and_says_so(data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="training"):
+        outcome = run(config(data, tmp_path, workers=0, steps=2))
+    assert outcome.step == 2
+    assert "training data: streamed through Ray Data (as asked)" in caplog.text
+    assert outcome.metrics["train/data_wait"] < 0.5
