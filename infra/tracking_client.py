@@ -31,9 +31,11 @@ def client_of(tracking_uri: str, registry_uri: str | None = None) -> Any:
 
 
 def experiment_of(client: Any, name: str, artifacts: str | None) -> str:
-    """The experiment's id; it is made where it is not there."""
+    """The experiment's id; it is made where it is not there, for the view of the page that is for training."""
     found = client.get_experiment_by_name(name)
-    return str(found.experiment_id if found is not None else client.create_experiment(name, artifact_location=artifacts))
+    if found is not None:
+        return str(found.experiment_id)
+    return str(client.create_experiment(name, artifact_location=artifacts, tags={"mlflow.experimentKind": "custom_model_development"}))
 
 
 def exists(client: Any, run_id: str) -> bool:

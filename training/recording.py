@@ -3,6 +3,8 @@
 import hashlib
 import json
 import logging
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from infra.errors import UserError
 from infra.records import Manifest, latents
@@ -11,7 +13,7 @@ from infra.settings import Settings
 from infra.storage import Place, localise
 from infra.tracking import NOTE_TAG, RUN_FILE, Tracker, read_handle, send_untracked
 from infra.tracking_queue import UNTRACKED
-from model.checkpoint import Checkpoint, load_checkpoint
+from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training import figures
 from training.card import About, card
 from training.config import TrainConfig
@@ -64,12 +66,14 @@ def log_result(config: TrainConfig, tracker: Tracker, data: Place, run: Place, s
     """At the end: the losses, the best checkpoint with its card and its sound, and its version in the registry."""
     history = read_metrics(run)
     tracker.content(figures.loss_curve(loss_of(history, "train/loss"), loss_of(history, "validation/loss")), "figures/loss.png")
-    folder = localise(run / "best", settings.cache)
-    best = load_checkpoint(folder)
+    best = load_checkpoint(localise(run / "best", settings.cache))
     Listener(config, tracker, data, run).play(best, best.step)
     text = card(About(name=best.name), best, json.loads((run / "last" / STATE_JSON).read_bytes()))
-    tracker.folder(folder, ARTIFACT)
-    tracker.content(text.encode(), f"{ARTIFACT}/README.md")
+    with TemporaryDirectory() as temporary:  # best/ may hold more than is meant
+        folder = Path(temporary) / ARTIFACT
+        save_checkpoint(folder, best)
+        (folder / "README.md").write_text(text)
+        tracker.folder(folder, ARTIFACT)
     tracker.tags({NOTE_TAG: text})
     if config.register is not None:
         tracker.register(candidate_of(config, config.register, best, text, settings))
