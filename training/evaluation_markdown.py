@@ -89,20 +89,22 @@ def _fit(report: EvaluationReport) -> list[str]:
 def _distances(report: EvaluationReport) -> list[str]:
     found = report.distances
     assert found is not None
+    songs = f"{found.reference_windows} windows of {found.reference_songs} {_songs(found.reference_songs)}"
     intro = (
-        f"Embedding *{found.embedding}*: {found.note}; {found.dimension} values a window of {found.window_s:g} s. The reference is "
-        f"{found.reference_windows} windows of {found.reference_songs} {_songs(found.reference_songs)} of the training split, none of "
-        "which stands in a row where there are others. Smaller is nearer. Few songs make a Fréchet distance too large; *extrapolated* "
-        "takes that off. The kernel distance (100 × MMD²) has no such bias: it is about 0, now and then below, where nothing tells the two "
-        "apart. A distance does not hear which vocal a sound belongs to: rows that deal the same sounds to other vocals have the same."
+        f"Embedding *{found.embedding}*: {found.note}; {found.dimension} values a window of {found.window_s:g} s. The reference is {songs} "
+        "of the training split, none of which stands in a row where there are others. Smaller is nearer. Few songs make a Fréchet distance "
+        "too large; *extrapolated* takes that off. The kernel distance (100 × MMD²) has no such bias: it is about 0, now and then below, "
+        "where nothing tells the two apart. A distance does not hear which vocal a sound belongs to: rows that deal the same sounds to "
+        "other vocals have the same."
     )
+    digits = 2 if max(row.frechet.value for row in found.rows) > 10 else 3  # vectors of length 1 lie near each other
     table = _table(
         ("accompaniment", "Fréchet", "extrapolated", "kernel"),
         [
             (
                 row.name,
-                _brackets(row.frechet),
-                "" if row.frechet_extrapolated is None else f"{row.frechet_extrapolated:.2f}",
+                _brackets(row.frechet, digits),
+                "" if row.frechet_extrapolated is None else f"{row.frechet_extrapolated:.{digits}f}",
                 _brackets(row.kernel),
             )
             for row in found.rows
@@ -152,8 +154,8 @@ def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str
     return [f"| {' | '.join(cells)} |" for cells in (header, ("---", *("---:" for _ in header[1:])), *rows)]
 
 
-def _brackets(interval: Interval) -> str:
-    return f"{interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})"
+def _brackets(interval: Interval, digits: int = 2) -> str:
+    return f"{interval.value:.{digits}f} ({interval.low:.{digits}f} to {interval.high:.{digits}f})"
 
 
 def _songs(count: int) -> str:

@@ -74,7 +74,7 @@ def test_its_tables_are_narrow_and_hold_every_row() -> None:
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
         assert table.splitlines()[0].count("|") <= 8
-    assert "| generated | 0.40 (0.30 to 0.50) | 0.20 | 0.40 (0.30 to 0.50) |" in text
+    assert "| generated | 0.400 (0.300 to 0.500) | 0.200 | 0.40 (0.30 to 0.50) |" in text
     assert "15.0M | 7.5 s |" in text
     assert "say little" not in text
     assert "say little" in markdown(replace(report_of(), songs=2))
