@@ -108,7 +108,7 @@ def serve_ceph(folder: Path) -> Iterator[S3Server]:
 
     def tool(name: str, *arguments: str) -> str:
         done = subprocess.run(
-            [str(root / "usr/bin" / name), *arguments], env=environment, cwd=folder, capture_output=True, text=True, timeout=60
+            [str(root / "usr/bin" / name), *arguments], env=environment, cwd=folder, capture_output=True, text=True, timeout=180
         )
         if done.returncode:
             raise NoCephError(
