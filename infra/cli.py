@@ -20,6 +20,8 @@ app.command("pipelines.__main__:dataset_report", name="dataset-report", help="Wr
 app.command("training.__main__:train", name="train", help="Train on a latent dataset, on Ray, tracked in MLflow.")
 app.command("training.__main__:distil", name="distil", help="Teach a checkpoint's music to students of fewer steps.")
 app.command("training.__main__:evaluate", name="evaluate", help="Score a checkpoint beside its baselines.")
+app.command("training.__main__:track", name="track", help="Send MLflow what it has not taken of a run.")
+app.command("training.__main__:promote", name="promote", help="Make a registered version the one that is loaded by an alias.")
 app.command("training.__main__:codec", name="codec", help="Train the embedded codec on song folders.")
 app.command("infra.submit:submit", name="submit", help="Run prepare, train or evaluate as a job on a Ray cluster.")
 app.command("serving.__main__:serve", name="serve", help="Answer vocals over HTTP, with a page for musicians.")
@@ -45,7 +47,7 @@ def generate(
     ----------
     vocal: Audio file of the vocal (WAV, FLAC, MP3 or OGG), a path or an S3 URI.
     out: Where the accompaniment goes, a path or an S3 URI; the ending (.wav, .flac, .mp3, .ogg) chooses the format.
-    checkpoint: A checkpoint's or a training run's place; by default the one that ships with backline.
+    checkpoint: A checkpoint's or a training run's place, or models:/NAME@ALIAS; by default the one that ships with backline.
     codec: The codec, when it is not the embedded one and is kept somewhere else than where it was trained.
     seed: The same seed, vocal and checkpoint give the same audio.
     steps: Denoising steps; by default the checkpoint's own number.

@@ -58,9 +58,8 @@ def decode_container(data: bytes, *, stream: int, max_duration_s: float, max_cha
     demuxer, name = found
     if demuxer == "mov":
         _check_fragments(data)
-    options = {"format_whitelist": demuxer, "protocol_whitelist": "none", "codec_whitelist": ",".join(_CODECS)}
     try:
-        with av.open(io.BytesIO(data), format=demuxer, options=options, metadata_errors="replace", io_open=_refuse) as container:
+        with _opened(data, demuxer) as container:
             audio = _stream(container, stream, name)
             claim_s = _claimed_s(container, audio) if demuxer in _CLAIMING else None
             check_format(audio.codec_context.sample_rate, audio.codec_context.channels, max_channels)
@@ -83,6 +82,27 @@ def decode_container(data: bytes, *, stream: int, max_duration_s: float, max_cha
             f"the {name} header claims {claim_s:.1f} s of audio and the file holds {held_s:.1f} s: its end is missing; export it again"
         )
     return samples_CN, rate_hz
+
+
+def probe_container(data: bytes, demuxer: str) -> tuple[int, float | None]:
+    """(audio streams, seconds that the header claims, if it does) of a file that FFmpeg's `demuxer` opens; nothing is decoded.
+
+    Raises UnreadableAudio when it does not open it, or the file would lead it astray.
+    """
+    if demuxer == "mov":
+        _check_fragments(data)
+    try:
+        with _opened(data, demuxer) as container:
+            return len(container.streams.audio), None if container.duration is None else container.duration / av.time_base
+    except (av.error.FFmpegError, ValueError) as fault:
+        reason = str(getattr(fault, "strerror", None) or fault).strip().rstrip(".")
+        raise UnreadableAudio(f"{reason}; {REMEDY} again") from fault
+
+
+def _opened(data: bytes, demuxer: str) -> Any:
+    """The container, opened so that FFmpeg reads these bytes and nothing else."""
+    options = {"format_whitelist": demuxer, "protocol_whitelist": "none", "codec_whitelist": ",".join(_CODECS)}
+    return av.open(io.BytesIO(data), format=demuxer, options=options, metadata_errors="replace", io_open=_refuse)
 
 
 def _signature(data: bytes) -> tuple[str, str] | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from infra.audio_files import AudioError, decode, to_stereo_44k
+from infra.container_audio import probe_container
 
 # The largest audio that the limits let through takes 2.1 GiB. Counted on top of what the process has mapped when it starts: NumPy maps some
 # 70 MB for each core.
@@ -33,10 +34,16 @@ def main() -> None:
 
 
 def answer(header: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes | memoryview]:
-    """The audio, (2, N) float32 at 44.1 kHz, or the error that it ended with: its class's name and its text."""
+    """The audio, (2, N) float32 at 44.1 kHz, or the error that it ended with: its class's name and its text.
+
+    With `demuxer` in the request nothing is decoded: the answer is how many audio streams that finds, and the seconds that it claims.
+    """
     try:
         if header["path"] is not None:
             data = Path(header["path"]).read_bytes()
+        if demuxer := header.get("demuxer"):
+            streams, duration_s = probe_container(data, demuxer)
+            return {"streams": streams, "duration_s": duration_s}, b""
         audio = decode(data, stream=header["stream"], max_duration_s=header["max_duration_s"])
         del data
         stereo_CN = to_stereo_44k(audio)

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 60.0
 TIMEOUT_S = 600.0
+# Headers of a file of 256 MiB take milliseconds once it is read.
+PROBE_TIMEOUT_S = 60.0
 ATTEMPTS = 2
 # Linux's own 64 KiB cost a switch of processes for every 0.2 s of audio.
 PIPE_BYTES = 2**20
@@ -48,7 +50,7 @@ class _ChildDiedError(Exception):
 
 
 class Decoder:
-    """One child process that decodes one file after the other; it starts with the first file, and again after it died.
+    """One child process that decodes or probes one file after the other; it starts with the first file, and again after it died.
 
     Not for use by several threads at once: give each its own. A context manager; `close` ends the child.
     """
@@ -76,6 +78,22 @@ class Decoder:
             "stream": stream,
             "max_duration_s": max_duration_s,
         }
+        return self._ask(request, source, max_duration_s, timeout_s)[1]
+
+    def probe(self, path: Path, demuxer: str, *, timeout_s: float = PROBE_TIMEOUT_S) -> tuple[int, float | None]:
+        """(audio streams, seconds that the header claims, if it does) of a file; nothing is decoded. `demuxer` is FFmpeg's.
+
+        Raises: UnreadableAudio; OSError when the path cannot be read; DecoderCrashed; DecoderTimeout.
+        """
+        request = {"path": str(path.absolute()), "demuxer": demuxer}
+        header, _ = self._ask(request, path, 0.0, timeout_s)
+        duration_s = header["duration_s"]
+        return int(header["streams"]), None if duration_s is None else float(duration_s)
+
+    def _ask(
+        self, request: dict[str, Any], source: Path | bytes, max_duration_s: float, timeout_s: float
+    ) -> tuple[dict[str, Any], NDArray[np.float32]]:
+        """The child's answer, from as many children as may die of it; its errors are raised."""
         data = b"" if isinstance(source, Path) else source
         what = str(source) if isinstance(source, Path) else f"a file of {len(source)} bytes"
         reason = ""
@@ -101,7 +119,7 @@ class Decoder:
             )
         if kind := header.get("error"):
             raise _error(str(kind), header, source)
-        return audio_CN
+        return header, audio_CN
 
     def close(self) -> None:
         """End the child; the next `decode` would start another."""
@@ -205,9 +223,10 @@ def _send(child: "subprocess.Popen[bytes]", data: bytes, deadline: float) -> Non
 def _receive_header(child: "subprocess.Popen[bytes]", deadline: float) -> dict[str, Any]:
     length = bytearray(HEADER_BYTES)
     _receive(child, memoryview(length), deadline)
-    text = bytearray(int.from_bytes(length, "little"))
-    if len(text) > MAX_HEADER_BYTES:
+    text_bytes = int.from_bytes(length, "little")
+    if text_bytes > MAX_HEADER_BYTES:  # before so much is allocated
         raise _ChildDiedError
+    text = bytearray(text_bytes)
     _receive(child, memoryview(text), deadline)
     header = json.loads(text)
     assert isinstance(header, dict)

@@ -26,7 +26,7 @@ def doctor(*, data: str | None = None, checkpoint: str | None = None) -> int:
     Parameters
     ----------
     data: A latent dataset's place, to be read as training would.
-    checkpoint: A checkpoint's place, to be loaded as serving would.
+    checkpoint: A checkpoint's place, or models:/NAME@ALIAS, to be loaded as serving would.
     """
     settings = Settings.from_environment()
     checks = [

@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from infra.errors import UserError
+from infra.settings import Settings
 from infra.snapshots import read_rows
 from infra.splits import LatentTable, SplitIndex
 from infra.storage import MissingObjectError, Place
@@ -263,9 +264,9 @@ def tensors(values_RCT: NDArray[np.float16]) -> pa.ExtensionArray:
 
 
 def code_version(root: Path = ROOT) -> str:
-    """The git commit of this checkout, or the package's version where there is no checkout (an installed wheel, a Ray job's folder)."""
+    """The git commit of this checkout; without one (a Ray job's folder, an installed wheel) BACKLINE_COMMIT, or the package's version."""
     try:
-        installed = f"backline {version('backline')}"
+        installed = Settings.from_environment().commit or f"backline {version('backline')}"
     except PackageNotFoundError:
         installed = "backline, not installed"
     try:

@@ -47,6 +47,8 @@ class Settings:
 
     s3: S3Access = S3Access()
     mlflow_tracking_uri: str | None = None
+    mlflow_registry_uri: str | None = None
+    """MLFLOW_REGISTRY_URI: where registered models are, when not at the tracking server."""
     ray_address: str | None = None
     """RAY_ADDRESS: the cluster to join; set by Ray itself inside a submitted job."""
     in_ray_job: bool = False
@@ -54,6 +56,8 @@ class Settings:
     api_keys: tuple[str, ...] = ()
     """BACKLINE_API_KEYS, comma-separated; empty means that the service asks for no key."""
     log_level: str = "INFO"
+    commit: str | None = None
+    """BACKLINE_COMMIT: the git commit of this code, for a folder without its history; `backline submit` sets it in a job."""
     checkpoint: str | None = None
     """BACKLINE_CHECKPOINT: the place of the checkpoint that generate and serve load when none is named."""
     cache: Path = Path("~/.cache/backline")
@@ -78,10 +82,12 @@ class Settings:
                 ca_bundle=given.get("AWS_CA_BUNDLE"),
             ),
             mlflow_tracking_uri=given.get("MLFLOW_TRACKING_URI"),
+            mlflow_registry_uri=given.get("MLFLOW_REGISTRY_URI"),
             ray_address=given.get("RAY_ADDRESS"),
             in_ray_job="RAY_JOB_CONFIG_JSON_ENV_VAR" in given,
             api_keys=tuple(key.strip() for key in given.get("BACKLINE_API_KEYS", "").split(",") if key.strip()),
             log_level=given.get("BACKLINE_LOG_LEVEL", "INFO").upper(),
+            commit=given.get("BACKLINE_COMMIT"),
             checkpoint=given.get("BACKLINE_CHECKPOINT"),
             cache=Path(given.get("BACKLINE_CACHE", "~/.cache/backline")).expanduser(),
         )
@@ -101,8 +107,14 @@ def ray_environment() -> dict[str, str]:
 
 def job_environment() -> dict[str, str]:
     """What a submitted job needs besides: where things are, as this process knows it. Keys stay: a job's variables can be read by all."""
-    names = ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "BACKLINE_LOG_LEVEL")
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "BACKLINE_LOG_LEVEL")
     return {**ray_environment(), **{name: os.environ[name] for name in names if os.environ.get(name)}}
+
+
+def registry_environment(settings: Settings) -> dict[str, str]:
+    """What another process needs to find a registered model."""
+    given = {"MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri, "MLFLOW_REGISTRY_URI": settings.mlflow_registry_uri}
+    return {name: value for name, value in given.items() if value}
 
 
 def client_environment() -> dict[str, str]:

@@ -225,10 +225,15 @@ class Place:
         ), f"{self.bucket}/{self.key}".rstrip("/")
 
     def download(self, folder: Path) -> Sequence[Path]:
-        """Copy every object below this place into a local folder; the files written."""
+        """Copy every object below this place into a local folder; the files written.
+
+        StorageError for a name that leads out of the folder: whoever may write to a bucket chooses the names in it.
+        """
         written = []
         for name, _ in sorted(self.entries()):
             target = folder / name
+            if not target.resolve().is_relative_to(folder.resolve()):
+                raise StorageError(f"{self} holds an object {name!r}, a name that leads out of {folder}: rename or remove it")
             target.parent.mkdir(parents=True, exist_ok=True)
             with _explained(self / name):
                 if self.is_s3:
@@ -260,10 +265,22 @@ def localise(uri: str | Place, cache: Path | None = None) -> Path:
             raise MissingObjectError(f"{place} does not exist: check the path")
         return place.path
     single = place.key != "" and place.exists()
-    versions = [(place.name, place.version())] if single else sorted(place.entries())
-    if not versions:
-        raise MissingObjectError(f"{place} holds nothing: check the bucket and the prefix")
     root = (cache or Settings.from_environment().cache) / "objects"
+    for _ in range(ATTEMPTS):
+        versions = [(place.name, place.version())] if single else sorted(place.entries())
+        if not versions:
+            raise MissingObjectError(f"{place} holds nothing: check the bucket and the prefix")
+        try:
+            copy = _cached(place, single, versions, root)
+        except MissingObjectError:
+            continue  # what was listed is replaced: look again
+        if copy is not None:
+            return copy
+    raise StorageError(f"{place} changed each of {ATTEMPTS} times while it was copied: try again when nobody writes there")
+
+
+def _cached(place: Place, single: bool, versions: Sequence[tuple[str, str]], root: Path) -> Path | None:
+    """The cache's copy of these versions; None when something else was there by the time that it was made."""
     digest = hashlib.sha256(repr((place.access and place.access.endpoint_url, place.uri, versions)).encode()).hexdigest()[:24]
     kept = root / digest
     if not kept.exists():
@@ -274,6 +291,8 @@ def localise(uri: str | Place, cache: Path | None = None) -> Path:
                 (arriving / place.name).write_bytes(place.read_bytes())
             else:
                 place.download(arriving / place.name)
+            if ([(place.name, place.version())] if single else sorted(place.entries())) != versions:
+                return None
             arriving.rename(kept)
         except OSError:
             if not kept.exists():  # otherwise another process was first, with the same content

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from infra.errors import UserError
+from infra.records import code_version
 from infra.settings import client_environment, export, job_environment
 
 if TYPE_CHECKING:
@@ -59,7 +60,11 @@ def submit(
 def _submitted(client: "JobSubmissionClient", entrypoint: str, address: str) -> str:
     """The job's id. A head node answers some seconds before its agent takes jobs."""
     give_up_s = time.monotonic() + AGENT_TIMEOUT_S
-    environment = {"working_dir": str(REPOSITORY), "excludes": EXCLUDES, "env_vars": job_environment()}
+    environment = {
+        "working_dir": str(REPOSITORY),
+        "excludes": EXCLUDES,
+        "env_vars": {**job_environment(), "BACKLINE_COMMIT": code_version()},
+    }
     while True:
         try:
             return client.submit_job(entrypoint=entrypoint, runtime_env=environment)

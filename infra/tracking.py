@@ -1,49 +1,41 @@
-"""Runs in MLflow: the only import of mlflow.
+"""Runs in MLflow, as the rooms see them.
 
-Tracking watches, it never decides: a server that fails costs a warning and a count, and metrics wait in memory until it answers again.
-The run is created where the command starts and handed on as a `RunHandle`, so that a restarted worker goes on with the same run.
+Tracking watches, it never decides: whatever is to be tracked goes into a queue on disk (`infra.tracking_queue`), and a thread sends it.
+A server that is away, at the start or later, slows nothing; what it has not taken by the end lies in RUN/untracked/ and is sent by
+whoever opens the run next, or by `backline track RUN`. RUN/metrics.jsonl stays the truth about metrics.
 """
 
 import hashlib
+import heapq
+import json
 import logging
+import os
+import pwd
+import re
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
+from uuid import uuid4
 
 from infra.records import code_version
-from infra.settings import export
-from infra.storage import Place
+from infra.registry import Candidate
+from infra.storage import MissingObjectError, Place, StorageError
+from infra.tracking_client import client_of, prepare
+from infra.tracking_mlflow import NOTE_TAG, PARENT_TAG, RUN_TAG, Delivery, RunHandle
+from infra.tracking_queue import Entry, Leftover, Sender, Spool, Verb, batches, leftovers, one_line
+from infra.tracking_system import SystemWatch
+
+__all__ = ["NOTE_TAG", "RUN_FILE", "RUN_TAG", "RunHandle", "Store", "Tracker", "open_run", "send_untracked", "store_of"]
 
 log = logging.getLogger(__name__)
 
-# MLflow's defaults keep trying for minutes, and report usage to a host outside.
-MLFLOW_ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-}
-FLUSH_EVERY_S = 5.0
-# A metric point is about 100 bytes: an hour of a dead server at ten metrics a second.
-WAITING_LIMIT = 36_000
-BATCH_LIMIT = 1_000
-RUN_TAG = "backline.run"
-RUN_FILE = "run.json"  # in a training run's place: its config, and the handle below
+RUN_FILE = "run.json"  # in a training run's place: its config, and the handle
+LOCAL_STORE_WITHIN_S = 60.0
 Ending = Literal["FINISHED", "FAILED", "KILLED"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunHandle:
-    """What a worker needs to log into a run; pickles. Without a run id nothing is logged."""
-
-    tracking_uri: str
-    run_id: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,176 +70,221 @@ def store_of(run: Place, tracking_uri: str | None) -> Store:
 
 
 class Tracker:
-    """One run. Metrics leave in a thread of their own; everything else is tried once, and counted in `failures` if it cannot be done."""
+    """One run's way to MLflow from one process. Nothing here waits for a server but `close` and `end`, and these for a bounded time."""
 
-    def __init__(self, handle: RunHandle, *, repeats: bool = False) -> None:
-        """repeats: send points of steps that the run has already."""
-        self.handle = handle
-        self._repeats = repeats
-        self.failures = 0
-        self._waiting: list[Any] = []
-        self._lock = threading.Lock()
-        self._wake = threading.Event()
-        self._closing = False
-        self._thread: threading.Thread | None = None
-        self._system: Any = None
-        self._seen: dict[str, int] | None = None
+    def __init__(self, handle: RunHandle, run: Place, *, repeats: bool = False, about: Mapping[str, Any] | None = None) -> None:
+        """run: where entries wait that cannot be sent. repeats: send points of steps that the run has already.
+
+        about: what RUN/run.json says beside the handle; it is written once the run has an id. None: it is not written.
+        """
+        prepare()
+        self._run, self._repeats, self._about = run, repeats, about
+        self._spool = Spool(run, asdict(handle))
+        self._delivery = Delivery(handle, created=self._created)
+        self._sender = Sender(self._spool, self._deliver, self._delivery.answers, server=handle.tracking_uri)
+        self._system: SystemWatch | None = None
+        self.left = 0
+        """Entries that were not sent, once it is closed."""
+
+    @property
+    def handle(self) -> RunHandle:
+        """With the run's id, as soon as there is one."""
+        return self._delivery.handle
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Adds points to the metrics' histories. A step that the run has already is not repeated: a resumed run replays silently."""
-        if self.handle.run_id is None:
-            return
-        from mlflow.entities import Metric
-
         now_ms = int(time.time() * 1000)
-        with self._lock:
-            self._waiting += [Metric(name, float(value), now_ms, step) for name, value in values.items()]
-            if len(self._waiting) > WAITING_LIMIT:
-                self.failures += 1
-                log.warning(
-                    "MLflow has not answered for long: the %d oldest metric points are given up", len(self._waiting) - WAITING_LIMIT
-                )
-                del self._waiting[:-WAITING_LIMIT]
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._flush_often, name="tracking", daemon=True)
-            self._thread.start()
+        points = [[name, float(value), now_ms, step] for name, value in values.items()]
+        if points:
+            self._add("metrics", {"points": points, "again": self._repeats})
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Flat parameters; nested ones come as `loss.gamma`. MLflow refuses to change one: those that the run has stay."""
-        from mlflow.entities import Param
-
-        def send(client: Any, run: str) -> None:
-            known = client.get_run(run).data.params
-            rows = [Param(name, str(value)[:6000]) for name, value in flat(values).items() if name not in known]
-            for start in range(0, len(rows), 100):
-                client.log_batch(run, params=rows[start : start + 100])
-
-        self._try("parameters", send)
+        self._add("params", {name: str(value) for name, value in flat(values).items()})
 
     def tags(self, values: Mapping[str, str]) -> None:
-        self._try("tags", lambda client, run: [client.set_tag(run, name, value) for name, value in values.items()])
+        self._add("tags", dict(values))
 
-    def dataset(self, *, name: str, digest: str, uri: str, context: str = "training") -> None:
-        """The dataset's identity as a run input."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        # MLflow keeps 36 characters of a digest.
-        dataset = Dataset(name=name, digest=digest[:36], source_type="backline", source=f'{{"uri": "{uri}", "digest": "{digest}"}}')
-        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])]
-        self._try("the dataset's identity", lambda client, run: client.log_inputs(run, inputs))
+    def dataset(
+        self, *, name: str, digest: str, uri: str, context: str = "training", columns: Mapping[str, str] | None = None,
+        profile: Mapping[str, float] | None = None,
+    ) -> None:  # fmt: skip
+        """The dataset as a run input: its identity, the types of its columns, its counts."""
+        values = {"name": name, "digest": digest, "uri": uri, "context": context, "columns": dict(columns or {})}
+        self._add("dataset", values | {"profile": dict(profile or {})})
 
     def file(self, path: Path, folder: str = "") -> None:
-        self._try(path.name, lambda client, run: client.log_artifact(run, str(path), folder or None))
+        self._add("artifact", {"folder": folder}, path, path.name)
 
     def folder(self, path: Path, name: str) -> None:
-        self._try(name, lambda client, run: client.log_artifacts(run, str(path), name))
+        """Every file below a folder, as artifacts below `name`."""
+        for file in sorted(found for found in path.rglob("*") if found.is_file()):
+            self.file(file, (Path(name) / file.relative_to(path).parent).as_posix())
 
     def content(self, data: bytes, name: str) -> None:
         """An artifact from memory; `name` may hold folders."""
-        with TemporaryDirectory() as temporary:
-            path = Path(temporary) / Path(name).name
-            path.write_bytes(data)
-            self.file(path, Path(name).parent.as_posix().removeprefix("."))
+        folder = Path(name).parent.as_posix().removeprefix(".")
+        self._add("artifact", {"folder": folder}, data, Path(name).name)
+
+    def register(self, candidate: Candidate) -> None:
+        """Makes a version of a model in the registry, after the artifacts that were logged before."""
+        self._add("register", asdict(candidate))
 
     def watch_system(self, *, every_s: float = 10.0) -> None:
         """System metrics (CPU, memory, disk, network, GPU) until `close`."""
+        if self._system is None:
+            self._system = SystemWatch(self.metrics, every_s=every_s, began_ms=self.handle.began_ms)
 
-        def start(_: Any, run: str) -> None:
-            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-            logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
-            self._system = SystemMetricsMonitor(run, sampling_interval=every_s, resume_logging=True, tracking_uri=self.handle.tracking_uri)
-            self._system.start()
-
-        self._try("system metrics", start)
+    def wait_until_sent(self, timeout_s: float) -> bool:
+        """Whether all that was logged so far is sent within the time."""
+        return self._sender.wait_until_sent(timeout_s)
 
     def close(self) -> int:
-        """Sends what waits; the number of failures so far. The run itself stays open: `end` ends it."""
+        """Sends what waits, or leaves it in RUN/untracked/; how many entries that were. The run itself stays open: `end` ends it."""
         if self._system is not None:
-            self._system.finish()
+            self._system.stop()
             self._system = None
-        if self._thread is not None:
-            self._closing = True
-            self._wake.set()
-            self._thread.join()
-            self._wake.clear()
-            self._thread, self._closing = None, False
-        if self._waiting:
-            log.warning("MLflow: %d metric points could not be sent", len(self._waiting))
-        return self.failures
+        self.left = self._sender.close()
+        return self.left
 
     def end(self, status: Ending) -> None:
-        """Closes the tracker and gives the run its last status."""
+        """Closes the tracker and gives the run its last status, after what workers that died could not send."""
+        if self._system is not None:
+            self._system.stop()
+            self._system = None
+        self._add("leftovers", {})
+        self._add("end", {"status": status})
         self.close()
-        self._try("the end of the run", lambda client, run: client.set_terminated(run, status))
 
-    def _try(self, what: str, act: Callable[[Any, str], object]) -> None:
-        if self.handle.run_id is None:
-            return
+    def _add(self, do: Verb, values: dict[str, Any], content: Path | bytes | None = None, name: str = "") -> None:
         try:
-            act(client_of(self.handle.tracking_uri), self.handle.run_id)
-        except Exception as error:  # whatever a server, a database or a network raises: training goes on
-            self.failures += 1
-            log.warning("MLflow could not take %s (failure %d of this run): %s", what, self.failures, one_line(error))
-
-    def _flush_often(self) -> None:
-        while not self._closing:
-            self._wake.wait(FLUSH_EVERY_S)
-            self._flush()
-        self._flush()  # what came after the loop's last look
-
-    def _flush(self) -> None:
-        with self._lock:
-            batch = self._waiting[:BATCH_LIMIT]
-        if not batch:
+            self._spool.add(do, values, content, name)
+        except OSError as error:  # a full disk of ours must not end training here: its own save says it better
+            log.warning("%s cannot be tracked: %s", name or do, one_line(error))
             return
-        sent = False
+        self._sender.start()
 
-        def send(client: Any, run: str) -> None:
-            nonlocal sent
-            if self._seen is None:
-                self._seen = {metric.key: metric.step for metric in client.get_run(run).data._metric_objs}
-            client.log_batch(run, metrics=[point for point in batch if self._repeats or point.step > self._seen.get(point.key, -1)])
-            sent = True
+    def _deliver(self, batch: list[Entry], files: Path) -> None:
+        if batch[0].do == "leftovers":
+            _send_leftovers(self._run, self._delivery)
+        else:
+            self._delivery(batch, files)
 
-        self._try("metrics", send)
-        if sent:
-            with self._lock:
-                del self._waiting[: len(batch)]
-                more = bool(self._waiting)
-            if more and self._closing:
-                self._flush()
+    def _created(self, handle: RunHandle) -> None:
+        """In the sending thread."""
+        log.info("MLflow run %s at %s", handle.run_id, handle.tracking_uri)
+        if self._about is not None:
+            write_handle(self._run, handle, self._about)
 
 
 def open_run(
-    store: Store, *, experiment: str, name: str, run: Place, run_id: str | None = None, tags: Mapping[str, str] | None = None
-) -> Tracker:
-    """The run `run_id` again, or a new one. Other runs of the same place that were killed before they could say so are ended.
+    store: Store, *, experiment: str, name: str, run: Place, before: RunHandle | None = None, about: Mapping[str, Any] | None = None,
+    tags: Mapping[str, str] | None = None, source: str = "backline", parent_run_id: str | None = None,
+) -> Tracker:  # fmt: skip
+    """The run of the handle `before` again, or a new one. Other runs of the same place that were killed before they could say so are ended.
 
-    A server that does not answer gives a tracker that logs nothing and has counted one failure.
+    What earlier processes could not send goes first. A server is not waited for; a local store is, since workers are about to share it.
+    source: what started it. parent_run_id: of the run that this one is a part of.
     """
+    began_ms = int(time.time() * 1000)
+    if before is None or before.tracking_uri != store.tracking_uri:
+        before = RunHandle(tracking_uri=store.tracking_uri, key=uuid4().hex, experiment=experiment, began_ms=began_ms)
+    elif not before.key:  # it was written before runs had keys
+        before = RunHandle(**{**vars(before), "key": uuid4().hex, "experiment": experiment, "began_ms": began_ms})
+    if about is not None:
+        write_handle(run, before, about)
+    given = {RUN_TAG: run.uri, "mlflow.user": _user(), "mlflow.source.name": source, "mlflow.source.type": "LOCAL", **(tags or {})}
+    version = code_version()
+    given["mlflow.source.git.commit" if re.fullmatch(r"[0-9a-f]{40}", version) else "backline.version"] = version
+    if parent_run_id is not None:
+        given[PARENT_TAG] = parent_run_id
+    tracker = Tracker(before, run, about=about)
+    tracker._add("leftovers", {})
+    tracker._add("create", {"name": name, "tags": given, "artifacts": store.artifacts})
+    if store.tracking_uri.startswith("sqlite:"):
+        tracker.wait_until_sent(LOCAL_STORE_WITHIN_S)
+    return tracker
+
+
+def send_untracked(run: Place) -> int:
+    """Sends what waits in RUN/untracked/, to whichever runs and servers it is for; how many entries are left, with a warning each kind.
+
+    Raises: whatever MLflow does where a server does not answer; nothing is lost then.
+    """
+    return _send_leftovers(run, None)
+
+
+def _send_leftovers(run: Place, mine: Delivery | None) -> int:
+    """With a delivery, only what is for its server; what is for its run goes through it, since it knows the run's id."""
+    left = 0
+    with tempfile.TemporaryDirectory() as temporary:
+        groups: dict[str, list[Leftover]] = {}
+        for found in leftovers(run, Path(temporary)):
+            groups.setdefault(found.handle["key"], []).append(found)
+        for key, group in groups.items():
+            handle = RunHandle(**group[0].handle)
+            if mine is None or mine.handle.key == key:
+                delivery = mine or Delivery(handle)
+            elif handle.tracking_uri == mine.handle.tracking_uri:
+                delivery = Delivery(handle)
+            else:
+                continue
+            left += _send_group(group, delivery)
+            written = read_handle(run)
+            if mine is None and written is not None and written.key == key and written.run_id != delivery.handle.run_id:
+                write_handle(run, delivery.handle, None)
+    return left
+
+
+def _send_group(group: list[Leftover], delivery: Delivery) -> int:
+    """All entries of one run, in the order in which they came up in whichever process; how many the server refuses."""
+    owners: deque[int] = deque()
+    refused: dict[int, list[Entry]] = {}
+    total = 0
+
+    def entries() -> Iterator[Entry]:
+        def owned(index: int) -> Iterator[tuple[int, Entry]]:
+            return ((index, entry) for entry in group[index].entries())
+
+        for index, entry in heapq.merge(*map(owned, range(len(group))), key=lambda row: row[1].at_ms):
+            owners.append(index)
+            yield entry
+
+    for batch in batches(entries()):
+        writers = [owners.popleft() for _ in batch]
+        total += len(batch)
+        if batch[0].do == "leftovers":
+            continue
+        try:
+            delivery(batch, group[writers[0]].folder / "files", late=True)
+        except Exception as error:
+            if not delivery.answers():
+                raise
+            log.warning("MLflow at %s refuses %s: %s", delivery.handle.tracking_uri, batch[0].do, one_line(error))
+            for index, entry in zip(writers, batch, strict=True):
+                refused.setdefault(index, []).append(entry)
+    for index, writer in enumerate(group):
+        writer.keep_only(refused.get(index, []))
+    left = sum(map(len, refused.values()))
+    log.info("%d entries that had waited are in MLflow at %s", total - left, delivery.handle.tracking_uri)
+    return left
+
+
+def write_handle(run: Place, handle: RunHandle, about: Mapping[str, Any] | None) -> None:
+    """RUN/run.json; about: what else it says, None = what it said before. A place that cannot be written costs a warning."""
     try:
-        client = client_of(store.tracking_uri)
-        experiment_id = experiment_of(client, experiment, store.artifacts)
-        quote = '"' if "'" in run.uri else "'"
-        found = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = {quote}{run.uri}{quote} and attributes.status = 'RUNNING'")
-        for orphan in found:
-            if orphan.info.run_id != run_id:
-                client.set_terminated(orphan.info.run_id, "KILLED")
-        if run_id is not None and not exists(client, run_id):
-            log.warning("MLflow at %s does not know the run %s: a new one is begun", store.tracking_uri, run_id)
-            run_id = None
-        if run_id is None:
-            given = {RUN_TAG: run.uri, "mlflow.source.git.commit": code_version(), **(tags or {})}
-            run_id = str(client.create_run(experiment_id, run_name=name, tags=given).info.run_id)
-        else:
-            client.update_run(run_id, status="RUNNING")
-    except Exception as error:  # a server that is down must not keep anybody from training
-        log.warning("MLflow at %s cannot be used, this run is not tracked there: %s", store.tracking_uri, one_line(error))
-        tracker = Tracker(RunHandle(tracking_uri=store.tracking_uri, run_id=None))
-        tracker.failures = 1
-        return tracker
-    return Tracker(RunHandle(tracking_uri=store.tracking_uri, run_id=run_id))
+        said = json.loads((run / RUN_FILE).read_bytes()) if about is None else dict(about)
+        (run / RUN_FILE).write_bytes(json.dumps({**said, "mlflow": vars(handle)}, indent=2).encode())
+    except StorageError as error:
+        log.warning("the run's MLflow id could not be noted: %s", error)
+
+
+def read_handle(run: Place) -> RunHandle | None:
+    """The handle in RUN/run.json; None where there is none."""
+    try:
+        return RunHandle(**json.loads((run / RUN_FILE).read_bytes())["mlflow"])
+    except MissingObjectError:
+        return None
 
 
 def check_store(tracking_uri: str | None) -> str:
@@ -266,30 +303,6 @@ def keep(store: Store) -> None:
         store.keep_at.write_bytes(database.read_bytes())
 
 
-def client_of(tracking_uri: str) -> Any:
-    export(MLFLOW_ENVIRONMENT)
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri)
-
-
-def experiment_of(client: Any, name: str, artifacts: str | None) -> str:
-    found = client.get_experiment_by_name(name)
-    return str(found.experiment_id if found is not None else client.create_experiment(name, artifact_location=artifacts))
-
-
-def exists(client: Any, run_id: str) -> bool:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
-        raise
-    return True
-
-
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one, names joined by dots."""
     rows: dict[str, Any] = {}
@@ -298,5 +311,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return rows
 
 
-def one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container's user without a name
+        return str(os.getuid())

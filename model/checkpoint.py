@@ -22,7 +22,7 @@ from model.errors import ModelError
 from model.geometry import LATENT_CHANNELS
 from model.sampling import USUAL_SAMPLING, Sampling
 from model.unet import AccompanimentUNet, UNetConfig
-from model.weight_files import load_weights, save_weights, weights_sha256
+from model.weight_files import WEIGHTS_FILE, load_weights, save_weights, weights_sha256
 
 SCHEMA_VERSION = 1
 CONFIG_FILE = "checkpoint.json"
@@ -101,10 +101,13 @@ class Checkpoint:
         return unet.to(device).eval().requires_grad_(False)
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, dtype: torch.dtype | None = None, shard_bytes: int | None = None) -> None:
+def save_checkpoint(
+    folder: Path, checkpoint: Checkpoint, *, dtype: torch.dtype | None = None, shard_bytes: int | None = None, file: str = WEIGHTS_FILE
+) -> None:
     """Writes the folder beside its place and renames it there: a reader, or a kill, never meets a half-written one.
 
     dtype: what the weights are stored as (None: as they are); they are float32 again when loaded. shard_bytes: the most a file may hold.
+    file: where one file holds them all; checkpoint.json names it.
     An existing folder is replaced as a whole. To add files of one's own (a training state), save into a temporary folder,
     add them, and hand that to `replace_folder`.
     """
@@ -112,7 +115,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, dtype: torch.dtype 
     temporary = folder.with_name(f".{folder.name}.{uuid4().hex}")
     temporary.mkdir(parents=True)
     try:
-        save_weights(temporary, checkpoint.state, dtype=dtype, shard_bytes=shard_bytes)
+        save_weights(temporary, checkpoint.state, dtype=dtype, shard_bytes=shard_bytes, file=file)
         record = {
             "schema_version": SCHEMA_VERSION,
             "name": checkpoint.name,
@@ -123,7 +126,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, dtype: torch.dtype 
             "step": checkpoint.step,
             "metrics": checkpoint.metrics,
             "sampling": asdict(checkpoint.sampling),
-            "weights_sha256": weights_sha256(temporary),
+            "weights_file": file,
+            "weights_sha256": weights_sha256(temporary, file),
         }
         try:
             text = json.dumps(record, indent=2, allow_nan=False)
@@ -157,19 +161,23 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     version = record.get("schema_version") if isinstance(record, dict) else None
     if version != SCHEMA_VERSION:
         raise ModelError(f"{place} has schema version {version!r}: this program reads {SCHEMA_VERSION}; use the version that wrote it")
-    expected = {"schema_version", "name", "network", "statistics", "codec", "dataset", "step", "metrics", "sampling", "weights_sha256"}
-    record.setdefault("sampling", {})  # the first checkpoints have none
+    expected = {
+        "schema_version", "name", "network", "statistics", "codec", "dataset", "step", "metrics", "sampling", "weights_file",
+        "weights_sha256",
+    }  # fmt: skip
+    record = {"sampling": {}, "weights_file": WEIGHTS_FILE, **record}  # the first checkpoints lack these
     if set(record) != expected:
         raise ModelError(f"{place / CONFIG_FILE} lacks {sorted(expected - set(record))} and has unknown {sorted(set(record) - expected)}")
     step, metrics = record["step"], record["metrics"]
     if not isinstance(step, int) or not isinstance(metrics, dict):
         raise ModelError(f"{place / CONFIG_FILE}: step is {step!r}, metrics are {metrics!r}; need a number, a table: copy the file again")
     network = _record(UNetConfig, record["network"], place)
-    if weights_sha256(place) != record["weights_sha256"]:
+    file = str(record["weights_file"])
+    if weights_sha256(place, file) != record["weights_sha256"]:
         raise ModelError(
             f"{place}: its weights are not those that {CONFIG_FILE} was written with (SHA-256 differs): copy the checkpoint again"
         )
-    state = load_weights(place)
+    state = load_weights(place, file)
     _check_state(network, state, str(place))
     return Checkpoint(
         name=str(record["name"]),

@@ -23,8 +23,9 @@ from pipelines.http_client import HttpClient, HttpConfig, checked_url
 from pipelines.http_download import Page, Partial, fetch_file
 from pipelines.media_records import AcquiredMedia, PageMetadata, read_record, record_place
 from pipelines.songs import FoundSong, MediaFile, SongError
+from pipelines.sources.providers import SEARCH_KEY
 
-SEARCH = re.compile(r"[a-z]+search(?:date)?1?:")
+SEARCH = re.compile(f"{SEARCH_KEY}:")
 """A search of yt-dlp, as a catalogue's provider asks for (ytsearch1:Artist Title): its one result is a page."""
 
 

@@ -73,7 +73,8 @@ def _without_the_gone(out: Place, stored: Stored) -> dict[str, str]:
     except MissingObjectError:
         return files
     before = read_rows(out, name).to_pylist() if name else []
-    gone = {row["file"] for row in before if row["song_id"] not in files and row["file"].rpartition("/")[2].startswith(PART)}
+    # Gone, or moved to the other split.
+    gone = {row["file"] for row in before if files.get(row["song_id"]) != row["file"] and row["file"].rpartition("/")[2].startswith(PART)}
     for file in sorted(gone):
         kept = sorted(song_id for song_id, held in files.items() if held == file)
         if kept:

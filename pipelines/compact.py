@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infra.errors import UserError
+from infra.lease import held
 from infra.records import SONGS, SPLITS, Manifest, latents, read_manifest
 from infra.storage import Place
 from infra.tables import read_table, read_tables, write_table
@@ -57,6 +58,12 @@ class CompactSummary:
 def compact(config: CompactConfig) -> CompactSummary:
     """Join what is small; what is joined already stays. UserError when there is no dataset."""
     data = Place(config.data)
+    read_manifest(data)  # where no dataset is, nothing is written
+    with held(data, "compact"):
+        return _compact(data, config)
+
+
+def _compact(data: Place, config: CompactConfig) -> CompactSummary:
     manifest = read_manifest(data)
     stored = read_stored(data)
     if waiting := len(stored.songs.keys() - stored.committed):

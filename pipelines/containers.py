@@ -1,12 +1,14 @@
 """Which kind of file it is, by its bytes: a name or a Content-Type may lie."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-import av
-
+from infra.audio_files import AudioError
+from infra.decoding import Decoder
 from pipelines.songs import SongError
 
+_OWN = threading.local()
 SYNCHSAFE_ID3 = 10
 """Bytes of an ID3v2 header; its last four hold the length of what follows, seven bits each."""
 ACCEPTED = "WAV, FLAC, MP3, OGG, Opus, AAC, M4A, MP4, WebM, Matroska, AIFF, AU, CAF"
@@ -76,7 +78,7 @@ def sniff(start: bytes) -> str:
 def probe(path: Path, *, max_duration_s: float) -> str:
     """The suffix of the file's container; SongError unless a decoder opens it, finds sound, and its header claims no more than allowed.
 
-    Nothing is decoded here.
+    Nothing is decoded here, and what a stranger sent is opened in a process that may die of it.
     """
     with path.open("rb") as file:
         start = file.read(512)
@@ -86,19 +88,26 @@ def probe(path: Path, *, max_duration_s: float) -> str:
             suffix = sniff(file.read(64)) or "mp3"  # encoders pad after the tag
         else:
             suffix = sniff(start)
-        if not suffix:
-            raise _refused(_text_or_unknown(start))
-        file.seek(0)
-        try:
-            with av.open(file, mode="r", format=DEMUXERS[suffix]) as container:
-                streams, duration_us = len(container.streams.audio), container.duration
-        except (av.FFmpegError, ValueError) as error:
-            raise SongError(f"the {suffix} file is damaged ({getattr(error, 'strerror', error)}): give another address") from error
+    if not suffix:
+        raise _refused(_text_or_unknown(start))
+    try:
+        streams, duration_s = decoder().probe(path, DEMUXERS[suffix])
+    except AudioError as error:
+        reason = str(error).partition(";")[0]  # what follows is a remedy for a file of one's own
+        raise SongError(f"the {suffix} file is damaged ({reason}): give another address") from error
     if not streams:
         raise SongError(f"the {suffix} file holds no sound: give another address")
-    if duration_us is not None and duration_us / 1e6 > max_duration_s:
-        raise SongError(f"{duration_us / 1e6:.0f} s are more than max_duration_s = {max_duration_s:g}: raise that, or leave the song out")
+    if duration_s is not None and duration_s > max_duration_s:
+        raise SongError(f"{duration_s:.0f} s are more than max_duration_s = {max_duration_s:g}: raise that, or leave the song out")
     return suffix
+
+
+def decoder() -> Decoder:
+    """This thread's own, with its child process; both end with the thread."""
+    if not hasattr(_OWN, "decoder"):
+        _OWN.decoder = Decoder()
+    own: Decoder = _OWN.decoder
+    return own
 
 
 def _text_or_unknown(start: bytes) -> str:

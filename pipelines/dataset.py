@@ -85,9 +85,13 @@ def position(song_id: str) -> float:
 def write_song(out: Place, found: FoundSong, song: EncodedSong, split: Split) -> None:
     """Commit one song: rejects, latents, and last its row."""
     song_id = song.identity.song_id
+    if not song.identity.audio_sha256 and not song.segments:  # nobody has seen its audio: what is stored of this address stands
+        earlier = [row for row in _reject_rows(out, found.url) if row["segment"] is not None]
+        _write_reject_rows(out, found.url, [*reject_rows(found, song_id, song.rejects), *earlier])
+        return
     # A known song comes without either: its files were touched, its segments' rejects stand.
     known = not song.segments and not song.rejects
-    write_rejects(out, found, song_id, _segment_rejects(out, found.url, song_id) if known else song.rejects)
+    write_rejects(out, found, song_id, segment_rejects(out, found.url, song_id) if known else song.rejects)
     if song.segments:
         write_table(latents_place(out, song_id, split), _latent_rows(song, found.source))
         write_row(out, _song_row(found, song, split))
@@ -117,21 +121,11 @@ def settle_duplicate(out: Place, found: FoundSong, song_id: str, owner: str, how
     write_rejects(out, found, song_id, [Reject(stage=DUPLICATE, reason=f"{how} {owner}: remove one of them")])
 
 
-def adopt(out: Place, stored: Stored, song_id: str, found: FoundSong) -> None:
-    """A stored song's files were moved or touched: note the new address and version."""
-    row = stored.whole_row(out, song_id)
-    if row["url"] != found.url and (kept := _segment_rejects(out, row["url"], row["song_id"])):
-        write_rejects(out, found, row["song_id"], kept)
-        rejects_place(out, row["url"]).delete()
-    write_row(out, {**row, "url": found.url, "source_version": found.version, "source": found.source})
-    remove_rows(out, stored, {song_id}, keep=[song_place(out, song_id)])
-
-
 def balance(out: Place, stored: Stored, movable: Sequence[str]) -> bool:
     """At least one song in each split, as soon as there are two: the lowest (for train: highest) hash among `movable` moves there.
 
-    Whether one moved. It moves only while its new split is empty, so that the next run finds it settled. Its row goes first and comes back
-    last: a kill in between leaves a song that the next run writes again.
+    Whether one moved. It moves only while its new split is empty, so that the next run finds it settled. Its latents come first, then its
+    row, so that it is whole in the one split or in the other; the next commit removes the latents that it left.
     """
     moved = False
     for split, pick in (("validation", min), ("train", max)):
@@ -142,9 +136,9 @@ def balance(out: Place, stored: Stored, movable: Sequence[str]) -> bool:
         song_id = pick(candidates, key=position)
         row = {**stored.whole_row(out, song_id), "split": split}
         table = read_song(out, stored, song_id)
-        remove_rows(out, stored, {song_id})
         write_table(latents_place(out, song_id, split), table)
         write_row(out, row)
+        remove_rows(out, stored, {song_id}, keep=[song_place(out, song_id)])
         moved = True
     return moved
 
@@ -166,25 +160,37 @@ def part_name(song_ids: Sequence[str]) -> str:
     return f"{PART}{hashlib.sha256(json.dumps(sorted(song_ids)).encode()).hexdigest()[:24]}.parquet"
 
 
-def _segment_rejects(out: Place, url: str, song_id: str) -> list[Reject]:
+def segment_rejects(out: Place, url: str, song_id: str) -> list[Reject]:
     """The rejected segments of this song that are stored under this address."""
-    place = rejects_place(out, url)
-    rows = read_table([place], REJECTS).to_pylist() if place.exists() else []
     return [
         Reject(stage=row["stage"], reason=row["reason"], segment=row["segment"])
-        for row in rows
+        for row in _reject_rows(out, url)
         if row["song_id"] == song_id and row["segment"] is not None
     ]
 
 
+def _reject_rows(out: Place, url: str) -> list[dict[str, Any]]:
+    place = rejects_place(out, url)
+    rows: list[dict[str, Any]] = read_table([place], REJECTS).to_pylist() if place.exists() else []
+    return rows
+
+
 def write_rejects(out: Place, found: FoundSong, song_id: str, rejects: Sequence[Reject]) -> None:
     """Every reject of one address, in place of those before."""
-    place = rejects_place(out, found.url)
-    if not rejects:
+    _write_reject_rows(out, found.url, reject_rows(found, song_id, rejects))
+
+
+def reject_rows(found: FoundSong, song_id: str, rejects: Sequence[Reject]) -> list[dict[str, Any]]:
+    """Rows of REJECTS."""
+    return [{"song_id": song_id, "url": found.url, "source_version": found.version, **reject.__dict__} for reject in rejects]
+
+
+def _write_reject_rows(out: Place, url: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    place = rejects_place(out, url)
+    if rows:
+        write_table(place, pa.Table.from_pylist(list(rows), schema=REJECTS))
+    else:
         place.delete()
-        return
-    rows = [{"song_id": song_id, "url": found.url, "source_version": found.version, **reject.__dict__} for reject in rejects]
-    write_table(place, pa.Table.from_pylist(rows, schema=REJECTS))
 
 
 def _latent_rows(song: EncodedSong, source: str) -> pa.Table:

@@ -8,15 +8,18 @@ encoding are one stage: a segment is 17 MB, and copying it between processes cos
 Stages overlap; a stage that is behind holds the ones before it back.
 """
 
+import math
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from infra.decoding import ATTEMPTS as DECODER_ATTEMPTS
 from infra.errors import UserError
-from pipelines.read import Stops
+from pipelines.read import DECODE_TIMEOUT_S, Stops
 from pipelines.songs import FoundSong
 from pipelines.stages import (
+    MAX_ATTEMPTS,
     EncodeRows,
     Job,
     ReadEncodeRows,
@@ -29,9 +32,13 @@ from pipelines.stages import (
     write_row,
 )
 
-# A pipeline that stands still for so long is stuck. Ray's own limit is half an hour.
+# A pipeline that stands still for so long beyond what its slowest step may take is stuck: a cluster may be adding a machine meanwhile.
 NO_PROGRESS_S = 900.0
+# Seconds that a busy core may take to separate or encode one second of audio; it takes about one.
+SLOWEST = 5.0
 SONGS_A_TASK = 4
+# Tickets for a task to read and one to write; without them the actors would wait for ever.
+TASK_CPUS = 2
 # Of each GPU, when songs are separated: it costs several times what encoding costs.
 SEPARATION_SHARE = 0.75
 
@@ -59,7 +66,7 @@ def run_graph(job: Job, workers: Workers, songs: Sequence[FoundSong], stops: Sto
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = NO_PROGRESS_S
+    context.execution_no_progress_timeout_s = patience_s(job, workers, songs)
     shared = ray.put(stops)
     # A task costs two busy cores some 30 ms, whatever it does. Where songs are large on their way, each is a task of its own.
     at_once = min(SONGS_A_TASK, max(1, len(songs) // (8 * workers.encoders))) if workers.together else 1
@@ -95,9 +102,22 @@ def run_graph(job: Job, workers: Workers, songs: Sequence[FoundSong], stops: Sto
             yield pickle.loads(row["result"])
 
 
+def patience_s(job: Job, workers: Workers, songs: Sequence[FoundSong]) -> float:
+    """How long the graph may stand still: longer than its longest step as long as that is permitted, as often as it is tried.
+
+    Ray counts what comes out of a stage, not what goes on within: the last song on its way is silence. Ray's own limit is half an hour.
+    """
+    read_s = max(len(song.media) for song in songs) * DECODER_ATTEMPTS * DECODE_TIMEOUT_S
+    compute_s = SLOWEST * job.segment.max_duration_s
+    # The page, then the file.
+    acquire_s = 2 * job.acquire.max_download_s if any(song.fetch for song in songs) else 0.0
+    step_s = workers.batch_songs * (read_s + compute_s) if workers.together else max(acquire_s, read_s, workers.batch_songs * compute_s)
+    return NO_PROGRESS_S + MAX_ATTEMPTS * (job.storage_patience_s + step_s)
+
+
 def least_cpus(separates: bool) -> int:
     """Tickets that the graph needs: one each for the actors, and for a task to read and one to write."""
-    return 4 if separates else 3
+    return TASK_CPUS + (2 if separates else 1)
 
 
 def plan_workers(
@@ -105,26 +125,36 @@ def plan_workers(
 ) -> Workers:
     """Who gets what of a cluster: a GPU's larger share goes to separation, which costs most; on CPUs the actors leave half to the tasks.
 
-    Raises UserError when the cluster is too small, or the numbers asked for leave nothing to read and write with.
+    An actor takes a CPU beside its share of a GPU, and two CPUs stay to read and write with. Raises UserError when the cluster is too
+    small, or the numbers asked for do not leave them.
     """
     least = least_cpus(separates)
     if cpus < least:
         raise UserError(f"the cluster has {cpus} CPUs, prepare needs {least}: start it with --num-cpus={least} (they are tickets)")
-    pools = 2 if separates else 1
-    encoders = encoders or gpus or max(1, cpus // (2 * pools))
-    separators = (separators or gpus or max(1, cpus // (2 * pools))) if separates else 0
-    if encoders + separators > cpus - (1 if separates else 2) and not gpus:
+    room = cpus - TASK_CPUS
+    default = gpus or max(1, cpus // (4 if separates else 2))
+    separators = (separators or max(1, min(default, room - (encoders or 1)))) if separates else 0
+    encoders = encoders or max(1, min(default, room - separators))
+    if encoders + separators > room:
         raise UserError(
-            f"{encoders} encoders and {separators} separators leave too few of {cpus} CPUs to read and write: choose fewer"
+            f"{encoders} encoders and {separators} separators leave less than {TASK_CPUS} of {cpus} CPUs to read and write: "
+            f"choose at most {room} together"
             if separates
-            else f"{encoders} encoders leave less than 2 of {cpus} CPUs to read and write: choose at most {max(1, cpus - 2)}"
+            else f"{encoders} encoders leave less than {TASK_CPUS} of {cpus} CPUs to read and write: choose at most {room}"
         )
     return Workers(
         downloads=downloads,
         separators=separators,
         encoders=encoders,
-        separator_gpus=min(1.0, SEPARATION_SHARE * gpus / separators) if separates else 0.0,
-        encoder_gpus=min(1.0, ((1 - SEPARATION_SHARE) if separates else 1.0) * gpus / encoders),
+        separator_gpus=_share(SEPARATION_SHARE, separators, gpus),
+        encoder_gpus=_share(1 - SEPARATION_SHARE if separates else 1.0, encoders, gpus),
         batch_songs=batch_songs or (4 if gpus else 1),
         together=not gpus and not separates,
     )
+
+
+def _share(of_each: float, actors: int, gpus: int) -> float:
+    """What one of so many actors takes of one GPU: an actor stands on one device, so the fullest device decides. Ray knows four digits."""
+    if not gpus or not actors:
+        return 0.0
+    return math.floor(of_each / math.ceil(actors / gpus) * 10_000) / 10_000

@@ -4,14 +4,16 @@ Every request of acquisition, those of yt-dlp included, goes through `HttpClient
 """
 
 import logging
+import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 from protego import Protego
@@ -112,10 +114,12 @@ class HttpClient:
                 if fault.retry_after_s > self.config.max_retry_after_s:
                     raise Unavailable(
                         f"{fault}, and asks to wait {fault.retry_after_s:.0f} s, more than max_retry_after_s = "
-                        f"{self.config.max_retry_after_s:g}: run again later"
+                        f"{self.config.max_retry_after_s:g}: run again later with --retry acquire"
                     ) from fault
                 if count == self.config.attempts:
-                    raise Unavailable(f"{fault}; given up after {count} attempt{'s' * (count > 1)}: run again later") from fault
+                    raise Unavailable(
+                        f"{fault}; given up after {count} attempt{'s' * (count > 1)}: run again later with --retry acquire"
+                    ) from fault
                 ceiling_s = min(self.config.max_backoff_s, self.config.backoff_s * 2 ** (count - 1))
                 pause_s = max(chance.uniform(0, ceiling_s), fault.retry_after_s)
                 logger.info("%s; attempt %d of %d in %.1f s", fault, count + 1, self.config.attempts, pause_s)
@@ -143,7 +147,7 @@ class HttpClient:
                         status=response.status_code,
                         headers=response.headers,
                         raw=self._body(parsed, response.iter_raw, keep_turn),
-                        decoded=self._body(parsed, response.iter_bytes, keep_turn),
+                        decoded=self._body(parsed, response.iter_bytes, keep_turn, self.clock() + self.config.max_answer_s),
                     )
                     return
                 with sorted_faults(url, self.config):
@@ -154,18 +158,25 @@ class HttpClient:
 
     @contextmanager
     def _sent(self, url: httpx.URL, headers: Mapping[str, str] | None, method: str, body: bytes | None) -> Iterator[httpx.Response]:
-        with sorted_faults(str(url), self.config):
-            response = self._http.send(self._http.build_request(method, url, headers=headers, content=body), stream=True)
+        with sorted_faults(str(url), self.config), _Cut(str(url), self.config.max_answer_s) as cut:
+            request = self._http.build_request(method, url, headers=headers, content=body, extensions={"trace": cut.trace})
+            response = self._http.send(request, stream=True)
         try:
             yield response
         finally:
             response.close()
 
-    def _body(self, url: httpx.URL, read: Callable[[], Iterator[bytes]], keep_turn: Callable[[], None]) -> Callable[[], Iterator[bytes]]:
+    def _body(
+        self, url: httpx.URL, read: Callable[[], Iterator[bytes]], keep_turn: Callable[[], None], deadline: float | None = None
+    ) -> Callable[[], Iterator[bytes]]:
+        """The pieces of a body. The timeout of each is no limit for all: a host may send a byte at a time."""
+
         def pieces() -> Iterator[bytes]:
             with sorted_faults(str(url), self.config):
                 for piece in read():
                     keep_turn()
+                    if deadline is not None and self.clock() > deadline:
+                        raise PassingFault(f"{url}: not whole within max_answer_s = {self.config.max_answer_s:g}")
                     yield piece
 
         return pieces
@@ -217,7 +228,7 @@ class HttpClient:
         if held_s > self.config.max_retry_after_s:
             raise Unavailable(
                 f"{host} wants no request for {held_s:.0f} s more, above max_retry_after_s = {self.config.max_retry_after_s:g}: "
-                "run again later"
+                "run again later with --retry acquire"
             )
         return held_s
 
@@ -258,6 +269,38 @@ class HttpClient:
             return Robots(state="known", fault=reason, passing=True)
         except SongError as error:
             return Robots(state="known", fault=str(error))
+
+
+class _Cut:
+    """A request whose headers do not end in time is cut off; httpx only limits the silence between two bytes of them."""
+
+    def __init__(self, url: str, limit_s: float) -> None:
+        self._url, self._limit_s = url, limit_s
+        self._timer = threading.Timer(limit_s, self._cut)
+        self._timer.daemon = True
+        self._socket: socket.socket | None = None
+        self._late = False
+
+    def trace(self, name: str, info: Mapping[str, Any]) -> None:
+        """Of httpcore: what each connection is made of. https wraps the socket in another, so the last one counts."""
+        if name in ("connection.connect_tcp.complete", "connection.start_tls.complete", "http_proxy.start_tls.complete"):
+            self._socket = info["return_value"].get_extra_info("socket")
+
+    def __enter__(self) -> "_Cut":
+        self._timer.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        self._timer.cancel()
+        if self._late and isinstance(error, httpx.TransportError):
+            raise PassingFault(f"{self._url}: no answer within max_answer_s = {self._limit_s:g}") from error
+
+    def _cut(self) -> None:
+        self._late = True
+        if self._socket is not None:
+            with suppress(OSError):  # it broke by itself
+                # Not the TLS socket's own method, which would take the encryption from under whoever reads.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
 def checked_url(url: str) -> httpx.URL:

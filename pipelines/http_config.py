@@ -32,6 +32,8 @@ class HttpConfig:
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 30.0
     """Without a single byte."""
+    max_answer_s: float = 60.0
+    """From sending a request to the end of a page or a robots.txt; of a file, to the end of its headers."""
     max_download_s: float = 1_800.0
     """One file's transfer, over all attempts, waiting for a turn apart."""
     max_bytes: int = 2**28
@@ -45,7 +47,7 @@ class HttpConfig:
             raise UserError(
                 f"operator is {self.operator!r}, which is neither a mail address nor a URL: give one in ASCII, such as you@example.org"
             )
-        for name in ("requests_per_s", "connect_timeout_s", "read_timeout_s", "max_download_s"):
+        for name in ("requests_per_s", "connect_timeout_s", "read_timeout_s", "max_answer_s", "max_download_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} is {getattr(self, name)}: choose above 0")
         for name in ("backoff_s", "max_backoff_s", "max_retry_after_s", "max_crawl_delay_s", "max_redirects"):

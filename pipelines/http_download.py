@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +21,7 @@ import httpx
 from infra.atomic import sync_folder, write_partial
 from infra.errors import UserError
 from pipelines.http_client import Answer, HttpClient, PassingFault, Unavailable
+from pipelines.http_faults import http_date_s
 from pipelines.songs import SongError
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,8 @@ CHECKPOINT_BYTES = 2**21
 LOCK_POLL_S = 0.25
 START_BYTES = 512
 """Enough to tell what kind of file it is."""
+COUNT = "[0-9]{1,18}"
+"""Bytes in a header. Python refuses to read a number of thousands of digits."""
 PAGE_TYPES = ("text/html", "application/xhtml+xml")
 
 Check = Callable[[str, bytes], None]
@@ -175,7 +177,10 @@ class _Transfer:
 
         def check() -> None:
             if self._spent_s + self._client.clock() - started > limit_s:
-                raise Unavailable(f"{self._url}: not whole after max_download_s = {limit_s:g} of transfer: raise it, or run again to go on")
+                raise Unavailable(
+                    f"{self._url}: not whole after max_download_s = {limit_s:g} of transfer: raise it, and run again with --retry acquire, "
+                    "which goes on where it was"
+                )
 
         try:
             yield check
@@ -220,7 +225,7 @@ def _begin(partial: Partial, answer: Answer) -> int | None:
     """Set `partial` to where the answer's body begins; how many bytes the whole has, if the host says so."""
     known = partial.download
     if answer.status == 206:
-        span = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", answer.headers.get("content-range", "").strip())
+        span = re.fullmatch(rf"bytes ({COUNT})-({COUNT})/({COUNT}|\*)", answer.headers.get("content-range", "").strip())
         total = int(span[3]) if span and span[3] != "*" else known.total
         etag = answer.headers.get("etag", known.etag)
         if not span or int(span[1]) != known.bytes or total is None or total != (known.total or total) or etag != known.etag:
@@ -230,7 +235,7 @@ def _begin(partial: Partial, answer: Answer) -> int | None:
         return total
     length = answer.headers.get("content-length", "")
     # A chunked body ends by itself, and makes a length that comes with it void (RFC 9112, section 6.3).
-    total = int(length) if length.isdecimal() and "transfer-encoding" not in answer.headers else None
+    total = int(length) if re.fullmatch(COUNT, length) and "transfer-encoding" not in answer.headers else None
     partial.begin(
         Download(
             url=known.url,
@@ -267,11 +272,8 @@ def _receive(partial: Partial, answer: Answer, check: Check, check_time: Callabl
 def _strong_date(headers: httpx.Headers) -> str:
     """Last-Modified where it is a strong validator: older than the answer by a second or more (RFC 9110, section 8.8.2.2)."""
     modified = headers.get("last-modified", "")
-    try:
-        age_s = parsedate_to_datetime(headers["date"]).timestamp() - parsedate_to_datetime(modified).timestamp()
-    except (KeyError, ValueError, TypeError):
-        return ""
-    return modified if age_s >= 1 else ""
+    sent_s, modified_s = http_date_s(headers.get("date", "")), http_date_s(modified)
+    return modified if sent_s is not None and modified_s is not None and sent_s - modified_s >= 1 else ""
 
 
 @contextmanager

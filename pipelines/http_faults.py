@@ -68,11 +68,16 @@ def asked_pause_s(headers: httpx.Headers) -> float:
     value = headers.get("retry-after", "").strip()
     if value.isdecimal():
         return float(value)
-    with suppress(ValueError, TypeError):
-        until = parsedate_to_datetime(value).timestamp()
-        now = parsedate_to_datetime(headers["date"]).timestamp() if "date" in headers else time.time()
-        return max(0.0, until - now)
-    return 0.0
+    until, now = http_date_s(value), http_date_s(headers.get("date", ""))
+    return 0.0 if until is None else max(0.0, until - (time.time() if now is None else now))
+
+
+def http_date_s(value: str) -> float | None:
+    """A header's date in seconds since 1970; None for what is none: hosts send anything, and any year."""
+    try:
+        return parsedate_to_datetime(value).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
 
 
 def status_text(status: int) -> str:

@@ -41,10 +41,13 @@ class Ledger:
         for metric in self.metrics.values():
             metric.set_default_tags(labels)
 
-    def attempt(self, stage: str, song: str) -> int:
-        """How often this stage has begun this song, this time included."""
-        self.attempts[stage, song] += 1
-        return self.attempts[stage, song]
+    def begun(self, stage: str, songs: Sequence[str]) -> list[int]:
+        """How often this stage has begun each of these and not come to an end."""
+        return [self.attempts[stage, song] for song in songs]
+
+    def attempt(self, stage: str, songs: Sequence[str]) -> None:
+        """This stage begins these now."""
+        self.attempts.update((stage, song) for song in songs)
 
     def survived(self, stage: str, songs: Sequence[str]) -> None:
         """These are through the stage: what ends their process later is not theirs."""

@@ -19,6 +19,7 @@ from yt_dlp.networking.exceptions import HTTPError, RequestError
 from yt_dlp.utils import DownloadError, YoutubeDLError
 from yt_dlp.version import __version__ as YT_DLP_VERSION
 
+from infra.errors import UserError
 from pipelines.http_client import HttpClient
 from pipelines.media_records import PageMetadata
 from pipelines.songs import SongError
@@ -47,10 +48,11 @@ class Sound:
 def find_sound(url: str, client: HttpClient, *, max_duration_s: float) -> Sound:
     """The best sound of the page at `url`. Nothing but pages is fetched.
 
-    SongError when there is none, when it is a list of several, a broadcast, longer than allowed, or larger than the client's `max_bytes`;
-    what the client raises (robots.txt, limits, a host that is down) is passed on.
+    SongError when there is none, when it is a list of several, a broadcast, longer than allowed, or larger than the client's `max_bytes`,
+    and when yt-dlp fails, however it does: it has over a thousand extractors, and pages change. What the client raises (robots.txt, limits,
+    a host that is down) is passed on.
     """
-    faults: list[SongError] = []
+    faults: list[UserError] = []
     options = {
         "quiet": True,
         "noprogress": True,
@@ -71,12 +73,19 @@ def find_sound(url: str, client: HttpClient, *, max_duration_s: float) -> Sound:
     try:
         with _Reader(options, client, faults) as reader:
             info = reader.extract_info(url, download=False)
-    except (DownloadError, YoutubeDLError) as error:
+        return _sound(url, info or {}, client.config.max_bytes, max_duration_s)
+    except UserError:
+        raise
+    except Exception as error:
         if faults:
             raise faults[-1] from error
-        reason = str(error).removeprefix("ERROR: ").splitlines()[0].partition("; please report")[0].strip()
-        raise SongError(f"{url}: yt-dlp finds no sound on the page ({reason}): give the file's address") from error
-    return _sound(url, info or {}, client.config.max_bytes, max_duration_s)
+        raise SongError(f"{url}: yt-dlp finds no sound on the page ({_reason(error)}): give the file's address") from error
+
+
+def _reason(error: Exception) -> str:
+    """One line; a fault of yt-dlp itself is said as such."""
+    text = " ".join(str(error).removeprefix("ERROR: ").partition("; please report")[0].splitlines()[:1]).strip()
+    return text if isinstance(error, DownloadError | YoutubeDLError) else f"it failed with {type(error).__name__}: {text}"
 
 
 def _sound(url: str, info: Mapping[str, Any], max_bytes: int, max_duration_s: float) -> Sound:
@@ -122,7 +131,7 @@ def _sound(url: str, info: Mapping[str, Any], max_bytes: int, max_duration_s: fl
 class _Reader(yt_dlp.YoutubeDL):
     """A YoutubeDL whose only way to the network is our client."""
 
-    def __init__(self, options: dict[str, Any], client: HttpClient, faults: list[SongError]) -> None:
+    def __init__(self, options: dict[str, Any], client: HttpClient, faults: list[UserError]) -> None:
         self._handler = partial(_PoliteRH, client=client, faults=faults)
         super().__init__(options)
 
@@ -138,7 +147,7 @@ class _PoliteRH(RequestHandler):
     _SUPPORTED_URL_SCHEMES = ("http", "https")
     _SUPPORTED_PROXY_SCHEMES = None  # httpx reads the proxies of the environment itself
 
-    def __init__(self, *, client: HttpClient, faults: list[SongError], **options: Any) -> None:
+    def __init__(self, *, client: HttpClient, faults: list[UserError], **options: Any) -> None:
         super().__init__(**options)
         self._client, self._faults = client, faults
 
@@ -152,7 +161,7 @@ class _PoliteRH(RequestHandler):
         body = request.data if isinstance(request.data, bytes) or request.data is None else b"".join(request.data)
         try:
             response = self._client.persist(request.url, lambda: self._answer(request, headers, body))
-        except SongError as error:
+        except UserError as error:
             self._faults.append(error)
             raise RequestError(msg=str(error), cause=error) from error
         if response.status >= 400:

@@ -8,11 +8,13 @@ A row is a song. Rows in and rows out are counted: every song that was found is 
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from infra.cluster import connect
 from infra.errors import UserError
+from infra.lease import held
 from infra.records import Manifest
 from infra.settings import Settings
 from infra.storage import Place
@@ -139,6 +141,11 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
     Raises: UserError before any work when the source is empty, a place cannot be reached, or the dataset was begun with another codec,
     separator or other settings; ModelError when the codec or the separator cannot be had.
     """
+    with ExitStack() as stack:
+        return _prepare(config, stack)
+
+
+def _prepare(config: PrepareConfig, stack: ExitStack) -> PrepareSummary:
     clock = Clock()
     source, out, access = parse_source(config.source), Place(config.out), Settings.from_environment().s3
     songs = list_songs(source, provider=config.provider, catalogue=config.catalogue)
@@ -147,6 +154,7 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
         config.acquire.check_identity()
     codec = open_codec(config.codec, access, "cpu").identity
     separator = _separator(config, songs)
+    lease = stack.enter_context(held(out, "prepare"))
     dataset.begin(out, codec, config.segment, config.validation_share)
     if separator is not None:
         dataset.begin_separation(out, separator.id, separator.weights_sha256)
@@ -170,7 +178,8 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
                 for wave in _waves(missing, config.wave):
                     results = run_wave(job, config, wave, stored, len(missing) - len(done))
                     done += results
-                    stored = settle(out, present, results, stored, recordings, _elsewhere(source), tables)
+                    lease.check()
+                    stored = settle(out, present, results, stored, recordings, _elsewhere(source), tables, job.media)
                     stored, manifest = finish(out, stored, codec, [result.song_id for result in results if result.stored])
             import ray
 
@@ -178,7 +187,9 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
         clock.lap("run")
     else:
         # What a killed run wrote and never settled is in no commit yet.
-        stored = without_copies(out, stored, Recordings(out, config.segment.max_fingerprint_errors), tables)
+        recordings = Recordings(out, config.segment.max_fingerprint_errors)
+        present = {song.url: song for song in songs}
+        stored = without_copies(out, present, stored, recordings, _elsewhere(source), tables, _media(config, out))
         stored, manifest = finish(out, stored, codec, ())
     clock.lap("commit")
     current = {song.url for song in songs}
@@ -201,6 +212,7 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
 def run_wave(job: Job, config: PrepareConfig, wave: Sequence[FoundSong], stored: Stored, waiting: int) -> list[SongResult]:
     """One wave through the graph; every song of it comes out."""
     import ray
+    from ray.data.exceptions import ExecutionTimeoutError
 
     stops = Stops(known=frozenset(stored.songs), taken=stored.taken)
     results: list[SongResult] = []
@@ -214,6 +226,11 @@ def run_wave(job: Job, config: PrepareConfig, wave: Sequence[FoundSong], stored:
         if reason := ray.get(job.ledger.read_failure.remote()):
             raise UserError(f"{reason} (what is done is kept: run it again to go on)") from error
         raise
+    except ExecutionTimeoutError as error:
+        raise UserError(
+            f"the pipeline stands still ({str(error).splitlines()[0]}): see whether a machine is lost or a worker is stuck "
+            f"(ray status, ray list tasks); what is done is kept: run it again to go on"
+        ) from error
     if len(results) != len(wave):
         raise RuntimeError(f"{len(wave)} songs went in and {len(results)} came out: the pipeline lost some; run it again")
     return results
@@ -228,7 +245,7 @@ def start_actors(job: Job, source: Source, missing: Sequence[FoundSong]) -> Job:
 def _job(config: PrepareConfig, out: Place, codec: "CodecIdentity", separator: "SeparatorIdentity | None") -> Job:
     return Job(
         out=out,
-        media=Place(config.media) if config.media else out / "media",
+        media=_media(config, out),
         access=Settings.from_environment().s3,
         codec=config.codec,
         codec_identity=codec,
@@ -240,6 +257,10 @@ def _job(config: PrepareConfig, out: Place, codec: "CodecIdentity", separator: "
         storage_patience_s=config.storage_patience_s,
         ledger=None,
     )
+
+
+def _media(config: PrepareConfig, out: Place) -> Place:
+    return Place(config.media) if config.media else out / "media"
 
 
 def _separator(config: PrepareConfig, songs: Sequence[FoundSong]) -> "SeparatorIdentity | None":

@@ -7,6 +7,7 @@ Shapes: C = 2 channels, N samples at 44.1 kHz.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,11 @@ from pipelines.songs import SONG_RECORD, FoundSong, MediaFile, Role, SongError
 TAKEDOWN = "takedown"  # the stage of a reject that was taken down
 # Ten times what the slowest format needs for the longest song on a busy core.
 DECODE_TIMEOUT_S = 600.0
+# Twenty minutes of stereo at 96 kHz in 32 bits are 0.92 GB.
+MAX_FILE_BYTES = 2**30
+MAX_RECORD_BYTES = 2**24
+# What a song's files in S3 may take of a worker's memory between hashing and decoding; of a larger song each file is fetched twice.
+HELD_BYTES = 2**28
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,15 +75,15 @@ def read_song(song: FoundSong, access: S3Access | None, config: SegmentConfig, d
         if song.fault:
             raise SongError(song.fault)
         stage = "read"
-        files = {address: _open(Place(address, access)) for address in dict.fromkeys(file.address for file in song.media)}
-        record = Place(song.record, access).read_bytes() if song.record else b"{}"
-        identity = _identify(song, [digest for _, digest in files.values()], record, identity.title)
+        files = SongFiles(song, access)
+        record = _record(Place(song.record, access)) if song.record else b"{}"
+        identity = _identify(song, list(files.digests.values()), record, identity.title)
         if identity.song_id in stops.taken:
             return ReadSong(identity=identity, reject=taken_down(identity.song_id))
         if identity.song_id in stops.known:
             return ReadSong(identity=identity)
         stage = "decode"
-        decoded = ((file, _decode(file, files[file.address][0], config, decoder)) for file in song.media)
+        decoded = ((file, _decode(file, files.source(file.address), config, decoder)) for file in song.media)
         sums = sum_by_role(decoded, config.max_length_difference_s)
         return ReadSong(
             identity=identity,
@@ -128,12 +134,55 @@ def sum_by_role(
     return {role: audio_CN[:, :shortest] for role, audio_CN in sums.items()}
 
 
-def _open(place: Place) -> tuple[Path | bytes, bytes]:
-    """What the decoder is given (a local file's path: it reads it itself), and the SHA-256 of the file."""
-    if place.is_s3:
-        data = place.read_bytes()
-        return data, hashlib.sha256(data).digest()
-    return place.path, place.sha256()
+class SongFiles:
+    """A song's files: all hashed at first, each given to the decoder in its turn.
+
+    A local file the decoder reads itself. What comes from S3 is kept from the hashing when the whole song is small; otherwise one file at a
+    time is in memory. Raises SongError for a file that is too large, before a byte of the song is fetched.
+    """
+
+    def __init__(self, song: FoundSong, access: S3Access | None) -> None:
+        self.places = {file.address: Place(file.address, access) for file in song.media}
+        sizes = {address: _checked_size(place, MAX_FILE_BYTES) for address, place in self.places.items()}
+        self.keep = sum(size for address, size in sizes.items() if self.places[address].is_s3) <= HELD_BYTES
+        self.uses = Counter(file.address for file in song.media)
+        self.held: dict[str, bytes] = {}
+        self.digests = {address: self._hash(address) for address in self.places}
+        """Address → SHA-256 of the file."""
+
+    def source(self, address: str) -> Path | bytes:
+        """What the decoder is given. Called once for each stream that is wanted of a file."""
+        place = self.places[address]
+        if not place.is_s3:
+            return place.path
+        if address not in self.held:
+            if not self.keep:
+                self.held.clear()  # one at a time
+            self.held[address] = place.read_bytes()
+            if hashlib.sha256(self.held[address]).digest() != self.digests[address]:
+                raise SongError(f"{place} changed while it was read: run again when it is whole")
+        self.uses[address] -= 1
+        return self.held[address] if self.uses[address] else self.held.pop(address)
+
+    def _hash(self, address: str) -> bytes:
+        place = self.places[address]
+        if not place.is_s3 or not self.keep:
+            return place.sha256()
+        self.held[address] = place.read_bytes()
+        return hashlib.sha256(self.held[address]).digest()
+
+
+def _record(place: Place) -> bytes:
+    _checked_size(place, MAX_RECORD_BYTES)
+    return place.read_bytes()
+
+
+def _checked_size(place: Place, most: int) -> int:
+    """Bytes stored; SongError when they are more than `most`."""
+    size = place.size()
+    if size > most:
+        raise SongError(f"{place.name} has {size / 2**20:.1f} MiB, more than the {most / 2**20:g} allowed: cut it, or leave the song out")
+    return size
 
 
 def _decode(file: MediaFile, source: Path | bytes, config: SegmentConfig, decoder: Decoder) -> NDArray[np.float32]:

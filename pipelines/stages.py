@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from infra.decoding import Decoder
 from infra.errors import UserError
 from infra.settings import S3Access, Settings
 from infra.storage import Place, UnreachableStorageError
 from model.errors import ModelError
 from pipelines import dataset
 from pipelines.acquire import AcquireConfig, acquire_song, remove_media
+from pipelines.containers import decoder
 from pipelines.encode import EncodedSong, Encoder
 from pipelines.read import TAKEDOWN, ReadSong, Stops, read_song, unknown_identity
-from pipelines.segment import Reject, SegmentConfig, SegmentedSong, middle_fingerprint, segment_audio
+from pipelines.segment import Reject, SegmentConfig, SegmentedSong, SongIdentity, middle_fingerprint, segment_audio
 from pipelines.separate import SongSeparator
 from pipelines.songs import FoundSong, SongError
 
@@ -72,6 +72,8 @@ class SongResult:
     """The stage that rejected it as a whole."""
     reason: str = ""
     audio_s: float = 0.0
+    identity: SongIdentity
+    """What the source says of it now: a song that is stored already may have another title or licence since."""
 
 
 class Stage:
@@ -103,22 +105,28 @@ def acquire_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
     found: FoundSong = pickle.loads(row["found"])
     if not found.fetch or found.fault:
         return {"found": row["found"], "failed": pickle.dumps(None)}
-    failed = None
-    try:
-        acquired = patiently(lambda: acquire_song(found, job.media, job.acquire, job.hosts, Settings.from_environment().cache), job)
+
+    def acquired() -> tuple[FoundSong, Reject | None]:
+        try:
+            song = patiently(lambda: acquire_song(found, job.media, job.acquire, job.hosts, Settings.from_environment().cache), job)
+        except SongError as error:
+            return found, Reject(stage="acquire", reason=str(error))
         # Its version stays that of the list's row, which is what the next run compares.
-        found = replace(acquired, version=found.version)
-    except SongError as error:
-        failed = Reject(stage="acquire", reason=str(error))
+        return replace(song, version=found.version), None
+
+    song, failed = one(job, "acquire", found.url, acquired, lambda reject: (found, reject))
     job.ledger.done.remote("acquire", 1, 0.0, time.perf_counter() - begun)
-    return {"found": pickle.dumps(found), "failed": pickle.dumps(failed)}
+    return {"found": pickle.dumps(song), "failed": pickle.dumps(failed)}
 
 
 def read_row(row: dict[str, Any], job: Job, stops: Any) -> dict[str, Any]:
     """Reads found, and failed where there was something to acquire; gives found and read."""
     found: FoundSong = pickle.loads(row["found"])
     failed: Reject | None = pickle.loads(row["failed"]) if "failed" in row else None
-    song = read(found, job, stops) if failed is None else failed_song(found, failed)
+    if failed is None:
+        song = one(job, "read", found.url, lambda: read(found, job, stops), lambda reject: failed_song(found, reject))
+    else:
+        song = failed_song(found, failed)
     return {"found": row["found"], "read": pickle.dumps(song, protocol=5)}
 
 
@@ -165,7 +173,10 @@ class SeparateRows:
 
 def segment_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
     """Reads found and read; gives found and segmented."""
-    return {"found": row["found"], "segmented": pickle.dumps(segmented(pickle.loads(row["read"]), job), protocol=5)}
+    song: ReadSong = pickle.loads(row["read"])
+    url = pickle.loads(row["found"]).url
+    pieces = one(job, "segment", url, lambda: segmented(song, job), lambda reject: SegmentedSong(identity=song.identity, rejects=(reject,)))
+    return {"found": row["found"], "segmented": pickle.dumps(pieces, protocol=5)}
 
 
 def segmented(song: ReadSong, job: Job) -> SegmentedSong:
@@ -230,8 +241,21 @@ class ReadEncodeRows(EncodeRows):
         self.stops = stops
 
     def encoded(self, batch: pa.Table) -> pa.Table:
-        songs = [segmented(read(pickle.loads(found), self.job, self.stops), self.job) for found in batch["found"].to_pylist()]
+        songs = self.read([pickle.loads(found) for found in batch["found"].to_pylist()])
         return pa.table({"found": batch["found"], "encoded": pickled(self.encode(songs, urls_of(batch)))})
+
+    def read(self, found: Sequence[FoundSong]) -> list[SegmentedSong]:
+        """The songs in their order, in segments."""
+        songs: dict[int, SegmentedSong] = {}
+
+        def fatal(index: int) -> None:
+            reject = Reject(stage="crash", reason=died("read"))
+            songs[index] = SegmentedSong(identity=unknown_identity(found[index]), rejects=(reject,))
+
+        for group in attempts(self.job, "read", {index: song.url for index, song in enumerate(found)}, fatal):
+            for index in group:
+                songs[index] = segmented(read(found[index], self.job, self.stops), self.job)
+        return [songs[index] for index in range(len(found))]
 
 
 def write_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
@@ -250,26 +274,46 @@ def write_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
         rejected_by=whole.stage if whole else "",
         reason=whole.reason if whole else "",
         audio_s=song.duration_s,
+        identity=song.identity,
     )
     return {"result": pickle.dumps(result)}
 
 
 def attempts(job: Job, stage: str, songs: dict[int, str], fatal: Callable[[int], None]) -> Iterator[list[int]]:
-    """The songs (index → address) in the groups in which to work on them: all together, but each by itself once a process died over it.
-
-    `fatal` is called for each over which too many died.
-    """
+    """The songs (index → address) in the groups in which to work on them, counted by the run's ledger: see `take_turns`."""
     import ray
 
-    counts = dict(zip(songs, ray.get([job.ledger.attempt.remote(stage, song) for song in songs.values()]), strict=True))
-    groups = [[index for index, count in counts.items() if count == 1], *([index] for index, count in counts.items() if count > 1)]
+    def ask(method: str, *given: Any) -> Any:
+        return ray.get(getattr(job.ledger, method).remote(stage, *given))
+
+    yield from take_turns(ask, songs, fatal)
+
+
+def one(job: Job, stage: str, url: str, work: Callable[[], Result], given_up: Callable[[Reject], Result]) -> Result:
+    """`work()` on a single song, counted; once too many processes died over it, what `given_up` makes of the reject."""
+    results: list[Result] = []
+    for _ in attempts(job, stage, {0: url}, lambda _: results.append(given_up(Reject(stage="crash", reason=died(stage))))):
+        results.append(work())
+    return results[0]
+
+
+def take_turns(ask: Callable[..., Any], songs: dict[int, str], fatal: Callable[[int], None]) -> Iterator[list[int]]:
+    """All songs together, but each by itself once a process died over it; `fatal` is called for each over which too many died.
+
+    `ask(method, addresses)` asks the ledger. A group is counted when it is begun and not before: a song behind the one that ends the
+    process must not be counted with it.
+    """
+    counts: dict[int, int] = dict(zip(songs, ask("begun", list(songs.values())), strict=True))
+    groups = [[index for index, count in counts.items() if not count], *([index] for index, count in counts.items() if count)]
     for group in filter(None, groups):
-        if counts[group[0]] > MAX_ATTEMPTS:
-            fatal(group[0])
-        else:
-            yield group
+        if counts[group[0]] >= MAX_ATTEMPTS:
+            fatal(group[0])  # its count stays: should another one end the task, it is not tried anew
+            continue
+        addresses = [songs[index] for index in group]
+        ask("attempt", addresses)
+        yield group
         # Ray runs a task again as a whole: songs that were through before another one ended it must not be counted with that one.
-        job.ledger.survived.remote(stage, [songs[index] for index in group])
+        ask("survived", addresses)
 
 
 def urls_of(batch: pa.Table) -> list[str]:
@@ -304,12 +348,6 @@ def failed_song(found: FoundSong, reject: Reject) -> ReadSong:
 def pickled(values: Sequence[Any]) -> pa.Array:
     """Large: two gigabytes are 25 songs."""
     return pa.array([pickle.dumps(value, protocol=5) for value in values], pa.large_binary())
-
-
-@lru_cache(maxsize=1)
-def decoder() -> Decoder:
-    """This worker's own, with its child process; both end with the worker."""
-    return Decoder()
 
 
 @lru_cache(maxsize=2)

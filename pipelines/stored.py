@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from infra.records import MANIFEST, REJECTS, SONGS, Manifest, latents
 from infra.snapshots import read_rows
 from infra.storage import MissingObjectError, Place
-from infra.tables import TableCache, read_table, read_tables
+from infra.tables import READERS, TableCache, read_table, read_tables
 from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
 
 DUPLICATE = "duplicate"  # the stage of a reject that has the audio of another song
@@ -29,6 +29,7 @@ PART = "part-"  # how the names of joined files begin
 _SUMS = ("vocal_levels_db", *(name for name in SONGS.names if name.endswith("_sum")))
 # A fingerprint is 10 kB: read when recordings are compared.
 _HELD = pa.schema([field for field in SONGS if field.name != "fingerprint"])
+_ADDRESSES = pa.schema([SONGS.field("song_id"), SONGS.field("url"), SONGS.field("source_version")])
 _FINGERPRINTS = pa.schema([SONGS.field("song_id"), SONGS.field("fingerprint")])
 
 
@@ -152,12 +153,13 @@ def read_song(out: Place, stored: Stored, song_id: str) -> pa.Table:
 
 def read_fingerprints(out: Place, stored: Stored, song_ids: Sequence[str]) -> dict[str, NDArray[np.uint32]]:
     """The fingerprints of these songs, of those that have one."""
-    wanted = set(song_ids)
+    wanted = pa.array(sorted(set(song_ids)), pa.string())
     files = sorted({stored.row_files[song_id][0] for song_id in song_ids})
     found: dict[str, NDArray[np.uint32]] = {}
-    for table in read_tables([out / file for file in files], _FINGERPRINTS):
-        for song_id, words in zip(table["song_id"].to_pylist(), table["fingerprint"], strict=True):
-            if song_id in wanted and words.is_valid:
+    for start in range(0, len(files), READERS):  # a joined file is 50 MB
+        for table in read_tables([out / file for file in files[start : start + READERS]], _FINGERPRINTS):
+            table = table.filter(pc.and_(pc.is_in(table["song_id"], wanted), pc.is_valid(table["fingerprint"])))
+            for song_id, words in zip(table["song_id"].to_pylist(), table["fingerprint"], strict=True):
                 found[song_id] = words.values.to_numpy().astype(np.uint32)
     return found
 
@@ -171,21 +173,38 @@ class Takedown:
     """ISO 8601, UTC."""
     fingerprint: str = ""
     """Of the recording's middle, little-endian words in hexadecimal digits; empty when none was taken."""
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    """Where it and its copies were found, each with its version."""
 
     @property
     def words(self) -> NDArray[np.uint32]:
         return np.frombuffer(bytes.fromhex(self.fingerprint), "<u4").astype(np.uint32)
 
 
-def note_takedown(out: Place, stored: Stored, song_id: str) -> None:
-    """From now on no run takes this song; a note that is there stays."""
+def note_takedown(out: Place, stored: Stored, song_id: str) -> Takedown:
+    """From now on no run takes this song; the note that stands then. One that is there stays, but for addresses found since."""
+    place = out / TAKEDOWNS / f"{song_id}.json"
+    # Its row too when a note hides it from `stored`: a kill, or a prepare that ran meanwhile, left it.
+    rows = read_table([out / file for file in stored.row_files.get(song_id, ())], _ADDRESSES).to_pylist()
+    found = {row["url"]: row["source_version"] for row in [*rows, *stored.rejects] if row["song_id"] == song_id and row["url"]}
+    if song_id in stored.taken:
+        before = read_takedown(out, song_id)
+        note = replace(before, addresses={**before.addresses, **found})
+        if note != before:
+            place.write_bytes(_json(note))
+        return note
     words = read_fingerprints(out, stored, [song_id]).get(song_id) if song_id in stored.songs else None
     note = Takedown(
         song_id=song_id,
         taken_down=datetime.now(UTC).isoformat(timespec="seconds"),
         fingerprint="" if words is None else words.astype("<u4").tobytes().hex(),
+        addresses=found,
     )
-    (out / TAKEDOWNS / f"{song_id}.json").put_if_absent((json.dumps(asdict(note), indent=1) + "\n").encode())
+    return note if place.put_if_absent(_json(note)) else read_takedown(out, song_id)
+
+
+def _json(note: Takedown) -> bytes:
+    return (json.dumps(asdict(note), indent=1) + "\n").encode()
 
 
 def read_takedown(out: Place, song_id: str) -> Takedown:

@@ -204,7 +204,7 @@ def _answers() -> dict[int | str, dict[str, Any]]:
 
 def _form() -> dict[str, Any]:
     fields = AccompanimentRequest.model_json_schema()
-    vocal = {"type": "string", "format": "binary", "description": "The vocal: WAV, FLAC, MP3 or OGG"}
+    vocal = {"type": "string", "format": "binary", "description": "The vocal: WAV, FLAC, MP3, OGG, M4A or WebM"}
     # A form has no null: a field that is not wanted is left out.
     properties = {name: _without_null(field) for name, field in fields["properties"].items()}
     schema = {"type": "object", "required": ["vocal"], "additionalProperties": False, "properties": {"vocal": vocal, **properties}}

@@ -8,7 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
@@ -25,7 +25,8 @@ from ray.serve.schema import DeploymentStatus, LoggingConfig, ReplicaState
 from infra.audio_files import AudioError
 from infra.cluster import connect
 from infra.errors import UserError
-from infra.settings import Settings
+from infra.places import is_registered, pinned
+from infra.settings import Settings, registry_environment
 from serving.admission import digest
 from serving.app import AppConfig, create_app
 from serving.problems import Problem, ProblemError, audio_problem
@@ -51,7 +52,7 @@ class ServeConfig:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     checkpoint: str | None = None
-    """Place of a checkpoint or of a training run; BACKLINE_CHECKPOINT, else the one that ships with backline."""
+    """Place of a checkpoint or of a training run, or models:/NAME@ALIAS; BACKLINE_CHECKPOINT, else the one that ships with backline."""
     codec: str | None = None
     """Codec spec, where the checkpoint's own codec is kept elsewhere than when it was trained; by default the checkpoint's."""
     host: str = "127.0.0.1"
@@ -233,6 +234,9 @@ INGRESS: Deployment = ray_serve.deployment(name="Ingress")(ray_serve.ingress()(I
 
 def application(config: ServeConfig) -> Application:
     """Both deployments, bound. API keys come from BACKLINE_API_KEYS of the process that builds; only their digests are deployed."""
+    settings = Settings.from_environment()
+    # Replicas start at different times, and must all load the version that the alias means now.
+    config = replace(config, checkpoint=pinned(config.checkpoint, settings))
     full = BackpressureConfig(status_code=503, retry_after_s=5)
     scaling: dict[str, Any] = {"num_replicas": config.replicas}
     if config.most_replicas != config.replicas:
@@ -257,7 +261,7 @@ def application(config: ServeConfig) -> Application:
         health_check_timeout_s=30,
         # A checkpoint that is not there will not be there at the twentieth attempt either.
         max_constructor_retry_count=3,
-        ray_actor_options={"num_cpus": config.replica_cpus, "num_gpus": config.replica_gpus},
+        ray_actor_options={"num_cpus": config.replica_cpus, "num_gpus": config.replica_gpus, **where_models_are(config, settings)},
     ).bind(config)
     limits = AppConfig(
         max_upload_bytes=int(config.max_upload_mb * 2**20),
@@ -265,7 +269,7 @@ def application(config: ServeConfig) -> Application:
         max_pending=config.max_pending,
         max_pending_per_caller=config.max_pending_per_caller or max(1, config.max_pending // 2),
         slots=max(1, config.most_replicas),
-        api_key_digests=tuple(digest(key) for key in Settings.from_environment().api_keys),
+        api_key_digests=tuple(digest(key) for key in settings.api_keys),
     )
     return INGRESS.options(
         num_replicas=config.ingress_replicas,
@@ -275,6 +279,11 @@ def application(config: ServeConfig) -> Application:
         graceful_shutdown_timeout_s=config.drain_s,
         ray_actor_options={"num_cpus": LIGHT_CPUS},
     ).bind(model, limits, config.replicas == 0)
+
+
+def where_models_are(config: ServeConfig, settings: Settings) -> dict[str, Any]:
+    """A replica's variables, on a cluster that was started elsewhere, for a checkpoint of a registry."""
+    return {"runtime_env": {"env_vars": registry_environment(settings)}} if is_registered(config.checkpoint) else {}
 
 
 def build(args: dict[str, Any]) -> Application:

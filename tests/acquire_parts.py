@@ -29,6 +29,10 @@ SONG = encode(np.random.default_rng(0).uniform(-0.5, 0.5, (2, 88_200)).astype(np
 """Two seconds of noise as WAV, 353 kB."""
 
 
+BAD_DATE = "Mon,%2001%20Jan%2099999999999999999999%2000:00:00%20GMT"
+"""As some broken host might say, in an address."""
+
+
 @contextmanager
 def song_server() -> Iterator[WebServer]:
     """A server that has song.wav."""

@@ -109,7 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Breaks off in the middle, ?times=1 times; ?becomes=FILE: is that file then.
 
         ?bare: gives no validator; ?weak: a weak ETag; ?plain: ignores Range; ?blind: ignores If-Range; ?shift: continues a byte early;
-        ?dated: gives no ETag; ?portion=N: continues by at most so many bytes.
+        ?dated: gives no ETag; ?modified=DATE and ?date=DATE: says so instead; ?span=TEXT: its Content-Range;
+        ?portion=N: continues by at most so many bytes.
         """
         changed = self.server.web.files[self.options["becomes"]] if "becomes" in self.options and self.count > 1 else self.data
         if self.count > int(self.options.get("times", 1)):
@@ -131,6 +132,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.body(self.data[place : place + 1])
             if self.server.web.closing.wait(0.05):
                 return
+
+    def be_dribble(self) -> None:
+        """A byte of a header every twentieth of a second."""
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+        while not self.server.web.closing.wait(0.05):
+            self.body(b"x")
 
     def be_slow(self) -> None:
         """Waits for ?s seconds before it answers; ?open=N: at most, until so many requests have been open at once."""
@@ -219,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
         etag = f'{weak}"{sha256(data).hexdigest()[:16]}"'
         headers = {"Content-Type": TYPES.get(self.name.rpartition(".")[2], "application/octet-stream")}
         if "bare" not in self.options:
-            headers |= {"ETag": etag, "Last-Modified": LAST_MODIFIED, "Accept-Ranges": "bytes"}
+            headers |= {"ETag": etag, "Last-Modified": self.options.get("modified", LAST_MODIFIED), "Accept-Ranges": "bytes"}
         if "dated" in self.options:
             del headers["ETag"]
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
@@ -234,7 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.reply(416, b"", {"Content-Range": f"bytes */{len(data)}"})
                 return
             stop_at = min(start + int(self.options.get("portion", len(data))), len(data))
-            headers["Content-Range"] = f"bytes {start}-{stop_at - 1}/{len(data)}"
+            headers["Content-Range"] = self.options.get("span", f"bytes {start}-{stop_at - 1}/{len(data)}")
         self.head(status, {**headers, "Content-Length": str(stop_at - start)})
         self.body(data[start:stop_at][:stop])
         if stall:
@@ -245,7 +252,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.body(body)
 
     def head(self, status: int, headers: Mapping[str, str]) -> None:
-        self.send_response(status)
+        if "date" in self.options and not self.path.startswith("/busy"):
+            self.send_response_only(status)
+            self.send_header("Date", self.options["date"])
+        else:
+            self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()

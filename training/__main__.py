@@ -14,6 +14,9 @@ from training.distil import DistilConfig
 from training.evaluation import EvaluateConfig
 from training.release import ReleaseConfig
 
+# As a shell says of a process that SIGTERM ended.
+INTERRUPTED = 143
+
 app = App(name="training", help="Train on a latent dataset, score a checkpoint, train the embedded codec.")
 
 
@@ -28,7 +31,7 @@ def train(config: Annotated[TrainConfig, Parameter(name="*")]) -> int:
         f"checkpoint {result.checkpoint}\n"
         f"MLflow run {result.mlflow_run_id} in {result.tracking_uri}\n"
     )
-    return 0
+    return INTERRUPTED if result.stopped else commands.DONE
 
 
 @app.command
@@ -36,18 +39,20 @@ def distil(config: Annotated[DistilConfig, Parameter(name="*")]) -> int:
     """Teach a checkpoint's music to students of fewer steps."""
     from training.distil import distil as run
 
-    for result in run(config):
+    results = run(config)
+    for result in results:
         sys.stdout.write(f"{result.checkpoint}: step {result.step} ({result.ended}), loss {result.metrics['train_loss']:.4g}\n")
-    return 0
+    return INTERRUPTED if results[-1].stopped else commands.DONE
 
 
 @app.command
 def evaluate(config: Annotated[EvaluateConfig, Parameter(name="*")]) -> int:
     """Score a checkpoint beside its baselines."""
     from training.evaluation import evaluate as run
+    from training.evaluation_markdown import markdown
 
     report = run(config)
-    sys.stdout.write(report.to_markdown())
+    sys.stdout.write(markdown(report))
     sys.stdout.write(f"\nwritten to {report.out}\n")
     return 0
 
@@ -58,6 +63,39 @@ def release(config: Annotated[ReleaseConfig, Parameter(name="*")]) -> int:
     from training.release import release as run
 
     sys.stdout.write(f"{run(config)}\n")
+    return 0
+
+
+@app.command
+def track(run: str, /) -> int:
+    """Send MLflow what it has not taken of a run.
+
+    Parameters
+    ----------
+    run: The place that train or evaluate wrote to.
+    """
+    from training.recording import track_again
+
+    left = track_again(run)
+    sys.stdout.write(f"{run}: {left} entries refused; they stay in untracked/\n" if left else f"{run}: MLflow has everything\n")
+    return 1 if left else 0
+
+
+@app.command
+def promote(model: str, version: str, /, *, alias: str = "champion") -> int:
+    """Give a registered model's version an alias, by which it is loaded.
+
+    Parameters
+    ----------
+    model: The registered model, for example backline.
+    version: Its version: a number, or latest.
+    alias: The alias that moves there.
+    """
+    from infra.registry import promote as give
+    from infra.settings import Settings
+
+    found = give(model, version, alias, Settings.from_environment())
+    sys.stdout.write(f"models:/{model}@{alias} is version {found.version} now\n")
     return 0
 
 

@@ -18,7 +18,7 @@ from infra.records import Manifest
 from infra.splits import LatentTable, evenly_spread
 from model.checkpoint import LatentStatistics
 from training.segments import Segment, Segments, segment_of
-from training.streams import stream
+from training.streams import slots_of_rank, stream
 
 # Steps that are drawn before the loop asks for them, and the threads that draw: numpy and torch let go of the interpreter while they work.
 DEPTH = 3
@@ -71,8 +71,7 @@ class Batches:
         self.segments, self.statistics, self.seed, self.timesteps = segments, statistics, seed, timesteps
         self.crop_frames = min(crop_frames, segments.frames)
         self.batch_size, self.micro_batch, self.condition_dropout, self.pin = batch_size, micro_batch, condition_dropout, pin
-        share = batch_size // world_size
-        self.slots = range(rank * share, (rank + 1) * share)
+        self.slots = slots_of_rank(batch_size, rank, world_size)
 
     def at(self, step: int) -> list[Batch]:
         """This rank's micro-batches of one step: a function of (seed, step) alone."""

@@ -59,21 +59,25 @@ class TrainConfig:
     preset: Literal["paper", "small"] = "paper"
     workers: int = 1
     """Ray Train workers; 0 runs the loop in this process, without Ray."""
+    min_workers: int = 0
+    """Elastic: begin and go on with as few workers as this when the cluster has no room for all; 0 waits for all of them."""
     resume: bool = False
     """Go on from the run at `out`; starts it if there is none."""
     init: str | None = None
-    """A checkpoint or run to begin from (fine-tuning): its weights, and its normalisation of latents. None begins from the seed."""
+    """A checkpoint, run or models:/NAME@ALIAS to begin from (fine-tuning): its weights and normalisation. None begins from the seed."""
     seed: int = 0
 
     steps: int = 0
     batch_size: int = 16
     """Segments a step over all workers."""
     micro_batch_size: int = 0
-    """Segments a worker puts through the network at once; gradients accumulate over the rest of its share. 0 = its whole share."""
+    """The most segments that a worker puts through the network at once; gradients accumulate over the rest. 0 = its whole share."""
     crop_frames: int = 0
     """Frames of each random crop; 1,024 is the whole segment."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """auto = bf16 where there is a GPU that has it, else float32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of the step; auto = on a GPU."""
 
     data_mode: DataMode = "auto"
     """memory = each worker holds the split; stream = Ray Data sorts each epoch a whole one ahead; auto = memory where it fits."""
@@ -109,11 +113,15 @@ class TrainConfig:
     """Steps between saves beside those at each validation; 0 = none."""
 
     codec: str | None = None
-    """Codec for the sample audio at the end, when the dataset's codec id does not name it."""
+    """Codec for the sample audio, when the dataset's codec id does not name it."""
     experiment: str = "backline"
     """Experiment name in MLflow."""
     samples: int = 1
-    """Accompaniments for held-out vocals, generated at the end and logged."""
+    """Held-out vocals, always the same, whose accompaniments are generated and logged; at most 10 s of each."""
+    samples_every: int = 5
+    """Validations between these, beside those at the end; 0 = only at the end."""
+    register: str | None = "backline"
+    """Model in MLflow's registry of which the best checkpoint becomes a version; "" = none."""
     max_failures: int = 2
     """Lost workers that Ray Train replaces, going on from the last save."""
 
@@ -131,25 +139,31 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, below 1: give a positive number, or leave it out")
         for name in (
             "workers",
+            "min_workers",
             "micro_batch_size",
             "warmup_steps",
             "patience",
             "save_every",
             "samples",
+            "samples_every",
             "max_failures",
             "max_minutes",
             "seed",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, below 0: give 0 or more")
+        if not self.register:
+            object.__setattr__(self, "register", None)
+        elif set(self.register) & set("/:@"):
+            raise ValueError(f"register is {self.register!r}, a model's name has no / : or @: choose another name, for example backline")
         if self.crop_frames > SEGMENT_FRAMES:
             raise ValueError(f"crop_frames is {self.crop_frames}, over the {SEGMENT_FRAMES} of a segment: give at most that")
-        if self.batch_size % max(self.workers, 1):
-            raise ValueError(f"batch_size {self.batch_size} cannot be shared by {self.workers} workers: choose a multiple of the workers")
-        if self.micro_batch_size and self.share % self.micro_batch_size:
+        if self.workers > self.batch_size:
             raise ValueError(
-                f"micro_batch_size {self.micro_batch_size} does not divide a worker's share of {self.share}: choose a divisor of it"
+                f"batch_size {self.batch_size} leaves some of {self.workers} workers nothing: give at most one worker a segment"
             )
+        if self.min_workers > self.workers:
+            raise ValueError(f"min_workers is {self.min_workers}, above the {self.workers} workers: give at most that")
         for name, low, high in (("condition_dropout", 0.0, 1.0), ("ema_decay", 0.0, 1.0), ("final_rate", 0.0, 1.0)):
             if not low <= getattr(self, name) < high:
                 raise ValueError(f"{name} is {getattr(self, name)}, outside [{low}, {high}): choose a share inside")
@@ -162,13 +176,9 @@ class TrainConfig:
             raise ValueError("anneal_by_time is set without max_minutes: give the minutes that the annealing should follow")
 
     @property
-    def share(self) -> int:
-        """Segments a step for one worker."""
-        return self.batch_size // max(self.workers, 1)
-
-    @property
     def micro_batch(self) -> int:
-        return self.micro_batch_size or self.share
+        """The most segments that go through the network at once."""
+        return self.micro_batch_size or self.batch_size
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -181,8 +191,8 @@ class TrainConfig:
 
 # Fields that may differ between a run and its resumption: how long, how many hands, how it is watched.
 WATCHING = (
-    "out", "data", "init", "workers", "resume", "micro_batch_size", "max_minutes", "patience", "log_every", "save_every", "codec",
-    "experiment", "samples", "max_failures", "data_mode",
+    "out", "data", "init", "workers", "min_workers", "resume", "micro_batch_size", "compile", "max_minutes", "patience", "log_every",
+    "save_every", "codec", "experiment", "samples", "samples_every", "register", "max_failures", "data_mode",
 )  # fmt: skip
 MAY_CHANGE = (*WATCHING, "steps", "validate_every", "validation_segments", "anneal_by_time")
 

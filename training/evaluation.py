@@ -1,40 +1,43 @@
 """`evaluate`: how well generated accompaniments fit held-out vocals, with the rows beside them that say what a figure means.
 
 A latent dataset keeps no audio: vocals and real accompaniments are decoded from their latents, so that every row went through the
-codec once, and the row "real" is also the codec's round trip. Rows that game a metric (a copy of the vocal) are there to be seen.
+codec once. Rows that game a metric (a copy of the vocal) are there to be seen. Reasons: infra/decisions/0015-evaluation.md.
 
 Shapes: C channels, N samples, T frames.
 """
 
-import json
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from infra import audio_files
 from infra.errors import UserError
-from infra.places import codec_spec
+from infra.places import checkpoint_place, codec_spec
 from infra.records import LatentTable, read_latents, read_manifest
 from infra.settings import Settings
-from infra.storage import MissingObjectError, Place, localise
-from infra.tracking import RUN_FILE, RunHandle, Tracker, open_run, store_of
+from infra.storage import Place, localise
+from infra.tracking import RunHandle, Tracker, open_run, read_handle, store_of
 from model.accompany import Accompanist, GenerationConfig
+from model.aesthetics import Aesthetics, AestheticsUnavailable, load_aesthetics
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.codec import load_codec
 from model.codec_base import Codec
-from model.errors import ModelError
-from model.geometry import FRAME_RATE_HZ, SAMPLE_RATE_HZ
+from model.embeddings import Embedding, load_embedding
+from model.geometry import SAMPLE_RATE_HZ
 from model.level import mix, within_full_scale
+from model.unet import count_parameters
 from training import figures
-from training.config import TrainConfig
-from training.scores import GENERATED, OTHER, REAL, EvaluationReport, Measures, measure, summarise
+from training.evaluation_markdown import SEGMENT_S, markdown
+from training.evaluation_report import EvaluationReport
+from training.evaluation_rows import HeldOut, decode_pair, decode_row, reference_rows, round_trip, rows_of, spread, strangers
+from training.evaluation_scoring import Clock, Scoring
+from training.scores import GENERATED, OTHER
 
 log = logging.getLogger(__name__)
-
-SAMPLE_S = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,7 @@ class EvaluateConfig:
     """What is scored, on how much, and where the result goes."""
 
     checkpoint: str
-    """A checkpoint's or a training run's place."""
+    """A checkpoint's or a training run's place, or models:/NAME@ALIAS of MLflow's registry."""
     data: str
     """The latent dataset whose validation split is played to the network."""
     out: str
@@ -56,6 +59,14 @@ class EvaluateConfig:
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     codec: str | None = None
     """Codec, when the checkpoint's codec id does not name it."""
+    embedding: str = "smoke"
+    """Of the distances: smoke (weight-free), codec (its latents), clap, a CLAP folder or hub name, or auto (clap where it can be had)."""
+    reference: int = 32
+    """Real accompaniments of the training split that distances are taken from, as long as the others; 0 = no distances."""
+    aesthetics: Literal["auto", "on", "off"] = "auto"
+    """AudioBox-Aesthetics: auto = where its package and weights are there."""
+    aesthetics_weights: str | None = None
+    """Its checkpoint.pt or folder; by default the hub's."""
     experiment: str = "backline"
 
     def __post_init__(self) -> None:
@@ -65,50 +76,64 @@ class EvaluateConfig:
             raise ValueError(f"audio_files is {self.audio_files}, below 0: give 0 or more")
         if self.seconds and self.seconds < 4:
             raise ValueError(f"seconds is {self.seconds}, too short to hear a fit: give 4 or more, or 0 for whole segments")
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldOut:
-    """One held-out pair, decoded."""
-
-    song_id: str
-    segment: int
-    vocal_CN: np.ndarray
-    real_CN: np.ndarray
-
-    @property
-    def name(self) -> str:
-        return f"{self.song_id}-{self.segment}"
+        if self.reference < 0:
+            raise ValueError(f"reference is {self.reference}, below 0: give the number of training segments, or 0 for no distances")
+        if not self.embedding.strip():
+            raise ValueError("embedding is empty: give smoke, codec, clap, auto, or a CLAP model's folder or hub name")
 
 
 def evaluate(config: EvaluateConfig) -> EvaluationReport:
-    """Scores a checkpoint on held-out segments, beside its baselines; writes the table and some audio, and logs both to MLflow.
+    """Scores a checkpoint on held-out segments, beside its baselines; writes the tables and some audio, and logs all to MLflow.
 
-    Raises: UserError or ModelError when checkpoint, dataset and codec do not belong together, or nothing is held out.
+    Raises: UserError or ModelError when checkpoint, dataset and codec do not belong together, nothing is held out, or what was asked for
+    cannot be had.
     """
-    settings = Settings.from_environment()
-    place, data, out = Place(config.checkpoint), Place(config.data), Place(config.out)
-    checkpoint = load_checkpoint(localise(best_of(place), settings.cache))
-    check_codec(checkpoint, data)
-    codec = load_codec(codec_spec(config.codec, settings) or checkpoint.codec.id, device=device())
-    accompanist = Accompanist(checkpoint, codec, device=device())
-    store = read_latents(data, "validation")
-    chosen = spread(store, config.samples)
+    settings, clock = Settings.from_environment(), Clock()
+    place, data, out = checkpoint_place(config.checkpoint, settings), Place(config.data), Place(config.out)
+    with clock("load"):
+        checkpoint = load_checkpoint(localise(best_of(place), settings.cache))
+        check_codec(checkpoint, data)
+        store = read_latents(data, "validation")
+        chosen = spread(store, config.samples)
+        codec = load_codec(codec_spec(config.codec, settings) or checkpoint.codec.id, device=device())
+        accompanist = Accompanist(checkpoint, codec, device=device())
+        embedding = load_embedding(config.embedding, codec=codec, device=device())
+        scorer, aesthetics_note = scorer_of(config)
+    if len(chosen) < config.samples:
+        log.warning(
+            "%d segments asked for, %d are held out: prepare with a larger --validation-share for more", config.samples, len(chosen)
+        )
     others = strangers(store, chosen, data)
     pairs, generated = [], []
-    for index, row in enumerate(chosen):
-        pairs.append(decode_pair(store, row, codec, config.seconds))
-        generated.append(accompanist.accompany(pairs[-1].vocal_CN, config.generation).audio_CN)
-        log.info("%d of %d: %s, %.1f s", index + 1, len(chosen), pairs[-1].name, pairs[-1].vocal_CN.shape[1] / SAMPLE_RATE_HZ)
-    measured: dict[str, list[Measures]] = {}
-    for index, (pair, (other_store, other_row)) in enumerate(zip(pairs, others, strict=True)):
-        other_CN = decode_pair(other_store, other_row, codec, config.seconds).real_CN
-        for name, accompaniment_CN in rows_of(pairs, generated, index, other_CN):
-            measured.setdefault(name, []).append(measure(pair.vocal_CN, pair.real_CN, accompaniment_CN))
-    song_ids = [pair.song_id for pair in pairs]
+    made_s = 0.0
+    for row in tqdm(chosen, desc="generate", unit="segment", disable=None):
+        with clock("decode"):
+            pairs.append(decode_pair(store, row, codec, config.seconds))
+        with clock("generate"):
+            made = accompanist.accompany(pairs[-1].vocal_CN, config.generation)
+        generated.append(made.audio_CN)
+        made_s += sum(made.stage_s[stage] for stage in ("encode", "diffuse", "render"))
+        log.info("%d of %d: %s, %.1f s", len(pairs), len(chosen), pairs[-1].name, pairs[-1].vocal_CN.shape[1] / SAMPLE_RATE_HZ)
+    scoring = Scoring(embedding, scorer, clock)
+    for index, (other_store, other_row) in enumerate(tqdm(others, desc="score", unit="segment", disable=None)):
+        with clock("decode"):
+            known = other_store is store and other_row in chosen
+            other_CN = pairs[chosen.index(other_row)].real_CN if known else decode_row(other_store, other_row, codec, config.seconds)[1]
+        with clock("round trip"):
+            twice_CN = round_trip(pairs[index].real_CN, codec)
+        scoring.add(pairs[index], rows_of(pairs, generated, index, other_CN, twice_CN))
+    measured = scoring.measures
+    distances = None
+    if config.reference:
+        borrowed = {other_store.song_ids[row] for other_store, row in others}
+        with clock("reference"):
+            reference = embedded_reference(data, config, codec, embedding, borrowed)
+        with clock("distances"):
+            distances = scoring.distances(*reference)
+    audio_s = sum(pair.vocal_CN.shape[1] for pair in pairs) / SAMPLE_RATE_HZ
     report = EvaluationReport(
-        rows=tuple(summarise(name, values, song_ids) for name, values in measured.items()),
-        songs=len(set(song_ids)),
+        rows=scoring.rows(),
+        songs=len(set(scoring.song_ids)),
         seconds=max(pair.vocal_CN.shape[1] for pair in pairs) / SAMPLE_RATE_HZ,
         checkpoint=place.uri,
         model=checkpoint.name,
@@ -116,65 +141,43 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         dataset=data.uri,
         out=out.uri,
         wins=float(np.mean([a.overall > b.overall for a, b in zip(measured[GENERATED], measured[OTHER], strict=True)])),
+        advantage=scoring.advantage(GENERATED, OTHER),
+        distances=distances,
+        aesthetics=scoring.aesthetics(),
+        aesthetics_note=aesthetics_note,
+        parameters=count_parameters(checkpoint.build("cpu")),
+        segment_s=made_s / audio_s * SEGMENT_S,
+        device=device_name(),
+        stage_s=dict(clock.stage_s),
     )
-    write(report, out, pairs[: config.audio_files], generated)
-    track(config, report, checkpoint, data, out, settings)
+    log.info("seconds: %s", ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in clock.stage_s.items()))
+    track(config, report, checkpoint, run_handle(place), data, out, settings, write(report, out, pairs[: config.audio_files], generated))
     return report
 
 
-def rows_of(pairs: list[HeldOut], generated: list[np.ndarray], index: int, other_CN: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """The kinds of accompaniment that are scored against vocal `index`."""
-    real_CN = pairs[index].real_CN
-    yield GENERATED, generated[index]
-    yield REAL, real_CN
-    yield OTHER, other_CN
-    turned = [(index + shift) % len(pairs) for shift in range(1, len(pairs))]  # each vocal another stranger, not all the same
-    stranger = next((other for other in turned if pairs[other].song_id != pairs[index].song_id), None)
-    if stranger is not None:
-        yield "generated for another song", generated[stranger]
-    yield "copy of the vocal", pairs[index].vocal_CN
-    yield "silence", np.zeros_like(real_CN)
-    level = float(np.sqrt(np.mean(real_CN**2)))
-    yield "noise", level * np.random.default_rng(index).standard_normal(real_CN.shape, dtype=np.float32)
+def scorer_of(config: EvaluateConfig) -> tuple[Aesthetics | None, str]:
+    """AudioBox-Aesthetics, or why there is none. Raises AestheticsUnavailable where it was asked for."""
+    if config.aesthetics == "off":
+        return None, ""
+    try:
+        return load_aesthetics(config.aesthetics_weights, device=device()), f"Weights: {config.aesthetics_weights or 'the hub'}."
+    except AestheticsUnavailable as error:
+        if config.aesthetics == "on":
+            raise
+        return None, f"Not scored: {error}."
 
 
-def spread(store: LatentTable, count: int) -> list[int]:
-    """Rows of the first segments of every song, then of the second ones, and so on; segments under 4 s last."""
-    if not len(store):
-        raise UserError("the validation split has no segments: prepare a dataset with more songs, one in ten is held out")
-    seen: dict[str, int] = {}
-    keys = []
-    for row, song in enumerate(store.song_ids):
-        seen[song] = seen.get(song, -1) + 1
-        keys.append((int(store.valid_frames_R[row]) < 4 * FRAME_RATE_HZ, seen[song], row))
-    return [row for _, _, row in sorted(keys)[:count]]
-
-
-def strangers(store: LatentTable, chosen: list[int], data: Place) -> list[tuple[LatentTable, int]]:
-    """A row of another song for each chosen one: held out where there is one, else from the training split."""
-    found = []
-    fallback: LatentTable | None = None
-    for position, row in enumerate(chosen):
-        turned = chosen[position + 1 :] + chosen[:position]
-        other = next((candidate for candidate in turned if store.song_ids[candidate] != store.song_ids[row]), None)
-        if other is not None:
-            found.append((store, other))
-            continue
-        fallback = fallback or read_latents(data, "train")
-        longest = np.argsort(-fallback.valid_frames_R, kind="stable")
-        found.append((fallback, int(longest[position % len(longest)])))
-    return found
-
-
-def decode_pair(store: LatentTable, row: int, codec: Codec, seconds: float) -> HeldOut:
-    """Vocal and real accompaniment of a segment, from their latents."""
-    frames = int(store.valid_frames_R[row])
-    if seconds:
-        frames = min(frames, int(seconds * FRAME_RATE_HZ))
-    latents_BCT = torch.from_numpy(np.stack([latent[row, :, :frames] for latent in (store.vocal_RCT, store.accompaniment_RCT)])).float()
-    with torch.inference_mode():
-        audio_BCN = codec.decode(latents_BCT.to(device())).cpu().numpy()
-    return HeldOut(song_id=store.song_ids[row], segment=store.segments[row], vocal_CN=audio_BCN[0], real_CN=audio_BCN[1])
+def embedded_reference(
+    data: Place, config: EvaluateConfig, codec: Codec, embedding: Embedding, borrowed: set[str]
+) -> tuple[list[np.ndarray], list[str]]:
+    """Windows (R, D) of real accompaniments that no row plays, and their songs."""
+    training: LatentTable = read_latents(data, "train")
+    rows = reference_rows(training, config.reference, borrowed)
+    pieces = [
+        embedding.embed(decode_row(training, row, codec, config.seconds, vocal=False)[0])
+        for row in tqdm(rows, desc="reference", unit="segment", disable=None)
+    ]
+    return pieces, [training.song_ids[row] for row in rows]
 
 
 def sounds_of(pair: HeldOut, generated_CN: np.ndarray) -> dict[str, np.ndarray]:
@@ -183,55 +186,38 @@ def sounds_of(pair: HeldOut, generated_CN: np.ndarray) -> dict[str, np.ndarray]:
     return {name: within_full_scale(audio_CN) for name, audio_CN in alone.items()} | {"mix": mix(pair.vocal_CN, generated_CN)[2]}
 
 
-def write(report: EvaluationReport, out: Place, pairs: list[HeldOut], generated: list[np.ndarray]) -> None:
-    (out / "evaluation.json").write_bytes(report.to_json().encode())
-    (out / "evaluation.md").write_bytes(report.to_markdown().encode())
+def write(report: EvaluationReport, out: Place, pairs: list[HeldOut], generated: list[np.ndarray]) -> dict[str, bytes]:
+    """Writes tables, audio and pictures, and returns them by their names below `out`."""
+    files = {"evaluation.json": report.to_json().encode(), "evaluation.md": markdown(report).encode()}
     for pair, generated_CN in zip(pairs, generated, strict=False):
         sounds = sounds_of(pair, generated_CN)
-        for name, audio_CN in sounds.items():
-            (out / "audio" / f"{pair.name}-{name}.wav").write_bytes(audio_files.encode(audio_CN, "wav"))
-        (out / f"{pair.name}.png").write_bytes(figures.spectrograms(sounds))
+        files |= {f"audio/{pair.name}-{name}.wav": audio_files.encode(audio_CN, "wav") for name, audio_CN in sounds.items()}
+        files[f"{pair.name}.png"] = figures.spectrograms(sounds)
+    for name, content in files.items():
+        (out / name).write_bytes(content)
+    return files
 
 
-def track(config: EvaluateConfig, report: EvaluationReport, checkpoint: Checkpoint, data: Place, out: Place, settings: Settings) -> None:
-    """Adds the table and the files to the training's run, or to a run of its own."""
-    handle = run_handle(Place(config.checkpoint))
-    if handle is None or handle.run_id is None:
+def track(
+    config: EvaluateConfig, report: EvaluationReport, checkpoint: Checkpoint, handle: RunHandle | None, data: Place, out: Place,
+    settings: Settings, files: dict[str, bytes],
+) -> None:  # fmt: skip
+    """Adds all figures and what was written to the training's run, or to a run of its own."""
+    if handle is not None and handle.run_id is None and not handle.key:  # of a time when a server that was away left nothing to find
+        handle = None
+    if handle is None:
         store = store_of(out, settings.mlflow_tracking_uri)
-        tracker = open_run(store, experiment=config.experiment, name=f"evaluate {checkpoint.name}", run=out)
+        tracker = open_run(store, experiment=config.experiment, name=f"evaluate {checkpoint.name}", run=out, source="backline evaluate")
         tracker.dataset(name=data.name, digest=checkpoint.dataset.digest, uri=data.uri, context="evaluation")
     else:
-        tracker = Tracker(handle, repeats=True)
-    for row in report.rows:
-        name = "".join(letter if letter.isalnum() else "_" for letter in row.name.replace("'s", "").replace(",", ""))
-        tracker.metrics({f"evaluation/{name}/{part.name}": getattr(row.mean, part.name) for part in fields(Measures)}, report.step)
-    tracker.metrics({"evaluation/wins_over_another_song": report.wins}, report.step)
-    tracker.folder(localise(out, settings.cache), "evaluation")
-    if handle is None or handle.run_id is None:
+        tracker = Tracker(handle, out, repeats=True)
+    tracker.metrics({f"evaluation/{name}": value for name, value in report.metrics().items()}, report.step)
+    for name, content in files.items():  # not the folder: a run of its own has its store in there
+        tracker.content(content, f"evaluation/{name}")
+    if handle is None:
         tracker.end("FINISHED")
     else:
         tracker.close()
-
-
-def log_samples(config: TrainConfig, tracker: Tracker, data: Place, best: Place, settings: Settings) -> None:
-    """Plays to some held-out vocals at the end of training, and logs what is heard. A codec that is not here costs the samples only."""
-    store = read_latents(data, "validation")
-    if not config.samples or not len(store):
-        return
-    try:
-        checkpoint = load_checkpoint(localise(best, settings.cache))
-        codec = load_codec(codec_spec(config.codec, settings) or checkpoint.codec.id, device=device())
-        accompanist = Accompanist(checkpoint, codec, device=device())
-    except (ModelError, UserError) as error:
-        log.warning("no sample audio: %s", error)
-        return
-    for row in spread(store, config.samples):
-        pair = decode_pair(store, row, codec, SAMPLE_S)
-        generated_CN = accompanist.accompany(pair.vocal_CN, GenerationConfig()).audio_CN
-        sounds = sounds_of(pair, generated_CN)
-        for name, audio_CN in sounds.items():
-            tracker.content(audio_files.encode(audio_CN, "wav"), f"samples/{pair.name}-{name}.wav")
-        tracker.content(figures.spectrograms(sounds), f"samples/{pair.name}.png")
 
 
 def best_of(place: Place) -> Place:
@@ -241,12 +227,7 @@ def best_of(place: Place) -> Place:
 
 def run_handle(place: Place) -> RunHandle | None:
     """The MLflow run of a training, from the place of the run or of its checkpoint."""
-    for candidate in (place.uri, place.uri.rsplit("/", 1)[0]):
-        try:
-            return RunHandle(**json.loads((Place(candidate, place.access) / RUN_FILE).read_bytes())["mlflow"])
-        except MissingObjectError:
-            continue
-    return None
+    return read_handle(place) or read_handle(Place(place.uri.rsplit("/", 1)[0], place.access))
 
 
 def check_codec(checkpoint: Checkpoint, data: Place) -> None:
@@ -260,3 +241,7 @@ def check_codec(checkpoint: Checkpoint, data: Place) -> None:
 
 def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping
 
+import matplotlib
 import numpy as np
 import scipy.signal
 from matplotlib.figure import Figure
@@ -20,6 +21,24 @@ def loss_curve(training: list[tuple[int, float]], validation: list[tuple[int, fl
         if rows:
             axes.plot(*zip(*rows, strict=True), style, label=label, linewidth=1, markersize=3)
     if training or validation:
+        axes.legend()
+    axes.grid(alpha=0.3)
+    return png(figure)
+
+
+def error_by_timestep(curves: Mapping[int, list[tuple[int, float]]]) -> bytes:
+    """curves: step → (timestep, error) of that step's validation; the last one stands out, the earlier ones pale with age."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="timestep (0: nearly the music, last: nearly noise)", ylabel="validation error")
+    steps = sorted(curves)
+    for index, step in enumerate(steps):
+        last = index == len(steps) - 1
+        named = last or index in (0, len(steps) // 2)
+        axes.plot(
+            *zip(*sorted(curves[step]), strict=True), "o-", label=f"step {step:,}" if named else None, markersize=3,
+            color="C3" if last else matplotlib.colormaps["Blues"](0.25 + 0.6 * (index + 1) / len(steps)), linewidth=2 if last else 1,
+        )  # fmt: skip
+    if steps:
         axes.legend()
     axes.grid(alpha=0.3)
     return png(figure)

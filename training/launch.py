@@ -1,10 +1,9 @@
 """`train`: the loop under Ray Train, the run in MLflow, sample audio at the end."""
 
-import json
 import logging
 import os
-import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,16 +13,19 @@ import torch
 
 from infra.cluster import connect
 from infra.errors import UserError
+from infra.places import checkpoint_place
 from infra.records import read_manifest
 from infra.settings import Settings
-from infra.storage import Place, localise
-from infra.tracking import RUN_FILE, RunHandle, Store, Tracker, keep, open_run, store_of
+from infra.storage import Place
+from infra.tracking import RunHandle, Store, Tracker, keep, open_run, send_untracked, store_of
 from infra.trainings import note_training
 from model.errors import ModelError
-from training import figures
 from training.config import TrainConfig
-from training.evaluation import device, log_samples, run_handle
+from training.evaluation import device, run_handle
+from training.listening import Listener
 from training.loop import Outcome, latest, run
+from training.notices import LOOK_EVERY_S, Notices, stopped_by_signals
+from training.recording import log_dataset, log_result, loss_of, replay, run_name
 from training.state import check_resumable, codec_identity, dataset_identity, read_metrics, read_saved
 from training.workers import Workers
 
@@ -45,21 +47,26 @@ class TrainResult:
     mlflow_run_id: str | None
     step: int
     ended: str
+    stopped: bool
+    """Whether it was asked to stop (SIGTERM, Ctrl-C) and saved before its end."""
     metrics: dict[str, float]
     """Last values: train_loss, validation_loss and others."""
     training_loss: list[tuple[int, float]]
     validation_loss: list[tuple[int, float]]
     tracking_failures: int
+    """Entries that MLflow has not taken, which wait in RUN/untracked/."""
 
 
-def train(config: TrainConfig) -> TrainResult:
+def train(config: TrainConfig, *, parent_run_id: str | None = None) -> TrainResult:
     """Trains as the config says, on the cluster that this process is on, or one of its own, and tracks it.
+
+    parent_run_id: the MLflow run that this one is a part of.
 
     Raises: UserError when the run cannot be begun or resumed as asked; the error of a worker that failed more often than `max_failures`.
     """
     settings = Settings.from_environment()
     data, out = Place(config.data), Place(config.out)
-    init = None if config.init is None else Place(config.init)
+    init = None if config.init is None else checkpoint_place(config.init, settings)
     config = replace(config, data=data.uri, out=out.uri, init=None if init is None else init.uri)
     manifest = read_manifest(data)
     saved = read_saved(out)
@@ -72,43 +79,50 @@ def train(config: TrainConfig) -> TrainResult:
     if saved is not None and saved.progress.ended(config):
         log.info("%s is done already: %s", out, saved.progress.ended(config))
         outcome = Outcome(step=saved.progress.step, ended=saved.progress.ended(config), metrics=latest(read_metrics(out)))
-        return result_of(out, outcome, run_handle(out) or RunHandle(tracking_uri="", run_id=None), 0)
+        send_untracked(out)
+        return result_of(out, outcome, run_handle(out) or RunHandle(tracking_uri=""), 0)
 
     store = store_of(out, settings.mlflow_tracking_uri)
-    before = run_handle(out)
     name = f"{out.name}-{config.hash()}"
+    tags = {"backline.preset": config.preset, "backline.config": config.hash()}
     tracker = open_run(
-        store, experiment=config.experiment, name=name, run=out, tags={"backline.preset": config.preset, "backline.config": config.hash()},
-        run_id=before.run_id if before is not None and before.tracking_uri == store.tracking_uri else None,
+        store, experiment=config.experiment, name=run_name(config, data), run=out, before=run_handle(out), parent_run_id=parent_run_id,
+        about={"name": name, "config": config.to_dict()}, source="backline train" if config.distillation is None else "backline distil",
+        tags=tags | ({"mlflow.source.type": "JOB"} if settings.in_ray_job else {}),
     )  # fmt: skip
-    (out / RUN_FILE).write_bytes(json.dumps({"name": name, "config": config.to_dict(), "mlflow": vars(tracker.handle)}, indent=2).encode())
     tracker.params(config.to_dict())
     note_training(data, out.uri, manifest.digest)
-    tracker.dataset(name=data.name, digest=manifest.digest, uri=data.uri)
-    tracker.tags({"backline.codec": f"{manifest.codec_id} {manifest.codec_weights_sha256[:12]}"})
-    with ending(tracker, store):
+    log_dataset(tracker, data, manifest)
+    replay(tracker, out)
+    notices = Notices()
+    with ending(tracker, store, notices):
         if config.workers == 0:
             tracker.watch_system()
-            outcome = run(config, data=data, out=out, init=init, workers=Workers(device=torch.device(device())), tracker=tracker)
+            with stopped_by_signals(notices):
+                outcome = run(
+                    config, data=data, out=out, init=init, workers=Workers(device=torch.device(device())), tracker=tracker,
+                    heard=Listener(config, tracker, data, out), notices=notices,
+                )  # fmt: skip
         else:
-            outcome = run_on_ray(config, data, out, init, name, tracker.handle, settings.log_level)
-        history = read_metrics(out)
-        tracker.content(figures.loss_curve(loss_of(history, "train/loss"), loss_of(history, "validation/loss")), "figures/loss.png")
-        if tracker.handle.run_id is not None:
-            tracker.folder(localise(out / "best", settings.cache), "checkpoint")
-            log_samples(config, tracker, data, out / "best", settings)
-    return result_of(out, outcome, tracker.handle, tracker.failures)
+            outcome = run_on_ray(config, data, out, init, name, tracker.handle, settings.log_level, notices)
+        if not outcome.stopped:  # whoever asked will not wait for pictures
+            log_result(config, tracker, data, out, settings)
+    return result_of(out, outcome, tracker.handle, tracker.left)
 
 
-def run_on_ray(config: TrainConfig, data: Place, out: Place, init: Place | None, name: str, handle: RunHandle, log_level: str) -> Outcome:
-    """The loop in `config.workers` Ray Train workers. A lost worker restarts all of them from RUN/last."""
+def run_on_ray(
+    config: TrainConfig, data: Place, out: Place, init: Place | None, name: str, handle: RunHandle, log_level: str, notices: Notices
+) -> Outcome:
+    """The loop in `config.workers` Ray Train workers. A lost worker restarts all of them from RUN/last; so does a cluster that has fewer
+    or more places for them, when `min_workers` allows it. A stop that `notices` is asked for here reaches them all."""
     with connect(include_dashboard=True):
         import ray
         from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
         resources = ray.cluster_resources()
-        use_gpu = resources.get("GPU", 0) >= config.workers
+        fewest = config.min_workers or config.workers
+        use_gpu = resources.get("GPU", 0) >= fewest
         # Ray gives a worker as many threads as it has CPUs, and the tickets of a small machine exceed its cores.
         tickets = max(1, int(resources.get("CPU", 1) - 1) // config.workers)
         cpus = min(tickets, max(1, (os.cpu_count() or 1) // config.workers))
@@ -117,27 +131,86 @@ def run_on_ray(config: TrainConfig, data: Place, out: Place, init: Place | None,
             "name": name,
             "storage_path": path,
             "storage_filesystem": filesystem,
+            # A machine that is announced to be taken away is nobody's failure: Ray does not count those losses.
             "failure_config": FailureConfig(max_failures=config.max_failures),
             "worker_runtime_env": {"env_vars": WORKER_ENVIRONMENT},
             # At INFO every report is printed whole by every worker, beside our own line.
             "logging_config": LoggingConfig(log_level="WARNING"),
         }
+        size: Any = (fewest, config.workers) if fewest < config.workers else config.workers
+        desk = ray.remote(num_cpus=0)(StopDesk).remote()
         trainer = TorchTrainer(
-            worker_of(config, data, out, init, handle, log_level),
+            worker_of(config, data, out, init, handle, log_level, desk),
             train_loop_config=config.to_dict(),
-            scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=per_worker(cpus, use_gpu)),
+            scaling_config=ScalingConfig(num_workers=size, use_gpu=use_gpu, resources_per_worker=per_worker(cpus, use_gpu)),
             run_config=RunConfig(**settings),
         )
+        over = threading.Event()
+        carrier = threading.Thread(target=carry_stop, args=(notices, desk, over), name="stop", daemon=True)
+        carrier.start()
         try:
-            result: Any = trainer.fit()
+            with stopped_by_signals(notices):  # after Ray's start, which sets a handler of its own
+                result: Any = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise cause_of(error) from error
+        finally:
+            over.set()
+            carrier.join()
     outcome: Outcome = result.return_value
     return outcome
 
 
+class StopDesk:
+    """An actor between the driver, who is told to stop, and the workers, who can."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def ask(self) -> None:
+        self.asked = True
+
+    def is_asked(self) -> bool:
+        return self.asked
+
+
+def carry_stop(notices: Notices, desk: Any, over: threading.Event) -> None:
+    """In the driver: takes a request to stop to the desk."""
+    import ray
+
+    while not over.wait(0.2):
+        if notices.stopping:
+            log.info("asked to stop: the workers save and end")
+            ray.get(desk.ask.remote())
+            return
+
+
+class TrainNotices(Notices):
+    """In a worker of Ray Train: the leader watches the desk, and all ask Ray about their machines."""
+
+    def __init__(self, desk: Any, leads: bool) -> None:
+        super().__init__()
+        if leads:
+            threading.Thread(target=self._watch, args=(desk,), name="stop", daemon=True).start()
+
+    def _watch(self, desk: Any) -> None:
+        import ray
+
+        while not self.stopping:
+            try:
+                if ray.get(desk.is_asked.remote()):
+                    self.stop()
+            except ray.exceptions.RayActorError:  # the driver is gone, and Ray ends this process next
+                return
+            time.sleep(LOOK_EVERY_S)
+
+    def leaving(self) -> bool:
+        import ray.train
+
+        return ray.train.get_preemption_info() is not None
+
+
 def worker_of(
-    config: TrainConfig, data: Place, out: Place, init: Place | None, handle: RunHandle, log_level: str
+    config: TrainConfig, data: Place, out: Place, init: Place | None, handle: RunHandle, log_level: str, desk: Any
 ) -> Callable[[dict[Any, Any]], Any]:
     """What each Ray Train worker runs. Places travel in the closure, with their access; the config is also shown on the dashboard."""
 
@@ -152,14 +225,18 @@ def worker_of(
         workers = Workers(
             rank=context.get_world_rank(), size=context.get_world_size(), on_node=context.get_local_world_size(), device=get_device()
         )
-        tracker = Tracker(handle) if workers.leads else None
+        tracker = Tracker(handle, out) if workers.leads else None
+        heard = None if tracker is None else Listener(config, tracker, data, out)
         if tracker is not None:
+            replay(tracker, out)
             tracker.watch_system()
         try:
             # The loop saves to RUN/last itself, before it reports: nothing is uploaded twice, and a run resumes without Ray as well.
             return run(
-                config, data=data, out=out, init=init, workers=workers, tracker=tracker, report=lambda metrics: ray.train.report(metrics)
-            )
+                config, data=data, out=out, init=init, workers=workers, tracker=tracker, report=lambda metrics: ray.train.report(metrics),
+                notices=TrainNotices(desk, workers.leads),
+                heard=heard,
+            )  # fmt: skip
         finally:
             if tracker is not None:
                 tracker.close()
@@ -183,14 +260,8 @@ def cause_of(error: Exception) -> Exception:
 
 
 @contextmanager
-def ending(tracker: Tracker, store: Store) -> Iterator[None]:
-    """Ends the MLflow run with the status that it deserves, on SIGTERM too."""
-
-    def terminated(*_: object) -> None:
-        raise SystemExit(143)
-
-    in_main = threading.current_thread() is threading.main_thread()
-    former = signal.signal(signal.SIGTERM, terminated) if in_main else None
+def ending(tracker: Tracker, store: Store, notices: Notices) -> Iterator[None]:
+    """Ends the MLflow run with the status that it deserves."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
@@ -200,15 +271,9 @@ def ending(tracker: Tracker, store: Store) -> Iterator[None]:
         tracker.end("FAILED")
         raise
     else:
-        tracker.end("FINISHED")
+        tracker.end("KILLED" if notices.stopping else "FINISHED")
     finally:
-        if in_main:
-            signal.signal(signal.SIGTERM, former)
         keep(store)
-
-
-def loss_of(history: list[dict[str, float]], name: str) -> list[tuple[int, float]]:
-    return [(int(row["step"]), row[name]) for row in history if name in row]
 
 
 def result_of(out: Place, outcome: Outcome, handle: RunHandle, failures: int) -> TrainResult:
@@ -220,6 +285,7 @@ def result_of(out: Place, outcome: Outcome, handle: RunHandle, failures: int) ->
         mlflow_run_id=handle.run_id,
         step=outcome.step,
         ended=outcome.ended,
+        stopped=outcome.stopped,
         metrics={name.replace("/", "_"): value for name, value in outcome.metrics.items()},
         training_loss=loss_of(history, "train/loss"),
         validation_loss=loss_of(history, "validation/loss"),

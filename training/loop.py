@@ -3,7 +3,6 @@
 import logging
 import math
 import sys
-import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -22,6 +21,8 @@ from model.diffusion import DiffusionLoss, Schedule, velocity_loss
 from model.unet import PRESETS, AccompanimentUNet
 from training.batches import Batch, Batches, statistics_of, validation_batches
 from training.config import TrainConfig
+from training.meter import Meter
+from training.notices import Notices
 from training.open_segments import open_segments
 from training.state import (
     Average,
@@ -40,6 +41,8 @@ from training.workers import Workers
 
 log = logging.getLogger(__name__)
 
+STOPPED = "asked to stop, and saved: --resume goes on from here"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -47,6 +50,8 @@ class Outcome:
 
     step: int
     ended: str
+    stopped: bool = False
+    """Whether it was asked to stop before its end; it goes on from there when resumed."""
     metrics: dict[str, float]
 
 
@@ -59,13 +64,16 @@ def run(
     workers: Workers | None = None,
     tracker: Tracker | None = None,
     report: Callable[[dict[str, float]], None] | None = None,
+    heard: Callable[[Checkpoint, int], None] | None = None,
+    notices: Notices | None = None,
 ) -> Outcome:
-    """Trains until the config says that it is over, going on from what RUN/last holds.
+    """Trains until the config says that it is over, or `notices` that it must stop, going on from what RUN/last holds.
 
     data, out, init: the config's places with their access, in a process that may not have it. report: called at each validation, by
-    every worker.
+    every worker. heard: given the averaged network at each validation, once it is saved, in the leading worker.
     """
     workers, data, place = workers or Workers(), data or Place(config.data), out or Place(config.out)
+    notices = notices or Notices()
 
     # Load
     manifest = read_manifest(data)
@@ -102,10 +110,12 @@ def run(
     stream = batches.ahead(progress.step, config.steps)
 
     # Step, log, validate, save
-    meter = Meter(workers)
+    meter = Meter(workers, network.config, batches.crop_frames, precision(config, workers.device))
+    loss_of = torch.compile(batch_loss, dynamic=False) if compiles(config, workers.device) else batch_loss
+    stops = saved_for_leaving = False
     bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=not (workers.leads and sys.stderr.isatty()))
     with closing(stream), bar:
-        while not progress.ended(config):
+        while not (stops or progress.ended(config)):
             meter.start()
             micro_batches = next(stream)
             meter.data_ready()
@@ -113,10 +123,11 @@ def run(
             loss = torch.zeros((), device=workers.device)
             for batch in micro_batches:
                 batch = at_work(config, batch, teacher, workers.device)
-                part = batch_loss(config, network, schedule, batch).loss / len(micro_batches)
+                # A worker's part of the whole batch's mean: shares may differ, and sums over workers are the whole.
+                part = loss_of(config, network, schedule, batch).loss * (len(batch.t_B) / config.batch_size)
                 part.backward()
                 loss += part.detach()
-            workers.average_gradients(network.parameters())
+            workers.sum_gradients(network.parameters())
             norm = nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -125,13 +136,20 @@ def run(
             average.update(network, progress.step)
             progress.step += 1
             meter.stepped(loss, config.batch_size)
-            progress.minutes += workers.from_leader(meter.lap_s()) / 60
             bar.update()
 
+            logs = progress.step % config.log_every == 0
+            leaving = False
+            # All must decide alike, and to agree is to wait for the device: on a GPU only when the loss is read anyway.
+            if logs or workers.device.type == "cpu":
+                minutes, stopping, looks = workers.from_leader(progress.minutes + meter.lap_s() / 60, notices.stopping, notices.due)
+                progress.minutes, stops = minutes, bool(stopping)
+                leaving = bool(looks) and notices.leaving()
             over = bool(progress.ended(config))
             validates = over or progress.step % config.validate_every == 0
-            saves = validates or bool(config.save_every and progress.step % config.save_every == 0)
-            if saves or progress.step % config.log_every == 0:
+            saves = validates or stops or (leaving and not saved_for_leaving) or saves_at(config, progress.step)
+            saved_for_leaving = saved_for_leaving or leaving
+            if saves or logs:
                 row = meter.read(rate, norm)
                 if not math.isfinite(row["train/loss"]):
                     raise UserError(
@@ -155,10 +173,15 @@ def run(
                     checkpoint=checkpoint, best=best, initial=began_from,
                 )  # fmt: skip
                 write_metrics(place, history)
+                if validates and heard is not None:
+                    heard(checkpoint, progress.step)
             if validates and report is not None:
                 report({"step": progress.step, **latest(history)})
-    log.info("step %d: %s", progress.step, progress.ended(config))
-    return Outcome(step=progress.step, ended=progress.ended(config), metrics=latest(history))
+    ended = progress.ended(config)
+    stopped = stops and not ended
+    ended = ended or STOPPED
+    log.info("step %d: %s", progress.step, ended)
+    return Outcome(step=progress.step, ended=ended, stopped=stopped, metrics=latest(history))
 
 
 def initial_checkpoint(config: TrainConfig, place: Place, codec: CodecIdentity) -> Checkpoint:
@@ -187,7 +210,7 @@ def build(
     matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
     return network, Average(network, config.ema_decay), optimizer
 
 
@@ -200,10 +223,24 @@ def at_work(config: TrainConfig, batch: Batch, teacher: Teacher | None, device: 
         return teacher.lesson(batch)
 
 
+def precision(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """What matrix products are computed in."""
+    half = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    return torch.bfloat16 if half else torch.float32
+
+
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
     """The config's precision for what is computed inside."""
-    half = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision(config, device) == torch.bfloat16)
+
+
+def compiles(config: TrainConfig, device: torch.device) -> bool:
+    """Whether steps are compiled: by default on a GPU, where launching a small network's kernels one by one costs more than they do."""
+    return config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
+
+
+def saves_at(config: TrainConfig, step: int) -> bool:
+    return bool(config.save_every and step % config.save_every == 0)
 
 
 def batch_loss(config: TrainConfig, network: AccompanimentUNet, schedule: Schedule, batch: Batch) -> DiffusionLoss:
@@ -265,53 +302,13 @@ def checkpoint_of(
     )
 
 
-class Meter:
-    """Loss, speed and waiting since the last reading. The loss stays on the device until it is read."""
-
-    def __init__(self, workers: Workers) -> None:
-        self.workers = workers
-        self._began = self._lap = time.monotonic()
-        self._reset()
-
-    def lap_s(self) -> float:
-        """Seconds since the last call: steps, validations and saves alike."""
-        now = time.monotonic()
-        lap, self._lap = now - self._lap, now
-        return lap
-
-    def _reset(self) -> None:
-        self.loss, self.steps, self.samples, self.busy_s, self.wait_s = torch.zeros((), device=self.workers.device), 0, 0, 0.0, 0.0
-
-    def start(self) -> None:
-        self._began = time.monotonic()
-
-    def data_ready(self) -> None:
-        self.wait_s += time.monotonic() - self._began
-
-    def stepped(self, loss: Tensor, samples: int) -> None:
-        self.loss += loss
-        self.steps, self.samples = self.steps + 1, self.samples + samples
-        self.busy_s += time.monotonic() - self._began
-
-    def read(self, rate: float, norm: Tensor) -> dict[str, float]:
-        row = {
-            "train/loss": float(self.workers.mean(self.loss) / self.steps),
-            "train/learning_rate": rate,
-            "train/gradient_norm": float(norm),
-            "train/samples_per_s": self.samples / self.busy_s,
-            "train/data_wait": self.wait_s / self.busy_s,
-        }
-        self._reset()
-        return row
-
-
 def record(tracker: Tracker | None, workers: Workers, step: int, row: dict[str, float]) -> dict[str, float]:
     """One row of metrics to the log and to the tracker."""
     if workers.leads:
         if "train/loss" in row:
             log.info(
-                "step %d  loss %.4f  lr %.2e  %.1f samples/s  data wait %.1f%%", step, row["train/loss"], row["train/learning_rate"],
-                row["train/samples_per_s"], 100 * row["train/data_wait"],
+                "step %d  loss %.4f  lr %.2e  %.1f samples/s  data wait %.1f%%  FLOP utilisation %.0f%%", step, row["train/loss"],
+                row["train/learning_rate"], row["train/samples_per_s"], 100 * row["train/data_wait"], 100 * row["train/flop_utilisation"],
             )  # fmt: skip
         elif row:
             log.info("step %d  validation loss %.4f", step, row["validation/loss"])

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from infra.errors import UserError
 from infra.splits import FilePart, SplitIndex
 from infra.storage import MissingObjectError
-from training.streams import epoch_order
+from training.streams import epoch_order, slots_of_rank
 
 if TYPE_CHECKING:
     import ray
@@ -71,7 +71,8 @@ class Course:
         """The samples of a span that are a rank's, in order."""
         first = span * self.span
         samples = np.arange(max(first, self.begin), max(first, self.begin, min(first + self.span, self.end)))
-        return samples[samples % self.batch_size // (self.batch_size // self.world_size) == rank]
+        slots = slots_of_rank(self.batch_size, rank, self.world_size)
+        return samples[(samples % self.batch_size >= slots.start) & (samples % self.batch_size < slots.stop)]
 
     def rows(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """The row of each of a span's samples."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import uuid4
 
 import safetensors.torch
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from infra.errors import UserError
 from infra.records import Manifest
 from infra.storage import MissingObjectError, Place
-from model.checkpoint import Checkpoint, DatasetIdentity, replace_folder, save_checkpoint
+from model.checkpoint import CONFIG_FILE, Checkpoint, DatasetIdentity, replace_folder, save_checkpoint
 from model.codec_base import CodecIdentity
 from model.unet import AccompanimentUNet
 from training.config import MAY_CHANGE, TrainConfig
@@ -122,13 +123,27 @@ def save(
 
 
 def put_folder(place: Place, checkpoint: Checkpoint, extra: dict[str, bytes] | None = None) -> None:
-    """A checkpoint's folder with extra files: locally put in place as a whole, on S3 object by object, the extra ones last."""
+    """A checkpoint's folder with extra files: locally put in place as a whole, on S3 object by object, the extra ones last.
+
+    There each save's weights have a name of their own, and checkpoint.json, written after them, says which are meant: whatever is
+    interrupted when, the folder holds one whole checkpoint. The one before stays for who began to read it.
+    """
     if place.is_s3:
+        file = f"model-{checkpoint.step:08d}-{uuid4().hex[:8]}.safetensors"
+        try:
+            former = json.loads((place / CONFIG_FILE).read_bytes()).get("weights_file")
+        except MissingObjectError:
+            former = None
         with TemporaryDirectory() as temporary:
-            save_checkpoint(Path(temporary) / place.name, checkpoint)
-            place.upload(Path(temporary) / place.name)
+            folder = Path(temporary) / place.name
+            save_checkpoint(folder, checkpoint, file=file)
+            for name in (file, CONFIG_FILE):
+                (place / name).write_bytes((folder / name).read_bytes())
         for name, data in (extra or {}).items():
             (place / name).write_bytes(data)
+        for old in place.list(prefix="model-", suffix=".safetensors"):
+            if old.name not in (file, former):
+                old.delete()
         return
     arriving = place.path.with_name(f".{place.name}.arriving")
     save_checkpoint(arriving, checkpoint)
@@ -197,10 +212,7 @@ def restore(saved: SavedState, network: nn.Module, average: Average, optimizer: 
     for name, parameter in network.named_parameters():
         moments = {moment: parts["optimizer"].get(f"{name}.{moment}") for moment in MOMENTS}
         optimizer.state[parameter] = {
-            # AdamW counts its steps on the CPU.
-            moment: value.clone() if moment == "step" else value.to(parameter.device, copy=True)
-            for moment, value in moments.items()
-            if value is not None
+            moment: value.to(parameter.device, copy=True) for moment, value in moments.items() if value is not None
         }
     return saved.progress
 

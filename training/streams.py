@@ -29,3 +29,8 @@ def stream(seed: int, name: str, sample: int) -> np.random.Generator:
 def epoch_order(seed: int, epoch: int, segments: int) -> NDArray[np.int64]:
     """The order of an epoch's segments: each exactly once."""
     return stream(seed, "order", epoch).permutation(segments)
+
+
+def slots_of_rank(batch_size: int, rank: int, world_size: int) -> range:
+    """A rank's slots of every batch: shares differ by one at most."""
+    return range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)

@@ -23,26 +23,19 @@ class Workers:
         """Whether this worker is the one that logs and saves."""
         return self.rank == 0
 
-    def mean(self, values: Tensor) -> Tensor:
-        """The mean over workers, in place."""
-        if self.size > 1:
-            dist.all_reduce(values)
-            values /= self.size
-        return values
-
     def total(self, values: Tensor) -> Tensor:
         """The sum over workers, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
-    def from_leader(self, value: float) -> float:
-        """The leader's value, so that all decide alike."""
+    def from_leader(self, *values: float) -> tuple[float, ...]:
+        """The leader's values, so that all decide alike. Waits for the device."""
         if self.size == 1:
-            return value
-        box = torch.tensor([value], dtype=torch.float64, device=self.device)
+            return values
+        box = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.broadcast(box, src=0)
-        return float(box)
+        return tuple(box.tolist())
 
     def word_from_leader(self, value: str) -> str:
         """The leader's text, on every worker."""
@@ -52,14 +45,11 @@ class Workers:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Each parameter's gradient becomes the mean over workers: one message of 60 MB for 15 M parameters.
-
-        The whole batch's gradient, since every worker holds an equal share and the loss is a mean over samples.
-        """
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Each parameter's gradient becomes the sum over workers: one message of 60 MB for 15 M parameters."""
         if self.size == 1:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = self.mean(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-        for gradient, averaged in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-            gradient.copy_(averaged.view_as(gradient))
+        flat = self.total(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+        for gradient, summed in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(summed.view_as(gradient))

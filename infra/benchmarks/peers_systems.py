@@ -105,7 +105,7 @@ def backline(options: argparse.Namespace, *, paper: bool) -> Outcome:
 def musicgen(options: argparse.Namespace, *, guidance: float) -> Outcome:
     """facebook/musicgen-small (Copet et al. 2023): T5-base, a decoder over 4 delayed codebooks, EnCodec at 32 kHz, as published there."""
     import torch
-    from transformers import (  # type: ignore[import-not-found]  # installed by `make peers` alone
+    from transformers import (  # installed by `make peers` alone
         EncodecConfig,
         EncodecModel,
         MusicgenConfig,

@@ -108,8 +108,13 @@ def beat_curve(audio: np.ndarray) -> np.ndarray:
 
     Cymbals at half that weight lose the beat of a shuffle, where chords stab on the swung eighths and the ride alone tells which is which.
     """
-    low, mid, high = np.array_split(_flux(audio), [6, 24])
-    return low.mean(axis=0) * 1.5 + mid.mean(axis=0) + high.mean(axis=0)
+    low_T, mid_T, high_T = onset_bands(audio)
+    return low_T * 1.5 + mid_T + high_T
+
+
+def onset_bands(audio: np.ndarray) -> np.ndarray:
+    """(3, T) onset strength of kick, snare and cymbals: below 0.4 kHz, up to 2.9 kHz, above."""
+    return np.stack([bands_FT.mean(axis=0) for bands_FT in np.array_split(_flux(audio), [6, 24])])
 
 
 def _tempo(curve_T: np.ndarray) -> float:

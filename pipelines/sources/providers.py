@@ -23,7 +23,8 @@ from pipelines.sources.names import artist_keys, title_keys
 
 FORMS = "library:URI (a folder of finished songs), https://host/{artist}/{title}.mp3, or yt-dlp:ytsearch1"
 SOURCE = "catalogue"
-_SEARCH = re.compile(r"^[a-z0-9.:]*search(?:date)?(\d*|all)$")
+SEARCH_KEY = r"[a-z]+search(?:date)?1?"
+"""A search of yt-dlp that gives one result, such as ytsearch1, nicosearchdate1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +121,7 @@ def parse_provider(spec: str | None, access: S3Access | None = None) -> Provider
             raise UserError(f"provider {spec!r} names no place: write library:FOLDER or library:s3://bucket/prefix")
         return Library(Place(rest, access if rest.startswith("s3://") else None))
     if kind == "yt-dlp":
-        search = _SEARCH.match(rest)
-        if search is None or search[1] not in ("", "1"):
+        if not re.fullmatch(SEARCH_KEY, rest):
             raise UserError(
                 f"provider {spec!r}: a song needs one result of a search, write yt-dlp:ytsearch1 (or another of yt-dlp's search keys)"
             )

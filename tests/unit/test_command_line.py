@@ -17,7 +17,10 @@ def backline(*tokens: str) -> subprocess.CompletedProcess[str]:
 def test_help_names_every_command() -> None:
     answered = backline("--help")
     assert answered.returncode == 0
-    for name in ("demo", "doctor", "corpus", "listening-set", "prepare", "train", "distil", "evaluate", "generate", "serve", "submit"):
+    for name in (
+        *("demo", "doctor", "corpus", "listening-set", "prepare", "dataset-report"),
+        *("train", "distil", "evaluate", "generate", "serve", "submit", "track", "promote"),
+    ):
         assert f" {name} " in answered.stdout
 
 
@@ -36,6 +39,10 @@ def test_help_names_every_command() -> None:
         (("train", "--data", "x", "--out", "y", "--preset", "huge"), "huge"),
         (("distil", "--teacher", "x", "--data", "y", "--out", "z", "--student-steps", "3"), "doubled"),
         (("distil", "--teacher", "/nowhere/at/all", "--data", "y", "--out", "z"), "/nowhere/at/all"),
+        (("train", "--data", "x", "--out", "y", "--register", "a/b"), "a/b"),
+        (("track", "/nowhere/at/all"), "/nowhere/at/all"),
+        (("promote", "backline", "1"), "MLFLOW_TRACKING_URI"),
+        (("evaluate", "--checkpoint", "models:/backline@champion", "--data", "x", "--out", "y"), "MLFLOW_TRACKING_URI"),
         (("generate", "/nowhere/vocal.wav", "--out", "band.wav"), "/nowhere/vocal.wav"),
         (("generate", "vocal.wav", "--out", "band.aiff"), ".aiff"),
         (("serve", "--port", "99999"), "99999"),

@@ -1,8 +1,10 @@
 """A dataset through its life: commits, joined files, takedowns, checks, and a kill before any single write or removal."""
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -11,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.errors import UserError
-from infra.records import SPLITS, read_latents, read_manifest
+from infra.records import MANIFEST, SPLITS, read_latents, read_manifest
 from infra.storage import Place
 from infra.trainings import note_training
 from model.codec_base import CodecIdentity
@@ -21,6 +23,7 @@ from pipelines.check import CheckConfig, check
 from pipelines.commits import finish
 from pipelines.compact import CompactConfig, compact
 from pipelines.encode import EncodedSegment, EncodedSong
+from pipelines.media_records import AcquiredMedia, record_place
 from pipelines.segment import Reject, SongIdentity
 from pipelines.songs import FoundSong
 from pipelines.stored import read_stored
@@ -199,6 +202,17 @@ def killed_before(operation: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[l
             return
 
 
+def hold_media(media: Place, url: str) -> None:
+    """A download as it is kept: the file and its record."""
+    name = f"files/{url.rpartition('/')[2]}.wav"
+    (media / name).write_bytes(b"sound")
+    record = AcquiredMedia(
+        url=url, final_url=url, file=name, sha256="", bytes=5, content_type="", etag="", title="", artist="", license="", fetched_at="",
+        operator="", how="http", tool="",
+    )  # fmt: skip
+    record_place(media, url).write_bytes(record.to_json().encode())
+
+
 def compacted(out: Place) -> None:
     compact(CompactConfig(data=str(out)))
 
@@ -256,3 +270,73 @@ def test_duckdb_reads_a_dataset_before_and_after_it_is_joined(out: Place) -> Non
     assert {row[3] for row in before} == {LATENT_CHANNELS * SEGMENT_FRAMES}
     compacted(out)
     assert rows() == before
+
+
+@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize("others", [0, 2])
+def test_a_takedown_killed_anywhere_is_ended_by_the_same_command_and_costs_no_other_song(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: int, joined: bool
+) -> None:
+    victim = f"{3:016x}"
+    kept = [f"{seed:016x}" for seed in range(20, 20 + others)]
+    whole = Place(str(tmp_path / "whole"))
+    for seed in (3, *range(20, 20 + others)):
+        found = FoundSong(url=f"https://h/{seed}", source="urls", version="1")
+        # The only song of its split: another has to take its place.
+        dataset.write_song(whole, found, encoded(seed, segments=1), "validation" if seed == 3 else "train")
+    commit_all(whole)
+    if joined:
+        compacted(whole)
+    dataset.settle_duplicate(whole, FoundSong(url="https://h/copy", source="urls", version="1"), victim, "https://h/3")
+    for url in ("https://h/3", "https://h/copy"):
+        hold_media(whole / "media", url)
+    operation = 0
+    while True:
+        operation += 1
+        out = Place(str(shutil.copytree(whole.path, tmp_path / f"killed-{operation}")))
+        media = out / "media"
+        with killed_before(operation, monkeypatch) as count:
+            takedown(TakedownConfig(data=str(out), song=victim))
+        if (out / MANIFEST).exists():
+            assert set(kept) <= set(seen(out)), operation
+        takedown(TakedownConfig(data=str(out), song=victim))
+        assert media.list() == [], operation
+        stored = read_stored(out)
+        assert {row["url"]: row["stage"] for row in stored.rejects} == {"https://h/3": "takedown", "https://h/copy": "takedown"}, operation
+        assert sorted(stored.songs) == kept, operation
+        assert victim not in stored.row_files, operation
+        if kept:
+            assert seen(out) == kept, operation
+            assert globbed(out) == Counter((song_id, 0) for song_id in kept), operation
+            assert check(CheckConfig(data=str(out))).faults == (), operation
+        else:
+            assert (out / "latents").list() == [], operation
+        if count[0] < operation:
+            break
+    assert operation > 8
+
+
+def test_a_takedown_says_what_it_removed_when_it_ends_a_killed_one(out: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    with killed_before(2, monkeypatch):
+        taken_down(out)
+    assert takedown(TakedownConfig(data=str(out), song=f"{3:016x}")).segments == 2
+    assert takedown(TakedownConfig(data=str(out), song=f"{3:016x}")).segments == 0
+
+
+def test_a_takedown_repeated_spares_another_song_that_has_its_address_since(out: Place) -> None:
+    taken_down(out)
+    dataset.write_song(out, FoundSong(url="/songs/3", source="pairs", version="2"), encoded(33), "train")
+    commit_all(out)
+    hold_media(out / "media", "/songs/3")
+    taken_down(out)
+    assert len((out / "media").list()) == 2
+    assert read_stored(out).rejects == []
+
+
+def test_a_takedown_refuses_a_dataset_whose_manifest_names_no_songs(out: Place) -> None:
+    older = replace(read_manifest(out), snapshot=None).to_json().encode()
+    (out / MANIFEST).write_bytes(older)
+    with pytest.raises(UserError, match="run prepare once"):
+        taken_down(out)
+    assert (out / MANIFEST).read_bytes() == older
+    assert len(read_stored(out).songs) == 8

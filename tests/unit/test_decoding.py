@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import psutil
 import pytest
 import soundfile
 
+from infra import decoding
 from infra.audio_files import AudioError, AudioTooLong, NotAudio, UnreadableAudio, decode, encode, to_stereo_44k
 from infra.decoding import Decoder, DecoderCrashed, DecoderTimeout
 from tests.source_examples import bursts, container
@@ -228,3 +230,16 @@ def test_a_child_that_does_not_start_is_no_fault_of_the_file(monkeypatch: pytest
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with Decoder() as decoder, pytest.raises(RuntimeError, match="does not start"):
         decoder.decode(encode(bursts(0, 0.1)))
+
+
+def test_a_child_that_claims_gigabytes_is_not_given_them() -> None:
+    tracemalloc.start()
+    try:
+        with (
+            subprocess.Popen(["printf", r"\377\377\377\377"], stdout=subprocess.PIPE) as child,
+            pytest.raises(decoding._ChildDiedError),
+        ):
+            decoding._receive_header(child, time.monotonic() + 10)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()

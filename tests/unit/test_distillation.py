@@ -227,7 +227,6 @@ def test_a_lesson_needs_a_teacher() -> None:
         ({"steps": 0}, "steps is 0, below 1"),
         ({"student_steps": 0}, "student_steps is 0, below 1"),
         ({"first_steps": 512, "student_steps": 4}, "give 400 or fewer"),
-        ({"workers": 3}, "shared by 3 workers"),
     ],
 )
 def test_wrong_settings_are_named_before_any_work(changes: dict[str, int], words: str) -> None:

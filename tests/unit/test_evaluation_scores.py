@@ -1,14 +1,14 @@
 """Scores: what each measure answers for sounds whose answer is known, and what the intervals mean."""
 
-import json
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import numpy as np
 import pytest
 
+from model.fit import Listener
 from model.geometry import SAMPLE_RATE_HZ
 from training.evaluation import EvaluateConfig
-from training.scores import OTHER, REAL, EvaluationReport, Measures, bands_db, measure, summarise
+from training.scores import Measures, advantage, bands_db, measure, summarise
 
 SECONDS = 6
 
@@ -33,6 +33,13 @@ def test_silence_fits_nothing_and_the_real_one_is_no_distance_from_itself() -> N
     assert measure(vocal, real, vocal).leakage > itself.leakage
 
 
+def test_a_vocal_heard_before_gives_the_same_figures() -> None:
+    vocal, real = tone(440), tone(220)
+    assert measure(vocal, real, real, Listener(vocal)) == measure(vocal, real, real)
+    short = real[:, : 5 * SAMPLE_RATE_HZ]
+    assert measure(vocal, real, short, Listener(vocal)) == measure(vocal, real, short), "a shorter one is scored as far as it goes"
+
+
 def test_the_spectrum_ignores_level_and_hears_pitch() -> None:
     quiet, loud, other = bands_db(tone(220, 0.1)), bands_db(tone(220, 0.4)), bands_db(tone(2_000))
     assert np.abs(quiet - loud).max() < 0.5
@@ -49,33 +56,25 @@ def test_intervals_are_over_songs_not_segments() -> None:
     assert (certain.low, certain.high) == (same(0.5), same(0.5))
 
 
-def report_of(**values: float) -> EvaluationReport:
-    rows = tuple(summarise(name, [same(value)], ["a"]) for name, value in values.items())
-    names = {"real": REAL, "other": OTHER}
-    rows = tuple(replace(row, name=names.get(row.name, row.name)) for row in rows)
-    return EvaluationReport(rows=rows, songs=1, seconds=6.0, checkpoint="c", model="m", step=3, dataset="d", out="o", wins=0.5)
-
-
-def test_the_report_is_a_table_in_json_and_markdown() -> None:
-    report = report_of(generated=0.5, real=0.6, other=0.1, silence=0.0)
-    assert json.loads(report.to_json())["rows"][3]["name"] == "silence"
-    assert EvaluationReport.from_json(report.to_json()) == report
-    text = report.to_markdown()
-    assert "50% of segments" in text
-    assert "harmony 80%, rhythm 80%" in text
-    names = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
-    assert names == ["accompaniment", "generated", REAL, OTHER, "silence"]
-    assert {len(cells) for cells in report.cells()} == {len(report.header())}
-
-
-def test_the_way_runs_from_another_songs_to_the_real_one() -> None:
-    assert report_of(generated=0.1, real=0.6, other=0.1).way("harmony") == 0
-    assert report_of(generated=0.7, real=0.6, other=0.1).way("rhythm") == pytest.approx(1.2)
-    assert np.isnan(report_of(generated=0.7, real=0.1, other=0.1).way("rhythm"))
+def test_the_advantage_is_paired_and_its_interval_over_songs() -> None:
+    one, other = [same(value) for value in (0.9, 0.5, 0.4, 0.6)], [same(value) for value in (0.8, 0.4, 0.3, 0.5)]
+    # Every song gains the same, however far the songs are apart.
+    gain = advantage(one, other, ["a", "b", "c", "d"])
+    assert (gain.low, gain.value, gain.high) == pytest.approx((0.1, 0.1, 0.1))
+    none = advantage(one, list(reversed(one)), ["a", "b", "c", "d"])
+    assert none.value == pytest.approx(0.0)
+    assert none.low < 0 < none.high
 
 
 @pytest.mark.parametrize(
-    ("changes", "remedy"), [({"samples": 0}, "number of"), ({"seconds": 1.0}, "4 or more"), ({"audio_files": -1}, "0 or more")]
+    ("changes", "remedy"),
+    [
+        ({"samples": 0}, "number of"),
+        ({"seconds": 1.0}, "4 or more"),
+        ({"audio_files": -1}, "0 or more"),
+        ({"reference": -1}, "no distances"),
+        ({"embedding": " "}, "smoke"),
+    ],
 )
 def test_a_wrong_config_names_its_remedy(changes: dict, remedy: str) -> None:
     with pytest.raises(ValueError, match=remedy):

@@ -14,7 +14,7 @@ from pipelines.hosts import HostLimits
 from pipelines.http_client import HttpClient
 from pipelines.http_faults import Unavailable
 from pipelines.songs import FoundSong, SongError
-from tests.acquire_parts import QUICK, SONG, Run, Waiting, assert_rate, song_server
+from tests.acquire_parts import BAD_DATE, QUICK, SONG, Run, Waiting, assert_rate, song_server
 from tests.http_server import WebServer, serve
 
 
@@ -137,6 +137,29 @@ def test_a_host_whose_robots_fail_is_left_alone_for_now(run: Run, web: WebServer
     assert [seen.path for seen in web.seen] == ["/robots.txt"] * 3
 
 
+def test_a_robots_that_drips_is_given_up(run: Run, web: WebServer) -> None:
+    web.robots["127.0.0.1"] = (302, "/drip/song.wav")
+    begun = time.monotonic()
+    with pytest.raises(Unavailable, match=r"robots.txt cannot be .*: not whole within max_answer_s = 0.2; given up after 2 attempts"):
+        run(web.url("file/song.wav"), max_answer_s=0.2, attempts=2)
+    assert time.monotonic() - begun < 3, "the whole would take five hours"
+    assert web.asked("file") == []
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_headers_that_drip_are_given_up(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tls: bool) -> None:
+    with serve(_self_signed(tmp_path) if tls else None) as web:
+        if tls:
+            trust = ssl.create_default_context(cafile=str(tmp_path / "server.pem"))
+            trust.check_hostname = False
+            monkeypatch.setattr("pipelines.http_client._trust", lambda: trust)
+        begun = time.monotonic()
+        with pytest.raises(Unavailable, match=r"no answer within max_answer_s = 0.3; given up after 2 attempts"):
+            run(web.url("dribble/song.wav", host="localhost"), max_answer_s=0.3, attempts=2)
+        assert time.monotonic() - begun < 3
+        assert len(web.asked("dribble")) == 2
+
+
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("kind", ["after=1", "date=2"])
 def test_a_host_that_asks_for_a_pause_gets_it(run: Run, web: WebServer, status: int, kind: str) -> None:
@@ -151,6 +174,11 @@ def test_a_host_that_asks_for_a_pause_gets_it(run: Run, web: WebServer, status: 
     assert least <= sum(waiting.slept) <= wanted + 0.1
 
 
+def test_a_pause_until_a_day_that_never_comes_is_none(run: Run, web: WebServer) -> None:
+    assert run.bytes_of(run(web.url(f"busy/song.wav?status=503&after={BAD_DATE}&times=1"))) == SONG
+    assert len(web.asked("busy")) == 2
+
+
 def test_too_many_requests_are_everybodys(run: Run, web: WebServer) -> None:
     with pytest.raises(Unavailable, match="429 Too Many Requests; given up after 1 attempt:"):
         run(web.url("status/429"), attempts=1, backoff_s=60)
@@ -163,7 +191,7 @@ def test_too_many_requests_are_everybodys(run: Run, web: WebServer) -> None:
 def test_too_long_a_pause_is_not_waited_for_by_anybody(run: Run, web: WebServer) -> None:
     with pytest.raises(Unavailable, match=r"answered 429 Too Many Requests, and asks to wait 3600 s, more than max_retry_after_s = 120"):
         run(web.url("busy/song.wav?after=3600"))
-    with pytest.raises(Unavailable, match=r"127.0.0.1 wants no request for 3\d\d\d s more.*run again later"):
+    with pytest.raises(Unavailable, match=r"127.0.0.1 wants no request for 3\d\d\d s more.*run again later with --retry acquire"):
         run(web.url("file/song.wav"))
     assert [seen.path.partition("?")[0] for seen in web.seen] == ["/robots.txt", "/busy/song.wav"]
 
@@ -206,7 +234,10 @@ def test_a_refusal_is_final(run: Run, web: WebServer, status: int, said: str) ->
 
 
 def test_a_broken_host_is_asked_as_often_as_configured(run: Run, web: WebServer) -> None:
-    with pytest.raises(Unavailable, match=r"/status/500 answered 500 Internal Server Error; given up after 3 attempts: run again later"):
+    with pytest.raises(
+        Unavailable,
+        match=r"/status/500 answered 500 Internal Server Error; given up after 3 attempts: run again later with --retry acquire",
+    ):
         run(web.url("status/500"))
     assert len(web.asked("status")) == 3
 

@@ -19,7 +19,7 @@ from infra.storage import Place
 from pipelines import http_download
 from pipelines.http_faults import Unavailable
 from pipelines.songs import SongError
-from tests.acquire_parts import OPERATOR, SONG, Run, song_server
+from tests.acquire_parts import BAD_DATE, OPERATOR, SONG, Run, song_server
 from tests.http_server import LAST_MODIFIED, WebServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +75,17 @@ def test_a_date_is_the_validator_where_the_etag_is_weak(run: Run, web: WebServer
     assert web.sent["/cut/song.wav"] == len(SONG), "nothing was sent twice"
 
 
+@pytest.mark.parametrize("name", ["modified", "date"])
+def test_a_date_that_is_none_is_no_validator(run: Run, web: WebServer, name: str) -> None:
+    assert run.bytes_of(run(web.url(f"cut/song.wav?weak=1&{name}={BAD_DATE}"))) == SONG
+    assert [seen.headers.get("range") for seen in web.asked("cut")] == [None, None], "it is begun anew"
+
+
+def test_a_range_of_thousands_of_digits_is_another_files(run: Run, web: WebServer) -> None:
+    assert run.bytes_of(run(web.url(f"cut/song.wav?times=1&span=bytes%20{'1' * 5_000}-2/3"))) == SONG
+    assert [seen.headers.get("range") for seen in web.asked("cut")] == [None, f"bytes={len(SONG) // 4}-", None]
+
+
 def test_another_files_bytes_never_pass_for_those_that_were_counted(tmp_path: Path) -> None:
     def partial() -> http_download.Partial:
         return http_download.Partial(tmp_path, "http://a/b", time.sleep)
@@ -106,7 +117,7 @@ def test_a_host_that_gives_portions_is_asked_for_the_next(run: Run, web: WebServ
 
 def test_a_stalled_host_is_given_up_and_the_next_run_asks_for_the_rest(run: Run, web: WebServer) -> None:
     url = web.url("stall/song.wav?at=100000&times=2")
-    with pytest.raises(Unavailable, match=r"not a byte within 0.3 s; given up after 2 attempts: run again later"):
+    with pytest.raises(Unavailable, match=r"not a byte within 0.3 s; given up after 2 attempts: run again later with --retry acquire"):
         run(url, attempts=2)
     assert run.stored == []
     record = json.loads(next(path for path in run.partials if path.suffix == ".json").read_text())
@@ -165,7 +176,9 @@ def test_bytes_that_were_not_counted_are_not_trusted(run: Run, web: WebServer) -
 
 
 def test_a_slow_transfer_ends_at_its_limit_and_keeps_what_came(run: Run, web: WebServer) -> None:
-    with pytest.raises(Unavailable, match=r"not whole after max_download_s = 0.4 of transfer: raise it, or run again to go on"):
+    with pytest.raises(
+        Unavailable, match=r"not whole after max_download_s = 0.4 of transfer: raise it, and run again with --retry acquire"
+    ):
         run(web.url("drip/song.wav"), max_download_s=0.4)
     assert len(web.asked("drip")) == 1
     assert run.stored == []

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from infra.errors import UserError
+from infra.storage import StorageError
 from pipelines.hosts import HostLimits, Robots
 from pipelines.http_faults import Unavailable
 from pipelines.songs import SongError
+from pipelines.sources.providers import WantedSong, parse_provider
 from tests.acquire_parts import OPERATOR, SONG, Run, assert_rate, song_server
 from tests.http_server import WebServer
 
@@ -94,6 +97,32 @@ def test_a_page_with_nothing_but_fragments_is_rejected(run: Run, web: WebServer)
     assert not [seen for seen in web.seen if "part1" in seen.path]
 
 
+@pytest.mark.parametrize("fault", [TypeError("'NoneType' object is not iterable"), ValueError(), ZeroDivisionError("a\nb")])
+def test_a_fault_of_yt_dlp_rejects_one_song(run: Run, page: str, monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
+    def fail(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr("yt_dlp.extractor.generic.GenericIE._real_extract", fail)
+    with pytest.raises(SongError, match=rf"no sound on the page \(it failed with {type(fault).__name__}: .*\): give") as caught:
+        run(page)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_page_says_of_itself_may_be_nonsense(run: Run, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("yt_dlp.YoutubeDL.extract_info", lambda *_, **__: {"url": page, "duration": "long"})
+    with pytest.raises(SongError, match="it failed with TypeError"):
+        run(page)
+
+
+def test_what_fails_here_is_no_fault_of_the_page(run: Run, page: str) -> None:
+    class Broken(HostLimits):
+        def robots(self, origin: str) -> Robots:
+            raise StorageError(f"{origin}: the disk is full")
+
+    with pytest.raises(StorageError, match="the disk is full"):
+        run(page, pages="always", hosts=Broken())
+
+
 def test_without_yt_dlp_a_page_names_the_extra(run: Run, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "pipelines.pages", raising=False)
     monkeypatch.setitem(sys.modules, "yt_dlp", None)
@@ -101,11 +130,20 @@ def test_without_yt_dlp_a_page_names_the_extra(run: Run, page: str, monkeypatch:
         run(page)
 
 
-def test_a_search_goes_through_the_same_client(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("key", ["ytsearch1", "ytsearch", "scsearch1"])
+def test_a_search_goes_through_the_same_client(run: Run, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     """What the search's site answers cannot be seen here: that its robots.txt is asked for first can."""
     asked = []
     monkeypatch.setattr(HostLimits, "robots", lambda _, origin: asked.append(origin) or Robots(state="known", fault="tests forbid"))
+    provider = parse_provider(f"yt-dlp:{key}")
+    found = provider.find(WantedSong(title="One", artist="The Example", title_key="one", artist_key="example", address="a"))
     with pytest.raises(SongError, match="tests forbid"):
-        run("ytsearch1:The Example One", attempts=1)
+        run(found.fetch, attempts=1)
     assert asked
-    assert all(origin.startswith("https://") and "youtube" in origin for origin in asked)
+    assert all(origin.startswith("https://") and ("youtube" if key.startswith("yt") else "soundcloud") in origin for origin in asked)
+
+
+@pytest.mark.parametrize("key", ["a:b.search1", "mp3search1", "search", "ytsearch5"])
+def test_a_search_that_acquisition_would_not_know_again_is_refused_at_once(key: str) -> None:
+    with pytest.raises(UserError, match="a song needs one result of a search"):
+        parse_provider(f"yt-dlp:{key}")

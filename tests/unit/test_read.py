@@ -1,6 +1,7 @@
 """Reading a song: hashes, ids, decoding in a child process, stems summed by role; what is wrong becomes a reject."""
 
 import io
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import pytest
 import soundfile
 
 from infra.decoding import Decoder
-from infra.storage import StorageError
+from infra.settings import S3Access
+from infra.storage import Place, StorageError
 from model.geometry import SAMPLE_RATE_HZ
-from pipelines.read import Stops, read_song, sum_by_role
+from pipelines.read import MAX_FILE_BYTES, MAX_RECORD_BYTES, SongFiles, Stops, read_song, sum_by_role
 from pipelines.segment import SegmentConfig
-from pipelines.songs import FoundSong, MediaFile, SongError
+from pipelines.songs import FoundSong, MediaFile, Role, SongError
 from pipelines.sources import list_songs, parse_source
 
 LEAST = 5 * SAMPLE_RATE_HZ
@@ -138,3 +140,78 @@ def test_files_of_one_role_are_summed_and_all_are_cut_to_the_shortest() -> None:
     }
     with pytest.raises(SongError, match=r"lengths differ by 1\.00 s \(lead\.wav 1\.00 s, drums\.wav 2\.00 s\)"):
         sum_by_role([part("lead", "vocals", SAMPLE_RATE_HZ, 1), part("drums", "accompaniment", 2 * SAMPLE_RATE_HZ, 2)], 0.1)
+
+
+def test_a_file_that_is_too_large_is_a_reject_and_is_not_read(decoder: Decoder, tmp_path: Path) -> None:
+    song = found(tmp_path, b"x", b"x")
+    with (tmp_path / "song/vocals.wav").open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)  # takes no room, and a second to hash
+    begun = time.perf_counter()
+    reject = read_song(song, None, SegmentConfig(), decoder, Stops()).reject
+    assert reject is not None
+    assert (reject.stage, "vocals.wav has 1024.0 MiB, more than the 1024 allowed" in reject.reason) == ("read", True)
+    assert time.perf_counter() - begun < 0.3
+
+
+def test_a_record_that_is_too_large_is_a_reject(decoder: Decoder, tmp_path: Path) -> None:
+    found(tmp_path, b"x", b"x")
+    with (tmp_path / "song/song.json").open("wb") as file:
+        file.truncate(MAX_RECORD_BYTES + 1)
+    (song,) = list_songs(parse_source(f"pairs:{tmp_path}"))
+    reject = read_song(song, None, SegmentConfig(), decoder, Stops()).reject
+    assert reject is not None
+    assert "song.json has 16.0 MiB" in reject.reason
+
+
+class Fetched:
+    """Reads of a bucket that a local folder stands for, so that what is in memory can be counted."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.names = folder, list[str]()
+        monkeypatch.setattr(Place, "read_bytes", lambda place: self.read_bytes(place))
+        monkeypatch.setattr(Place, "size", lambda place: (folder / place.key).stat().st_size)
+
+    def read_bytes(self, place: Place) -> bytes:
+        self.names.append(place.name)
+        return (self.folder / place.key).read_bytes()
+
+
+def stored_stems(folder: Path) -> FoundSong:
+    for name in ("vocals", "drums", "bass"):
+        (folder / f"{name}.wav").write_bytes(wav(stems(LEAST)[0]) + name.encode())
+    roles: dict[str, Role] = {"vocals": "vocals", "drums": "accompaniment", "bass": "accompaniment"}
+    media = tuple(MediaFile(address=f"s3://b/{name}.wav", role=role) for name, role in roles.items())
+    return FoundSong(url="s3://b/x", source="moisesdb", version="", media=media)
+
+
+def test_a_small_song_is_fetched_once_and_of_a_large_one_a_file_is_in_memory_at_a_time(
+    decoder: Decoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    song, fetched = stored_stems(tmp_path), Fetched(tmp_path, monkeypatch)
+    small = read_song(song, S3Access(), SegmentConfig(), decoder, Stops())
+    assert (small.reject, fetched.names) == (None, ["vocals.wav", "drums.wav", "bass.wav"])
+    monkeypatch.setattr("pipelines.read.HELD_BYTES", 10)
+    files = SongFiles(song, S3Access())
+    for file in song.media:
+        assert files.held == {}
+        assert isinstance(files.source(file.address), bytes)
+    large = read_song(song, S3Access(), SegmentConfig(), decoder, Stops())
+    assert large.identity == small.identity
+    assert np.array_equal(large.accompaniment_CN, small.accompaniment_CN)  # type: ignore[arg-type]
+
+
+def test_a_file_of_several_streams_is_fetched_once_for_all_and_one_that_changes_is_a_reject(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "song.mp4").write_bytes(b"five streams")
+    media = tuple(MediaFile(address="s3://b/song.mp4", role="vocals", stream=stream) for stream in range(5))
+    song, fetched = FoundSong(url="s3://b/x", source="musdb18", version="", media=media), Fetched(tmp_path, monkeypatch)
+    monkeypatch.setattr("pipelines.read.HELD_BYTES", 10)
+    files = SongFiles(song, S3Access())
+    assert [files.source(file.address) for file in media] == [b"five streams"] * 5
+    assert len(fetched.names) == 2, "to hash it, to decode it"
+    assert files.held == {}
+    files = SongFiles(song, S3Access())
+    (tmp_path / "song.mp4").write_bytes(b"others")
+    with pytest.raises(SongError, match="changed while it was read"):
+        files.source("s3://b/song.mp4")

@@ -12,10 +12,12 @@ from model.checkpoint import load_checkpoint
 from model.diffusion import DiffusionLossConfig
 from model.weight_files import weight_files
 from tests.tiny_latents import write_latents
+from training.card import command
 from training.config import Distillation, TrainConfig
+from training.evaluation_report import EvaluationReport
 from training.loop import run
-from training.release import SHARD_BYTES, ReleaseConfig, command, release
-from training.scores import GENERATED, OTHER, REAL, EvaluationReport, EvaluationRow, Measures, summarise
+from training.release import SHARD_BYTES, ReleaseConfig, release
+from training.scores import GENERATED, OTHER, REAL, EvaluationRow, Measures, summarise
 
 
 @pytest.fixture(scope="module")

@@ -90,6 +90,20 @@ def test_folders_travel_both_ways(tmp_path: Path) -> None:
         localise(str(tmp_path / "nowhere"))
 
 
+@pytest.mark.parametrize("name", ["../../evil.txt", "deep/../../../evil.txt", "/{folder}/evil.txt"])
+def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """On a disk there is no such name; in a bucket any may be."""
+    place, folder = Place(str(tmp_path / "bucket/prefix")), tmp_path / "cache/a"
+    name = name.format(folder=str(tmp_path).strip("/"))
+    (place / "a-good.txt").write_bytes(b"good")
+    (tmp_path / "evil.txt").write_bytes(b"as it was")
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setattr(Place, "entries", lambda _: iter([("a-good.txt", "1"), (name, "2")]))
+    with pytest.raises(StorageError, match="leads out of"):
+        place.download(folder)
+    assert sorted(path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()) in ([], ["a-good.txt"])
+
+
 def test_keys_travel_in_a_pickle_and_never_in_print(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "an-id")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-key")

@@ -25,8 +25,8 @@ def test_presets_fill_what_is_left_open() -> None:
     ("changes", "remedy"),
     [
         ({"preset": "huge"}, "choose one of these"),
-        ({"batch_size": 5, "workers": 2}, "multiple of the workers"),
-        ({"batch_size": 8, "workers": 2, "micro_batch_size": 3}, "divisor"),
+        ({"batch_size": 2, "workers": 4}, "one worker a segment"),
+        ({"workers": 2, "min_workers": 3}, "at most that"),
         ({"crop_frames": 2_000}, "at most"),
         ({"condition_dropout": 1.0}, "share inside"),
         ({"learning_rate": -1.0}, "positive"),
@@ -53,7 +53,6 @@ def test_the_config_is_json_and_names_real_fields() -> None:
     assert set(json.loads(json.dumps(config().to_dict()))) == names
 
 
-def test_workers_share_the_batch() -> None:
-    assert config(workers=4).share == 4
-    assert config(workers=0).share == 16
+def test_a_worker_puts_its_whole_share_through_at_once_or_what_it_is_told() -> None:
+    assert config().micro_batch == 16
     assert config(workers=2, micro_batch_size=2).micro_batch == 2

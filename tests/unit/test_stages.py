@@ -1,0 +1,130 @@
+"""Who is counted when a process dies over a song: the one that it died over, and nobody else for long."""
+
+import pickle
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from pipelines import stages
+from pipelines.ledger import Ledger
+from pipelines.read import ReadSong, unknown_identity
+from pipelines.songs import FoundSong
+from pipelines.stages import MAX_ATTEMPTS, Job, ReadEncodeRows, acquire_row, read_row, segment_row, take_turns
+
+
+class DiedError(Exception):
+    """Stands for a process that ends in the middle of its work; only what the ledger knows is left."""
+
+
+def work_through(songs: list[str], killers: set[str], *, most_deaths: int) -> tuple[list[str], list[str], int]:
+    """(done, given up, deaths) of a batch that is begun anew after every death, as Ray does."""
+    ledger = Ledger({"source": "pairs:/x", "dataset": "/y"})
+
+    def ask(method: str, *given: Any) -> Any:
+        return getattr(ledger, method)("encode", *given)
+
+    for deaths in range(most_deaths + 1):
+        done: list[str] = []
+        unfit: list[int] = []
+        try:
+            for group in take_turns(ask, dict(enumerate(songs)), unfit.append):
+                if killers & {songs[index] for index in group}:
+                    raise DiedError
+                done += [songs[index] for index in group]
+        except DiedError:
+            continue
+        return sorted(done), sorted(songs[index] for index in unfit), deaths
+    raise AssertionError("the batch never ends")
+
+
+@pytest.mark.parametrize("songs", [["a", "KILLER", "c", "d"], ["KILLER", "c"], ["c", "KILLER"], ["KILLER"]])
+def test_only_the_song_that_kills_is_given_up_wherever_it_stands(songs: list[str]) -> None:
+    innocent = [song for song in songs if song != "KILLER"]
+    assert work_through(songs, {"KILLER"}, most_deaths=9) == (sorted(innocent), ["KILLER"], MAX_ATTEMPTS)
+
+
+def test_two_that_kill_are_both_given_up_and_not_tried_anew_after_each_other() -> None:
+    done, given_up, deaths = work_through(["a", "K1", "c", "K2", "d"], {"K1", "K2"}, most_deaths=9)
+    assert (done, given_up) == (["a", "c", "d"], ["K1", "K2"])
+    assert deaths <= 2 * MAX_ATTEMPTS - 1
+
+
+class Here:
+    """The ledger without its process: what is asked of it is answered at once."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger({"source": "pairs:/x", "dataset": "/y"})
+
+    def __getattr__(self, method: str) -> Any:
+        return SimpleNamespace(remote=getattr(self.ledger, method))
+
+
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch) -> Job:
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    made = Job.__new__(Job)
+    for name in ("out", "media", "access", "segment", "acquire", "hosts"):
+        object.__setattr__(made, name, None)
+    object.__setattr__(made, "ledger", Here())
+    object.__setattr__(made, "storage_patience_s", 0.0)
+    return made
+
+
+def again_and_again(work: Any) -> tuple[Any, int]:
+    """(what comes out in the end, deaths): Ray begins a task anew whose process died."""
+    for deaths in range(9):
+        try:
+            return work(), deaths
+        except DiedError:
+            continue
+    raise AssertionError("the task never ends")
+
+
+def dies(*_: Any) -> Any:
+    raise DiedError
+
+
+def song(url: str, **options: str) -> FoundSong:
+    return FoundSong(url=url, source="pairs", version="1", **options)  # type: ignore[arg-type]
+
+
+def test_a_song_that_kills_while_it_is_acquired_read_or_segmented_is_given_up(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("acquire_song", "read", "segmented"):
+        monkeypatch.setattr(stages, name, dies)
+    found = pickle.dumps(song("/killer", fetch="https://h/killer"))
+    row, deaths = again_and_again(lambda: acquire_row({"found": found}, job))
+    failed = pickle.loads(row["failed"])
+    assert (deaths, failed.stage, "tried to acquire it" in failed.reason) == (MAX_ATTEMPTS, "crash", True)
+    row, deaths = again_and_again(lambda: read_row({"found": found}, job, None))
+    read = pickle.loads(row["read"])
+    assert (deaths, read.reject.stage, "tried to read it" in read.reject.reason) == (MAX_ATTEMPTS, "crash", True)
+    whole = pickle.dumps(ReadSong(identity=read.identity))
+    row, deaths = again_and_again(lambda: segment_row({"found": found, "read": whole}, job))
+    (reject,) = pickle.loads(row["segmented"]).rejects
+    assert (deaths, reject.stage, "tried to segment it" in reject.reason) == (MAX_ATTEMPTS, "crash", True)
+
+
+@pytest.mark.parametrize("step", ["read", "segmented"])
+def test_the_actor_that_reads_and_encodes_gives_up_the_song_that_kills_it_and_no_other(
+    job: Job, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def read(found: FoundSong, *_: Any) -> ReadSong:
+        if step == "read" and found.url == "/killer":
+            raise DiedError
+        return ReadSong(identity=unknown_identity(found))
+
+    def segmented(read: ReadSong, _: Job) -> stages.SegmentedSong:
+        if step == "segmented" and read.identity.title == "killer":
+            raise DiedError
+        return stages.SegmentedSong(identity=read.identity)
+
+    monkeypatch.setattr(stages, "read", read)
+    monkeypatch.setattr(stages, "segmented", segmented)
+    actor = ReadEncodeRows.__new__(ReadEncodeRows)  # without the codec's weights
+    actor.job, actor.stops = job, None
+    songs, deaths = again_and_again(lambda: actor.read([song("/a"), song("/killer"), song("/c"), song("/d")]))
+    assert deaths == MAX_ATTEMPTS
+    assert [[reject.stage for reject in made.rejects] for made in songs] == [[], ["crash"], [], []]
+    assert [made.identity.title for made in songs] == ["a", "killer", "c", "d"]

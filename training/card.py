@@ -1,0 +1,115 @@
+"""The model card of a checkpoint, Markdown (Mitchell et al. 2019: what it is, its data, its figures, its limits)."""
+
+import json
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from infra.errors import UserError
+from infra.records import MANIFEST, Manifest, code_version, read_manifest
+from infra.storage import Place
+from model.checkpoint import Checkpoint
+from model.unet import AccompanimentUNet, count_parameters
+from training.config import TrainConfig
+from training.evaluation_markdown import markdown
+from training.evaluation_report import EvaluationReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What no file of a run knows; None is left out of the card."""
+
+    name: str
+    precision: str = "float32"
+    data: str | None = None
+    machine: str | None = None
+    licence: str | None = None
+    limits: str | None = None
+
+
+def card(about: About, checkpoint: Checkpoint, state: dict[str, Any], report: EvaluationReport | None = None) -> str:
+    """state: the training's, as in last/training_state.json."""
+    given, progress = state["config"], state["progress"]
+    millions = count_parameters(AccompanimentUNet(checkpoint.network)) / 1e6
+    sampling = checkpoint.sampling
+    rows = {
+        "network": f"preset {given['preset']}, {millions:.1f} M parameters, averaged weights, stored as {about.precision}",
+        "codec": f"{checkpoint.codec.id} ({checkpoint.codec.weights_sha256[:12]})",
+        "sampling": f"{sampling.solver}, {sampling.steps} steps, guidance {sampling.guidance:g}",
+        "data": about.data,
+        "dataset": _dataset(given["data"], checkpoint),
+        "training": (
+            f"{checkpoint.step:,} steps of {given['batch_size']} × {given['crop_frames']} frames "
+            f"({checkpoint.step * given['batch_size']:,} samples), the best of {progress['step']:,} in {progress['minutes']:.0f} minutes"
+            + (f" on {about.machine}" if about.machine else "")
+        ),
+        "validation loss": f"{checkpoint.metrics.get('validation/loss', math.nan):.4f}",
+        "code, when released": code_version(),
+        "licence": about.licence,
+    }
+    lines = [f"# {about.name}", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items() if value)]
+    lines += ["", "## How it was made", "", "```sh", command(given), "```"]
+    if about.limits:
+        lines += ["", "## Limits", "", about.limits]
+    if report is not None:
+        named = replace(report, dataset=last_part(report.dataset))
+        lines += ["", "## Figures", "", *markdown(named).splitlines()[2:]]
+    return "\n".join(lines) + "\n"
+
+
+def _dataset(uri: str, checkpoint: Checkpoint) -> str:
+    """Counts, where the dataset is still there and the same; its digest in any case."""
+    try:
+        manifest: Manifest | None = read_manifest(Place(uri))
+    except UserError:
+        manifest = None
+    known = f"digest {checkpoint.dataset.digest[:12]}"
+    if manifest is None or manifest.digest != checkpoint.dataset.digest:
+        return f"{known} ({MANIFEST} no longer at hand)"
+    counts = manifest.counts
+    return f"{known}, {counts.train_songs} songs to learn from, {counts.validation_songs} held out, {manifest.duration_h:.1f} h"
+
+
+def command(given: dict[str, Any]) -> str:
+    """The command line of a run: what differs from the preset, places by their last part. A phase of a distillation names its teacher."""
+    usual = dict(_flat(json.loads(json.dumps(TrainConfig(data="", out="", preset=given["preset"]).to_dict()))))
+    words = [
+        "python -m training train",
+        f"--data {last_part(given['data'])}",
+        f"--out {last_part(given['out'])}",
+        f"--preset {given['preset']}",
+    ]
+    left_out = {"data", "out", "preset", "resume"}
+    if lesson := given.get("distillation"):
+        words = [
+            "python -m training distil",
+            f"--teacher {last_part(given['init'])}",
+            f"--data {last_part(given['data'])}",
+            "--out students",
+        ]
+        words += [f"--first-steps {lesson['steps']}", f"--student-steps {lesson['steps']}", f"--guidance {lesson['guidance']:g}"]
+        # What a distillation sets itself, phase by phase.
+        left_out |= {"init", "distillation", "loss", "condition_dropout", "samples", "samples_every", "register", "experiment", "workers"}
+    for name, value in _flat(given):
+        if name.partition(".")[0] in left_out or value == usual.get(name):
+            continue
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, list):
+            words.append(f"{flag} {' '.join(str(item) for item in value)}")
+        else:
+            words.append(f"{flag} {last_part(value) if name == 'init' else value}")
+    return " ".join(words)
+
+
+def _flat(given: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Nested settings under dotted names, as the command line has them."""
+    rows: list[tuple[str, Any]] = []
+    for name, value in given.items():
+        rows += [(f"{name}.{inner}", part) for inner, part in value.items()] if isinstance(value, dict) else [(name, value)]
+    return rows
+
+
+def last_part(uri: str) -> str:
+    return uri.rstrip("/").rsplit("/", 1)[-1]
