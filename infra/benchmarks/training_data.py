@@ -12,14 +12,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from infra.benchmarks.subject import machine, peak_resident_gb, resident_gb
+
+if TYPE_CHECKING:
+    from training.config import DataMode
 
 MODES = ("memory", "stream")
 SEGMENTS_A_SONG = 5
