@@ -307,7 +307,8 @@ def _client(access: S3Access) -> Any:
     import boto3
     from botocore.config import Config
 
-    return boto3.client(
+    # A session of its own: the default one keeps the keys of whoever in this process asked first.
+    return boto3.session.Session().client(
         "s3",
         endpoint_url=access.endpoint_url,
         region_name=access.region,
