@@ -16,10 +16,10 @@ from typing import Any
 
 from infra.decoding import ATTEMPTS as DECODER_ATTEMPTS
 from infra.errors import UserError
+from pipelines.attempts import MAX_ATTEMPTS
 from pipelines.read import DECODE_TIMEOUT_S, Stops
 from pipelines.songs import FoundSong
 from pipelines.stages import (
-    MAX_ATTEMPTS,
     EncodeRows,
     Job,
     ReadEncodeRows,

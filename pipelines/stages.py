@@ -21,6 +21,7 @@ from infra.storage import Place, UnreachableStorageError
 from model.errors import ModelError
 from pipelines import dataset
 from pipelines.acquire import AcquireConfig, acquire_song, remove_media
+from pipelines.attempts import attempts, counted, died
 from pipelines.containers import decoder
 from pipelines.encode import EncodedSong, Encoder
 from pipelines.read import TAKEDOWN, ReadSong, Stops, read_song, unknown_identity
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-# A song over which so many processes died is rejected: the first may have been unlucky, the second too.
-MAX_ATTEMPTS = 3
 STORAGE_PAUSE_S = 2.0
 
 
@@ -114,7 +113,7 @@ def acquire_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
         # Its version stays that of the list's row, which is what the next run compares.
         return replace(song, version=found.version), None
 
-    song, failed = one(job, "acquire", found.url, acquired, lambda reject: (found, reject))
+    song, failed = counted(job.ledger, "acquire", found.url, acquired, lambda reject: (found, reject))
     job.ledger.done.remote("acquire", 1, 0.0, time.perf_counter() - begun)
     return {"found": pickle.dumps(song), "failed": pickle.dumps(failed)}
 
@@ -124,7 +123,7 @@ def read_row(row: dict[str, Any], job: Job, stops: Any) -> dict[str, Any]:
     found: FoundSong = pickle.loads(row["found"])
     failed: Reject | None = pickle.loads(row["failed"]) if "failed" in row else None
     if failed is None:
-        song = one(job, "read", found.url, lambda: read(found, job, stops), lambda reject: failed_song(found, reject))
+        song = counted(job.ledger, "read", found.url, lambda: read(found, job, stops), lambda reject: failed_song(found, reject))
     else:
         song = failed_song(found, failed)
     return {"found": row["found"], "read": pickle.dumps(song, protocol=5)}
@@ -163,7 +162,7 @@ class SeparateRows:
             songs[index] = songs[index].rejected("crash", died("separate"))
 
         urls = urls_of(batch)
-        for group in attempts(self.job, "separate", {index: urls[index] for index in mixtures}, fatal):
+        for group in attempts(self.job.ledger, "separate", {index: urls[index] for index in mixtures}, fatal):
             for index, song in zip(group, self.separator.separate([songs[index] for index in group]), strict=True):
                 songs[index] = song
         audio_s = sum(songs[index].duration_s for index in mixtures)
@@ -175,7 +174,9 @@ def segment_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
     """Reads found and read; gives found and segmented."""
     song: ReadSong = pickle.loads(row["read"])
     url = pickle.loads(row["found"]).url
-    pieces = one(job, "segment", url, lambda: segmented(song, job), lambda reject: SegmentedSong(identity=song.identity, rejects=(reject,)))
+    pieces = counted(
+        job.ledger, "segment", url, lambda: segmented(song, job), lambda reject: SegmentedSong(identity=song.identity, rejects=(reject,))
+    )
     return {"found": row["found"], "segmented": pickle.dumps(pieces, protocol=5)}
 
 
@@ -226,7 +227,7 @@ class EncodeRows:
             reject = Reject(stage="crash", reason=died("encode"))
             encoded[index] = EncodedSong(identity=songs[index].identity, duration_s=0.0, segments=(), rejects=(reject,))
 
-        for group in attempts(self.job, "encode", dict(enumerate(urls)), fatal):
+        for group in attempts(self.job.ledger, "encode", dict(enumerate(urls)), fatal):
             encoded.update(zip(group, self.encoder.encode([songs[index] for index in group]), strict=True))
         audio_s = sum(song.duration_s for song in songs)
         self.job.ledger.done.remote("encode", len(songs), audio_s, time.perf_counter() - begun)
@@ -252,7 +253,7 @@ class ReadEncodeRows(EncodeRows):
             reject = Reject(stage="crash", reason=died("read"))
             songs[index] = SegmentedSong(identity=unknown_identity(found[index]), rejects=(reject,))
 
-        for group in attempts(self.job, "read", {index: song.url for index, song in enumerate(found)}, fatal):
+        for group in attempts(self.job.ledger, "read", {index: song.url for index, song in enumerate(found)}, fatal):
             for index in group:
                 songs[index] = segmented(read(found[index], self.job, self.stops), self.job)
         return [songs[index] for index in range(len(found))]
@@ -279,50 +280,9 @@ def write_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
     return {"result": pickle.dumps(result)}
 
 
-def attempts(job: Job, stage: str, songs: dict[int, str], fatal: Callable[[int], None]) -> Iterator[list[int]]:
-    """The songs (index → address) in the groups in which to work on them, counted by the run's ledger: see `take_turns`."""
-    import ray
-
-    def ask(method: str, *given: Any) -> Any:
-        return ray.get(getattr(job.ledger, method).remote(stage, *given))
-
-    yield from take_turns(ask, songs, fatal)
-
-
-def one(job: Job, stage: str, url: str, work: Callable[[], Result], given_up: Callable[[Reject], Result]) -> Result:
-    """`work()` on a single song, counted; once too many processes died over it, what `given_up` makes of the reject."""
-    results: list[Result] = []
-    for _ in attempts(job, stage, {0: url}, lambda _: results.append(given_up(Reject(stage="crash", reason=died(stage))))):
-        results.append(work())
-    return results[0]
-
-
-def take_turns(ask: Callable[..., Any], songs: dict[int, str], fatal: Callable[[int], None]) -> Iterator[list[int]]:
-    """All songs together, but each by itself once a process died over it; `fatal` is called for each over which too many died.
-
-    `ask(method, addresses)` asks the ledger. A group is counted when it is begun and not before: a song behind the one that ends the
-    process must not be counted with it.
-    """
-    counts: dict[int, int] = dict(zip(songs, ask("begun", list(songs.values())), strict=True))
-    groups = [[index for index, count in counts.items() if not count], *([index] for index, count in counts.items() if count)]
-    for group in filter(None, groups):
-        if counts[group[0]] >= MAX_ATTEMPTS:
-            fatal(group[0])  # its count stays: should another one end the task, it is not tried anew
-            continue
-        addresses = [songs[index] for index in group]
-        ask("attempt", addresses)
-        yield group
-        # Ray runs a task again as a whole: songs that were through before another one ended it must not be counted with that one.
-        ask("survived", addresses)
-
-
 def urls_of(batch: pa.Table) -> list[str]:
     """The addresses of a batch's songs: two of them may have the same audio, and so the same id."""
     return [pickle.loads(found).url for found in batch["found"].to_pylist()]
-
-
-def died(stage: str) -> str:
-    return f"{MAX_ATTEMPTS} processes died while they tried to {stage} it (out of memory?): give the workers more, or leave it out"
 
 
 def patiently(work: Callable[[], Result], job: Job) -> Result:

@@ -3,7 +3,6 @@
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,7 +23,8 @@ from training.config import TrainConfig
 from training.evaluation import device, run_handle
 from training.listening import Listener
 from training.loop import Outcome, latest, run
-from training.notices import LOOK_EVERY_S, Notices, stopped_by_signals
+from training.notices import Notices, stopped_by_signals
+from training.ray_notices import StopDesk, TrainNotices, carry_stop
 from training.recording import log_dataset, log_result, loss_of, replay, run_name
 from training.state import check_resumable, codec_identity, dataset_identity, read_metrics, read_saved
 from training.workers import Workers
@@ -160,55 +160,6 @@ def run_on_ray(
     return outcome
 
 
-class StopDesk:
-    """An actor between the driver, who is told to stop, and the workers, who can."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def ask(self) -> None:
-        self.asked = True
-
-    def is_asked(self) -> bool:
-        return self.asked
-
-
-def carry_stop(notices: Notices, desk: Any, over: threading.Event) -> None:
-    """In the driver: takes a request to stop to the desk."""
-    import ray
-
-    while not over.wait(0.2):
-        if notices.stopping:
-            log.info("asked to stop: the workers save and end")
-            ray.get(desk.ask.remote())
-            return
-
-
-class TrainNotices(Notices):
-    """In a worker of Ray Train: the leader watches the desk, and all ask Ray about their machines."""
-
-    def __init__(self, desk: Any, leads: bool) -> None:
-        super().__init__()
-        if leads:
-            threading.Thread(target=self._watch, args=(desk,), name="stop", daemon=True).start()
-
-    def _watch(self, desk: Any) -> None:
-        import ray
-
-        while not self.stopping:
-            try:
-                if ray.get(desk.is_asked.remote()):
-                    self.stop()
-            except ray.exceptions.RayActorError:  # the driver is gone, and Ray ends this process next
-                return
-            time.sleep(LOOK_EVERY_S)
-
-    def leaving(self) -> bool:
-        import ray.train
-
-        return ray.train.get_preemption_info() is not None
-
-
 def worker_of(
     config: TrainConfig, data: Place, out: Place, init: Place | None, handle: RunHandle, log_level: str, desk: Any
 ) -> Callable[[dict[Any, Any]], Any]:
@@ -234,8 +185,7 @@ def worker_of(
             # The loop saves to RUN/last itself, before it reports: nothing is uploaded twice, and a run resumes without Ray as well.
             return run(
                 config, data=data, out=out, init=init, workers=workers, tracker=tracker, report=lambda metrics: ray.train.report(metrics),
-                notices=TrainNotices(desk, workers.leads),
-                heard=heard,
+                heard=heard, notices=TrainNotices(desk, workers.leads),
             )  # fmt: skip
         finally:
             if tracker is not None:

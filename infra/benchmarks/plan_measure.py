@@ -40,9 +40,10 @@ def timed_song(song: "FoundSong", out: str, stems: "tuple[np.ndarray, np.ndarray
     from infra.benchmarks import prepare
     from infra.storage import Place
     from pipelines import dataset
+    from pipelines.containers import decoder
     from pipelines.read import Stops, read_song
     from pipelines.segment import SegmentConfig
-    from pipelines.stages import decoder, segment_read
+    from pipelines.stages import segment_read
 
     assert prepare._encoder is not None
     encoder, config = prepare._encoder, SegmentConfig()

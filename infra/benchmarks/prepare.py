@@ -101,9 +101,10 @@ def one_song(song: "FoundSong", out: str) -> str:
     """Read, segment, encode and write one song in this process."""
     from infra.storage import Place
     from pipelines import dataset
+    from pipelines.containers import decoder
     from pipelines.read import Stops, read_song
     from pipelines.segment import SegmentConfig
-    from pipelines.stages import decoder, segment_read
+    from pipelines.stages import segment_read
 
     assert _encoder is not None
     config = SegmentConfig()

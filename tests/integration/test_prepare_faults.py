@@ -21,11 +21,11 @@ from infra.errors import UserError
 from infra.records import read_manifest
 from infra.storage import Place
 from model.geometry import SAMPLE_RATE_HZ
+from pipelines.attempts import MAX_ATTEMPTS, attempts
 from pipelines.check import CheckConfig, check
 from pipelines.corpus import compose, render
 from pipelines.ledger import start_ledger
 from pipelines.prepare import PrepareConfig, prepare
-from pipelines.stages import MAX_ATTEMPTS, Job, attempts
 from tests.demucs_parts import write_tiny_repository
 
 pytestmark = pytest.mark.ray
@@ -110,17 +110,16 @@ def test_killed_workers_and_a_file_that_kills_its_decoder_cost_nothing_else(tmp_
 
 def test_a_song_over_which_processes_die_is_tried_alone_and_then_given_up(ray_cluster: Cluster) -> None:
     assert ray_cluster.address
-    job = Job.__new__(Job)
-    object.__setattr__(job, "ledger", start_ledger("pairs:/x", "/y"))
+    ledger = start_ledger("pairs:/x", "/y")
     given_up: list[int] = []
     songs = {0: "/innocent", 1: "/killer"}
     # A process that dies over a group does not ask for the next one.
-    assert next(attempts(job, "encode", songs, given_up.append)) == [0, 1]
+    assert next(attempts(ledger, "encode", songs, given_up.append)) == [0, 1]
     for _ in range(MAX_ATTEMPTS - 1):
-        groups = attempts(job, "encode", songs, given_up.append)
+        groups = attempts(ledger, "encode", songs, given_up.append)
         assert [next(groups), next(groups)] == [[0], [1]]
     assert given_up == []
-    assert list(attempts(job, "encode", songs, given_up.append)) == [[0]]
+    assert list(attempts(ledger, "encode", songs, given_up.append)) == [[0]]
     assert given_up == [1]
 
 

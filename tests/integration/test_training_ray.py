@@ -40,8 +40,9 @@ def losses_of(out: Path) -> list[float]:
 
 
 def test_two_workers_are_one_and_all_is_tracked(data: str, tmp_path: Path) -> None:
-    alone = run(config(data, tmp_path / "alone", workers=0))
-    result = train(config(data, tmp_path / "pair", workers=2))
+    # Five segments: shares of two and three.
+    alone = run(config(data, tmp_path / "alone", workers=0, batch_size=5))
+    result = train(config(data, tmp_path / "pair", workers=2, min_workers=1, batch_size=5))
     assert result.step == alone.step == 6
     assert losses_of(tmp_path / "pair") == pytest.approx(losses_of(tmp_path / "alone"), rel=1e-3)
     assert load_checkpoint(Path(result.checkpoint)).metrics["validation/loss"] == pytest.approx(result.metrics["validation_loss"], rel=1e-6)
@@ -59,12 +60,12 @@ def test_two_workers_are_one_and_all_is_tracked(data: str, tmp_path: Path) -> No
 
     # Going on: the same MLflow run, no step twice. Finished: nothing to do.
     with pytest.raises(UserError, match="add --resume"):
-        train(config(data, tmp_path / "pair", workers=0))
-    more = train(config(data, tmp_path / "pair", workers=0, steps=8, resume=True))
+        train(config(data, tmp_path / "pair", workers=0, batch_size=5))
+    more = train(config(data, tmp_path / "pair", workers=0, steps=8, resume=True, batch_size=5))
     assert more.mlflow_run_id == result.mlflow_run_id
     steps = [point.step for point in client.get_metric_history(result.mlflow_run_id, "train/loss")]
     assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
-    again = train(config(data, tmp_path / "pair", workers=0, steps=8, resume=True))
+    again = train(config(data, tmp_path / "pair", workers=0, steps=8, resume=True, batch_size=5))
     assert again.step == 8
     assert again.training_loss == more.training_loss
 

@@ -8,10 +8,11 @@ import pytest
 import ray
 
 from pipelines import stages
+from pipelines.attempts import MAX_ATTEMPTS, take_turns
 from pipelines.ledger import Ledger
 from pipelines.read import ReadSong, unknown_identity
 from pipelines.songs import FoundSong
-from pipelines.stages import MAX_ATTEMPTS, Job, ReadEncodeRows, acquire_row, read_row, segment_row, take_turns
+from pipelines.stages import Job, ReadEncodeRows, acquire_row, read_row, segment_row
 
 
 class DiedError(Exception):
