@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from model.distances import Interval
 from model.geometry import SAMPLE_RATE_HZ, SEGMENT_SAMPLES
-from training.evaluation_report import EvaluationReport
+from training.evaluation_report import EvaluationReport, bracketed
 from training.scores import GENERATED, OTHER, ROUND_TRIP
 
 # Below this many songs a reader is told that an interval says little.
@@ -76,7 +76,7 @@ def _fit(report: EvaluationReport) -> list[str]:
             (
                 row.name,
                 *(
-                    _brackets(Interval(value=getattr(row.mean, name), low=getattr(row.low, name), high=getattr(row.high, name)))
+                    bracketed(Interval(value=getattr(row.mean, name), low=getattr(row.low, name), high=getattr(row.high, name)))
                     for name in ("harmony", "rhythm", "overall")
                 ),
                 f"{row.mean.leakage:.2f}",
@@ -103,9 +103,9 @@ def _distances(report: EvaluationReport) -> list[str]:
         [
             (
                 row.name,
-                _brackets(row.frechet, digits),
+                bracketed(row.frechet, digits),
                 "" if row.frechet_extrapolated is None else f"{row.frechet_extrapolated:.{digits}f}",
-                _brackets(row.kernel),
+                bracketed(row.kernel),
             )
             for row in found.rows
         ],
@@ -137,7 +137,7 @@ def _aesthetics(report: EvaluationReport) -> list[str]:
     rows = [
         (
             row.name,
-            *(_brackets(getattr(row, axis)) for axis in ("PQ", "PC", "CE", "CU")),
+            *(bracketed(getattr(row, axis)) for axis in ("PQ", "PC", "CE", "CU")),
             *((size, took) if row.name == GENERATED else ("", "")),
         )
         for row in report.aesthetics
@@ -152,10 +152,6 @@ def _aesthetics(report: EvaluationReport) -> list[str]:
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (header, ("---", *("---:" for _ in header[1:])), *rows)]
-
-
-def _brackets(interval: Interval, digits: int = 2) -> str:
-    return f"{interval.value:.{digits}f} ({interval.low:.{digits}f} to {interval.high:.{digits}f})"
 
 
 def _songs(count: int) -> str:

@@ -99,7 +99,7 @@ class EvaluationReport:
             for measure in fields(Measures):
                 value, low, high = (getattr(part, measure.name) for part in (row.mean, row.low, row.high))
                 if measure.name in ("harmony", "rhythm", "overall"):
-                    cells.append(f"{value:.2f} ({low:.2f} to {high:.2f})")
+                    cells.append(bracketed(Interval(value=value, low=low, high=high)))
                 else:
                     cells.append(f"{value:.3f}" if abs(value) < 1 else f"{value:.1f}" if abs(value) < 1_000 else f"{value:.0f}")
             table.append(cells)
@@ -145,6 +145,12 @@ class EvaluationReport:
             values["distances"] = Distances(**{**given, "rows": tuple(_intervals(DistanceRow, row) for row in given["rows"])})
         values["aesthetics"] = tuple(_intervals(AestheticsRow, row) for row in document.get("aesthetics", ()))
         return EvaluationReport(**values)
+
+
+def bracketed(interval: Interval, digits: int = 2) -> str:
+    """A figure with its interval in brackets; alone where songs do not differ, as one song cannot from itself."""
+    value, low, high = (f"{part:.{digits}f}" for part in (interval.value, interval.low, interval.high))
+    return value if low == high == value else f"{value} ({low} to {high})"
 
 
 def metric_name(row: str) -> str:

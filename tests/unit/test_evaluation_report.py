@@ -7,7 +7,7 @@ import pytest
 
 from model.distances import Interval
 from training.evaluation_markdown import PAPER, markdown, result
-from training.evaluation_report import AestheticsRow, DistanceRow, Distances, EvaluationReport
+from training.evaluation_report import AestheticsRow, DistanceRow, Distances, EvaluationReport, bracketed
 from training.scores import GENERATED, OTHER, REAL, ROUND_TRIP, SILENCE, EvaluationRow, Measures, summarise
 
 GAIN = Interval(value=0.4, low=0.3, high=0.5)
@@ -75,6 +75,7 @@ def test_its_tables_are_narrow_and_hold_every_row() -> None:
         assert len({line.count("|") for line in table.splitlines()}) == 1
         assert table.splitlines()[0].count("|") <= 8
     assert "| generated | 0.400 (0.300 to 0.500) | 0.200 | 0.40 (0.30 to 0.50) |" in text
+    assert bracketed(Interval(value=0.5, low=0.5, high=0.5)) == "0.50"
     assert "15.0M | 7.5 s |" in text
     assert "say little" not in text
     assert "say little" in markdown(replace(report_of(), songs=2))
