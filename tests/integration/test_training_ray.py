@@ -71,7 +71,7 @@ def test_two_workers_are_one_and_all_is_tracked(data: str, tmp_path: Path) -> No
 
 
 def test_a_killed_worker_is_replaced_and_goes_on(data: str, tmp_path: Path) -> None:
-    whole = run(config(data, tmp_path / "whole", workers=0, steps=60, validate_every=2, log_every=2))
+    whole = run(config(data, tmp_path / "whole", workers=0, steps=24, validate_every=2, log_every=2))
     out = tmp_path / "killed"
     killed: list[int] = []
     done = threading.Event()
@@ -89,7 +89,7 @@ def test_a_killed_worker_is_replaced_and_goes_on(data: str, tmp_path: Path) -> N
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
     try:
-        result = train(config(data, out, workers=1, steps=60, validate_every=2, log_every=2))
+        result = train(config(data, out, workers=1, steps=24, validate_every=2, log_every=2))
     finally:
         done.set()
         killer.join()
