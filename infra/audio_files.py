@@ -6,6 +6,7 @@ Shape legend: C channels, N samples. Arrays are (C, N), full scale is ±1.
 """
 
 import io
+import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ __all__ = [
     "AudioTooLong",
     "FileFormat",
     "NotAudio",
+    "StreamWriter",
     "UnreadableAudio",
     "decode",
     "encode",
@@ -133,9 +135,7 @@ def encode(samples_CN: np.ndarray, format: FileFormat = "wav", *, sample_rate_hz
         raise UserError(f"samples of shape {samples_CN.shape} cannot be written; give (1 or 2 channels, at least 1 sample)")
     if not np.isfinite(samples_CN).all():
         raise UserError("NaN or infinite samples cannot be written; mend the audio before it is encoded")
-    # 32768 is what decoding divides by, so that PCM → float → PCM is the identity.
-    pcm_NC = np.clip(np.rint(samples_CN.T * 32_768), -32_768, 32_767).astype(np.int16)
-    frames_NC = pcm_NC if format in ("wav", "flac") else np.clip(samples_CN.T, -1, 1)
+    frames_NC = _frames(samples_CN, format)
     buffer = io.BytesIO()
     with soundfile.SoundFile(
         buffer, "w", samplerate=sample_rate_hz, channels=samples_CN.shape[0], format=format.upper(), subtype=_SUBTYPES[format]
@@ -145,6 +145,79 @@ def encode(samples_CN: np.ndarray, format: FileFormat = "wav", *, sample_rate_hz
             file.write(frames_NC[start : start + BLOCK_SAMPLES])
     data = buffer.getvalue()
     return _with_serial(data) if format == "ogg" else data
+
+
+def _frames(samples_CN: np.ndarray, format: FileFormat) -> np.ndarray:
+    """What libsndfile is given, (N, C)."""
+    if format in ("wav", "flac"):
+        # 32768 is what decoding divides by, so that PCM → float → PCM is the identity.
+        return np.clip(np.rint(samples_CN.T * 32_768), -32_768, 32_767).astype(np.int16)
+    return np.clip(samples_CN.T, -1, 1)
+
+
+class StreamWriter:
+    """A stereo file of known length at 44.1 kHz whose bytes leave as they are made. A WAV is the same, byte for byte, as `encode` makes it;
+    a FLAC's header does not know its length and checksum, an MP3's how much silence its coder put before and after."""
+
+    def __init__(self, format: FileFormat, samples: int) -> None:
+        self._format, self._sink = format, _Sink()
+        self._file: soundfile.SoundFile | None = None
+        if format == "wav":
+            size = 4 * samples
+            chunk = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 2, SAMPLE_RATE_HZ, 4 * SAMPLE_RATE_HZ, 4, 16)
+            self._sink.write(struct.pack("<4sI4s", b"RIFF", 36 + size, b"WAVE") + chunk + struct.pack("<4sI", b"data", size))
+        else:
+            self._file = soundfile.SoundFile(
+                self._sink, "w", samplerate=SAMPLE_RATE_HZ, channels=2, format=format.upper(), subtype=_SUBTYPES[format]
+            )
+
+    def write(self, samples_CN: np.ndarray) -> bytes:
+        """The next samples (2, n) float32 → what can be sent of them, which may be nothing yet."""
+        frames_NC = _frames(samples_CN, self._format)
+        if self._file is None:
+            self._sink.write(frames_NC.astype("<i2").tobytes())
+        else:
+            for start in range(0, len(frames_NC), BLOCK_SAMPLES):
+                self._file.write(frames_NC[start : start + BLOCK_SAMPLES])
+        return self._taken()
+
+    def close(self) -> bytes:
+        """The file's last bytes."""
+        if self._file is not None:
+            self._file.close()
+        return self._taken()
+
+    def _taken(self) -> bytes:
+        data = self._sink.take()
+        return _with_serial(data) if self._format == "ogg" else data
+
+
+class _Sink(io.RawIOBase):
+    """A file that forgets what was taken from it; what is written there later (a header's second version) is dropped."""
+
+    def __init__(self) -> None:
+        self._kept, self._first, self._at = bytearray(), 0, 0
+
+    def write(self, data: Any) -> int:
+        given = bytes(data)
+        late = min(max(self._first - self._at, 0), len(given))
+        start = self._at + late - self._first
+        self._kept[start : start + len(given) - late] = given[late:]
+        self._at += len(given)
+        return len(given)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._first + len(self._kept)}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def take(self) -> bytes:
+        data = bytes(self._kept)
+        self._first += len(data)
+        self._kept.clear()
+        return data
 
 
 def _decode_file(data: bytes, max_duration_s: float, max_channels: int) -> tuple[np.ndarray, int]:

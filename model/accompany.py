@@ -3,9 +3,10 @@
 Shapes: B batch, K candidates, C channels, T latent frames, N samples.
 """
 
+import threading
 import time
 from collections import OrderedDict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,12 +28,15 @@ from model.level import level_gain, without_bumps
 from model.sampling import USUAL_SAMPLING, Progress, Sampling, Solver
 from model.tuning import IN_TUNE, speed_into_tune, stretched, stretched_pieces
 from model.unet import VocalFeatures
-from model.windows import Lane, Window, denoise, noise, windows
+from model.windows import Lane, Window, noise, windows
+from model.windows import denoise as denoise_alone
 
 # Null features kept, one for each length of window: guided requests of the same length share them.
 NULL_LENGTHS = 4
 
 Item = TypeVar("Item")
+Denoise = Callable[[Sequence[Lane], Callable[[int], None]], Iterator[tuple[Lane, Tensor]]]
+"""Moves a request's lanes to their ends, as `model.windows.denoise` does: (lanes, progress) → settled frames with their lane."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +127,10 @@ class StageClock:
 
 
 class Accompanist:
-    """A checkpoint's network with its codec, ready for vocals. Not thread-safe; what it answers depends on its arguments alone."""
+    """A checkpoint's network with its codec, ready for vocals; what it answers depends on its arguments alone.
+
+    One thread at a time, unless they share a `denoise`.
+    """
 
     def __init__(
         self,
@@ -152,27 +159,48 @@ class Accompanist:
         self._evaluator = evaluator or evaluator_for(checkpoint.build(self.device))
         self.schedule = Schedule(steps=checkpoint.network.diffusion_steps)
         self._nulls: OrderedDict[int, VocalFeatures] = OrderedDict()
+        self._nulls_lock = threading.Lock()
 
-    def accompany(self, vocal_CN: np.ndarray, config: GenerationConfig | None = None, *, progress: Progress | None = None) -> Accompaniment:
+    @property
+    def evaluator(self) -> Evaluator:
+        return self._evaluator
+
+    def accompany(
+        self,
+        vocal_CN: np.ndarray,
+        config: GenerationConfig | None = None,
+        *,
+        progress: Progress | None = None,
+        denoise: Denoise | None = None,
+    ) -> Accompaniment:
         """(2, N) float at 44.1 kHz, one sample or more → its accompaniment.
 
         Of what grows with length it holds the vocal, the band (twice where there are candidates) and their latents, 0.3 MB a minute and
         candidate. progress: called after each step, and after each candidate's fit with (steps, steps); what it raises ends the work.
+        denoise: who asks the network; with one that several threads may share, as the service's, this may be called from each of them.
         ModelError: another shape, no samples, or not finite.
         """
-        return self.accompany_batch([Request(vocal_CN=vocal_CN, config=config or GenerationConfig())], progress=progress)[0]
+        request = Request(vocal_CN=vocal_CN, config=config or GenerationConfig())
+        return self.accompany_batch([request], progress=progress, denoise=denoise)[0]
 
     @torch.inference_mode()
-    def accompany_batch(self, requests: Sequence[Request], *, progress: Progress | None = None) -> list[Accompaniment]:
+    def accompany_batch(
+        self,
+        requests: Sequence[Request],
+        *,
+        progress: Progress | None = None,
+        denoise: Denoise | None = None,
+        clock: StageClock | None = None,
+    ) -> list[Accompaniment]:
         """Each request's accompaniment, all candidates denoised together, and each bit for bit what `accompany` gives it alone.
 
         What one request raises ends them all: look at vocals before they are batched.
         """
-        clock = StageClock(self.device)
+        clock = clock or StageClock(self.device)
         songs = [_Song(self, request, clock) for request in requests]
         latents: dict[Lane, list[Tensor]] = {lane: [] for song in songs for lane in song.lanes}
         count = _StepCount(progress, sum(song.steps for song in songs))
-        for lane, settled_BCT in clock.each("diffuse", denoise(list(latents), self._evaluator, count.advance)):
+        for lane, settled_BCT in clock.each("diffuse", (denoise or self._denoise)(list(latents), count.advance)):
             latents[lane].append(settled_BCT)
         made = [self._best(song, [latents.pop(lane) for lane in song.lanes], clock, count) for song in songs]
         return [replace(accompaniment, stage_s=dict(clock.stage_s)) for accompaniment in made]
@@ -196,22 +224,30 @@ class Accompanist:
 
     @torch.inference_mode()
     def stream(
-        self, vocal_CN: np.ndarray, config: GenerationConfig | None = None, *, progress: Progress | None = None
+        self,
+        vocal_CN: np.ndarray,
+        config: GenerationConfig | None = None,
+        *,
+        progress: Progress | None = None,
+        denoise: Denoise | None = None,
+        clock: StageClock | None = None,
     ) -> Generator[np.ndarray, None, Accompaniment]:
         """The same audio as `accompany`, bit for bit, in pieces (2, n) as soon as each is finished; returns the whole with its fit.
 
         The first piece needs the first window alone. Of several candidates the best is known, and heard, when all are done. Pieces are
-        views that cannot be written to. Errors are those of `accompany`, at the first `next`.
+        views that cannot be written to. clock: counts on, for who wants to know the times before the end. Errors are those of
+        `accompany`, at the first `next`.
         """
         config = config or GenerationConfig()
         if config.candidates > 1:
-            made = self.accompany(vocal_CN, config, progress=progress)
+            request = Request(vocal_CN=vocal_CN, config=config)
+            made = self.accompany_batch([request], progress=progress, denoise=denoise, clock=clock)[0]
             yield made.audio_CN
             return made
-        clock = StageClock(self.device)
+        clock = clock or StageClock(self.device)
         song = _Song(self, Request(vocal_CN=vocal_CN, config=config), clock)
         count = _StepCount(progress, song.steps)
-        settled = clock.each("diffuse", denoise(song.lanes, self._evaluator, count.advance))
+        settled = clock.each("diffuse", (denoise or self._denoise)(song.lanes, count.advance))
         audio_CN = np.empty_like(song.vocal_CN)
         yield from song.render((settled_BCT for _, settled_BCT in settled), audio_CN)
         with clock.stage("fit"):
@@ -221,12 +257,16 @@ class Accompanist:
 
     def null_features(self, frames: int) -> VocalFeatures:
         """Features of the null condition for a window of so many frames, the last used ones kept."""
-        if frames not in self._nulls:
-            (self._nulls[frames],) = self._evaluator.encode([None], frames)
-            if len(self._nulls) > NULL_LENGTHS:
-                self._nulls.popitem(last=False)
-        self._nulls.move_to_end(frames)
-        return self._nulls[frames]
+        with self._nulls_lock:
+            if frames not in self._nulls:
+                (self._nulls[frames],) = self._evaluator.encode([None], frames)
+                if len(self._nulls) > NULL_LENGTHS:
+                    self._nulls.popitem(last=False)
+            self._nulls.move_to_end(frames)
+            return self._nulls[frames]
+
+    def _denoise(self, lanes: Sequence[Lane], progress: Callable[[int], None]) -> Iterator[tuple[Lane, Tensor]]:
+        return denoise_alone(lanes, self._evaluator, progress)
 
     def features(self, vocal_BCT: Tensor) -> VocalFeatures:
         """Features of a window of a normalised vocal latent."""

@@ -6,6 +6,7 @@ Shapes: B batch, C channels, N samples, T latent frames of 2,048 samples.
 import contextlib
 import hashlib
 import math
+import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,6 +21,7 @@ from model.errors import ModelError
 from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS
 
 Item = TypeVar("Item")
+CUDNN_SWITCH = threading.Lock()
 # Samples that are looked at together for NaN: the answer about ten minutes of audio needs no array of that length.
 CHECKED_SAMPLES = 1 << 20
 
@@ -114,12 +116,15 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 @contextlib.contextmanager
 def whole_float32(device: torch.device) -> Iterator[None]:
-    """Convolutions of float32 tensors in float32: cuDNN would round their inputs to 10 bits (TF32). Nothing to do on a CPU."""
+    """Convolutions of float32 tensors in float32: cuDNN would round their inputs to 10 bits (TF32). Nothing to do on a CPU.
+
+    One thread at a time: the switch is the process's.
+    """
     if device.type != "cuda":
         yield
         return
     cudnn = torch.backends.cudnn
-    with cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False):
+    with CUDNN_SWITCH, cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False):
         yield
 
 

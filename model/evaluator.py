@@ -6,6 +6,7 @@ an evaluation always runs in a batch of the same shape: alone on one of a CPU's 
 Shapes: B batch (slots), C channels, T frames.
 """
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -37,7 +38,7 @@ class Evaluation:
 
 
 class Evaluator(ABC):
-    """A network on its device. Not thread-safe."""
+    """A network on its device. One thread may `encode` while another asks for evaluations."""
 
     slots: int
     """Evaluations that run at the same time; more are queued."""
@@ -137,6 +138,7 @@ class BatchedEvaluator(Evaluator):
         self._graphs = is_cuda and execution != "eager"
         self._network = _network(unet, execution)
         self._batches: dict[int, _Batch] = {}
+        self._lock = threading.Lock()
 
     def _padded(self, frames: int) -> int:
         length = next((length for length in self.lengths if length >= frames), None)
@@ -151,7 +153,7 @@ class BatchedEvaluator(Evaluator):
         found = []
         for vocal_BCT in vocals_BCT:
             vocal_BCT = self.unet.null_vocal(frames) if vocal_BCT is None else vocal_BCT.to(self.device)
-            with self._autocast():
+            with self._lock, self._autocast():
                 found.append(self.unet.encode_vocal(F.pad(vocal_BCT, (0, length - frames)), valid_BT))
         return found
 
@@ -162,7 +164,8 @@ class BatchedEvaluator(Evaluator):
             those = [index for index, evaluation in enumerate(evaluations) if evaluation.vocal.frames == length]
             for first in range(0, len(those), self.slots):
                 part = those[first : first + self.slots]
-                v_BCT = self._run(length, [evaluations[index] for index in part])
+                with self._lock:
+                    v_BCT = self._run(length, [evaluations[index] for index in part])
                 found |= {index: v_CT[:, : evaluations[index].x_CT.shape[1]] for index, v_CT in zip(part, v_BCT, strict=False)}
         return [found[index] for index in range(len(evaluations))]
 
@@ -208,7 +211,8 @@ def _captured(run: Callable[[], Tensor], device: torch.device) -> Callable[[], T
                 run()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # thread_local: what other threads do on the device meanwhile, codecs and copies, is no fault of the capture
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             result = run()
 
     def replay() -> Tensor:

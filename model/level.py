@@ -68,3 +68,22 @@ def mix(vocal_CN: np.ndarray, accompaniment_CN: np.ndarray) -> tuple[np.ndarray,
 def within_full_scale(audio_CN: np.ndarray) -> np.ndarray:
     """Audio that stands alone: turned down to a peak of −1 dBFS where it exceeds that, else as it is."""
     return mix(np.zeros_like(audio_CN), audio_CN)[1]
+
+
+class RunningGain:
+    """What `within_full_scale` does, for audio that is sent before its end is known: the gain falls where a piece exceeds −1 dBFS, within
+    50 ms, and does not rise again. Audio that stays below is left as it is."""
+
+    def __init__(self, sample_rate_hz: int) -> None:
+        self._fall_samples, self._gain = sample_rate_hz // 20, 1.0
+
+    def __call__(self, piece_CN: np.ndarray) -> np.ndarray:
+        """(C, N) → (C, N): the next piece, turned down."""
+        peak = float(np.abs(piece_CN).max(initial=0.0))
+        before, self._gain = self._gain, min(self._gain, 10 ** (PEAK_DBFS / 20) / peak) if peak else self._gain
+        if self._gain == 1.0:
+            return piece_CN
+        gain_N = np.full(piece_CN.shape[1], self._gain, np.float32)
+        fall = min(self._fall_samples, len(gain_N)) if before != self._gain else 0
+        gain_N[:fall] = np.linspace(before, self._gain, fall, endpoint=False, dtype=np.float32)
+        return np.clip(piece_CN * gain_N, -1.0, 1.0)

@@ -104,7 +104,7 @@ class Lane:
         frames over which a window takes over from the former."""
         self.width = 1 if guidance == 1 else 2
         """Evaluations a step."""
-        self._waiting = deque(windows)
+        self._waiting, self._prepared = deque(windows), deque[list[VocalFeatures]]()
         self._slope, self._condition, self._draw = slope, condition, draw
         self._schedule, self._sampler, self._guidance, self._rescale = schedule, sampler, guidance, rescale
         self._window: Window | None = None
@@ -114,9 +114,42 @@ class Lane:
     def done(self) -> bool:
         return self._window is None and not self._waiting
 
-    def _enter(self, window: Window) -> None:
-        self._window = window
-        self._conditions = [features for features in self._condition(window) if features is not None]
+    @property
+    def windows_left(self) -> int:
+        """Windows that have not been entered."""
+        return len(self._waiting)
+
+    @property
+    def ahead(self) -> int:
+        """Windows that are prepared and have not been entered."""
+        return len(self._prepared)
+
+    @property
+    def unprepared(self) -> int:
+        return len(self._waiting) - len(self._prepared)
+
+    @property
+    def costs(self) -> list[int]:
+        """Frames that the network is to evaluate in each window that has not been entered."""
+        return [window.frames * self._sampler.steps * self.width for window in self._waiting]
+
+    @property
+    def ready(self) -> bool:
+        """Whether `evaluations` has all that it needs, and only the network is left to ask."""
+        return self._window is not None or bool(self._prepared)
+
+    def prepare(self) -> None:
+        """Finds what the next window that is not prepared is conditioned on, so that `evaluations` need not. Another thread may do it."""
+        self._prepared.append(self._conditioned(self._waiting[len(self._prepared)]))
+
+    def _conditioned(self, window: Window) -> list[VocalFeatures]:
+        return [features for features in self._condition(window) if features is not None]
+
+    def _enter(self) -> None:
+        if not self._prepared:
+            self.prepare()
+        window = self._window = self._waiting.popleft()
+        self._conditions = self._prepared.popleft()  # last: who prepares the next one looks whether this is gone
         draws = self._draw(window)
         self._solving: Solving = solve(next(draws), self._schedule, self._sampler, lambda: next(draws))
         self._x_BCT, self._t = next(self._solving)
@@ -126,7 +159,7 @@ class Lane:
     def evaluations(self) -> list[Evaluation]:
         """What the network is to be asked next, `width` of them."""
         if self._window is None:
-            self._enter(self._waiting.popleft())
+            self._enter()
         return [Evaluation(x_CT=self._x_BCT[0], t=self._t, vocal=features) for features in self._conditions]
 
     def advance(self, velocities_CT: Sequence[Tensor]) -> Tensor | None:

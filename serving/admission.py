@@ -2,16 +2,17 @@
 
 import hashlib
 import hmac
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from starlette.datastructures import Headers
 
 from serving.problems import Problem, ProblemError
 
-# Weight of the newest request in the running mean of service times that Retry-After is told from.
-NEWEST_WEIGHT = 0.3
+# Weight of the newest in the running mean of the time between two answers, that Retry-After is told from.
+NEWEST_WEIGHT = 0.2
 FIRST_GUESS_S = 5.0
 
 
@@ -48,12 +49,12 @@ class Gate:
     A request holds memory from the first byte of its upload, so the gate stands before the upload is read.
     """
 
-    def __init__(self, *, max_pending: int, max_per_caller: int, slots: int) -> None:
+    def __init__(self, *, max_pending: int, max_per_caller: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_pending = max_pending
         self._max_per_caller = max_per_caller
-        self._slots = slots
+        self._clock = clock
         self._pending: Counter[str | None] = Counter()
-        self._service_s = FIRST_GUESS_S
+        self._between_s, self._since_s = FIRST_GUESS_S, clock()
 
     @property
     def pending(self) -> int:
@@ -66,7 +67,9 @@ class Gate:
             raise ProblemError(self.full())
         if caller is not None and self._pending[caller] >= self._max_per_caller:
             detail = f"this key has {self._pending[caller]} requests waiting, its share is {self._max_per_caller}; wait for one to end"
-            raise ProblemError(Problem(status=429, detail=detail, retry_after_s=self._service_s))
+            raise ProblemError(Problem(status=429, detail=detail, retry_after_s=self._between_s))
+        if not self._pending:
+            self._since_s = self._clock()  # idle time says nothing of how fast answers come
         self._pending[caller] += 1
         try:
             yield
@@ -75,12 +78,14 @@ class Gate:
             if not self._pending[caller]:
                 del self._pending[caller]
 
-    def served(self, work_s: float) -> None:
-        """Notes how long a request's own work took."""
-        self._service_s += NEWEST_WEIGHT * (work_s - self._service_s)
+    def served(self) -> None:
+        """Notes an answer: how fast they come is what the service can do, however many it works on at a time."""
+        now_s = self._clock()
+        self._between_s += NEWEST_WEIGHT * (now_s - self._since_s - self._between_s)
+        self._since_s = now_s
 
     def full(self) -> Problem:
-        """503 with the time after which half of what waits now should be done."""
-        retry_after_s = self._service_s * max(1, self.pending / (2 * self._slots))
+        """503 with the time after which half of what waits now should be answered."""
+        retry_after_s = self._between_s * max(1, self.pending / 2)
         detail = f"{self.pending} requests are waiting, which is all that this service accepts; try again after the time in Retry-After"
         return Problem(status=503, title="Full", detail=detail, retry_after_s=retry_after_s)

@@ -3,8 +3,12 @@
 Imports no torch: behind Ray Serve this runs in the ingress replicas, which only carry bytes.
 """
 
+import logging
+import math
+import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,13 +17,26 @@ from typing import Any, Protocol
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from fastapi.security import APIKeyHeader, HTTPBearer
+from starlette.types import Receive, Scope, Send
 
 from infra.errors import UserError
 from serving import problems
 from serving.admission import Gate, Keys
+from serving.following import Following, request_id
 from serving.problems import Problem, ProblemError
-from serving.schema import AccompanimentRequest, AccompanimentResult, Health, ModelInfo, ModelList, ProblemDetails
+from serving.schema import (
+    AccompanimentRequest,
+    AccompanimentResult,
+    FieldFault,
+    Health,
+    ModelInfo,
+    ModelList,
+    ProblemDetails,
+    RequestProgress,
+)
 from serving.uploads import drop_upload, read_upload
+
+log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent / "page"
 STREAM_CHUNK_BYTES = 64 * 1024
@@ -36,10 +53,15 @@ PAGE_HEADERS = {
 }
 
 
+Message = RequestProgress | AccompanimentResult | bytes | Problem
+"""What is said of a request: how far it is, any number of times; then one problem, or one result and, where it says `more`, bytes."""
+
+
 class Backend(Protocol):
     """Whatever makes accompaniments: an engine in this process, or model replicas behind Ray Serve."""
 
-    async def generate(self, vocal: bytes, request: AccompanimentRequest) -> AccompanimentResult | Problem: ...
+    def play(self, vocal: bytes, request: AccompanimentRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Message, None]:
+        """One request, whose seed is given; see `Message`."""
 
     async def models(self) -> list[ModelInfo]:
         """Raises ProblemError 503 while there is none."""
@@ -58,12 +80,12 @@ class AppConfig:
     """Requests that may be uploading, waiting or in work; beyond it 503."""
     max_pending_per_caller: int = 8
     """Of these, from one API key; beyond it 429. Without keys callers are not told apart."""
-    slots: int = 1
-    """Requests that the model replicas work on at a time, to tell Retry-After."""
+    request_timeout_s: float = 600.0
+    """From the first byte; a caller may ask for less with X-Backline-Timeout-Seconds. Beyond it 504."""
     api_key_digests: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("max_upload_bytes", "upload_timeout_s", "max_pending", "max_pending_per_caller", "slots"):
+        for name in ("max_upload_bytes", "upload_timeout_s", "max_pending", "max_pending_per_caller", "request_timeout_s"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}, which is not positive: give a number above 0")
 
@@ -71,7 +93,8 @@ class AppConfig:
 def create_app(backend: Backend, config: AppConfig) -> FastAPI:
     """The application; `backend` does the work."""
     keys = Keys(config.api_key_digests)
-    gate = Gate(max_pending=config.max_pending, max_per_caller=config.max_pending_per_caller, slots=config.slots)
+    gate = Gate(max_pending=config.max_pending, max_per_caller=config.max_pending_per_caller)
+    following = Following()
     app = FastAPI(
         title="backline",
         version=version("backline"),
@@ -93,26 +116,58 @@ def create_app(backend: Backend, config: AppConfig) -> FastAPI:
     async def accompaniments(request: Request) -> Response:
         """Play the band behind a vocal.
 
-        With `stream` the finished file is sent in chunks; today's models make the whole accompaniment before its first sound
-        (`streams_windows` in `GET /v1/models`).
+        With `stream`, audio of vocals longer than a window leaves window by window, as it is made; X-Backline-Fit and Server-Timing are
+        those of its beginning then. X-Request-Id, where it is sent, is the id under which `GET /v1/progress/{id}` tells how far it is.
         """
         start_s = time.monotonic()
-        try:
-            with gate.admit(keys.caller(request.headers)):
+        id = request_id(request.headers.get("x-request-id"))
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(gate.admit(keys.caller(request.headers)))
+                timeout_s = _timeout_s(request, config.request_timeout_s)
+                stack.enter_context(following.request(id))
                 upload = await read_upload(request, max_bytes=config.max_upload_bytes, timeout_s=config.upload_timeout_s)
-                sent_s = time.monotonic()
-                result = await backend.generate(upload.vocal, upload.request)
-        except ProblemError as refusal:
-            if refusal.problem.status != 408:
-                await drop_upload(request, max_bytes=config.max_upload_bytes, timeout_s=config.upload_timeout_s)
-            raise
-        if isinstance(result, Problem):
-            raise ProblemError(result)
-        # Whatever the replica does not account for was waiting: for a free replica, or on the way there and back.
-        queue_s = max(0.0, time.monotonic() - sent_s - result.stages.work_s)
-        result = replace(result, stages=replace(result.stages, queue=queue_s))
-        gate.served(result.stages.work_s)
-        return _answer(result, stream=upload.request.stream, total_s=time.monotonic() - start_s)
+            except ProblemError as refusal:
+                if refusal.problem.status != 408:
+                    await drop_upload(request, max_bytes=config.max_upload_bytes, timeout_s=config.upload_timeout_s)
+                raise
+            sent_s = time.monotonic()
+            asked = upload.request
+            if asked.seed is None:
+                # Drawn here, so that another replica can make the same audio should the first one die.
+                asked = asked.model_copy(update={"seed": secrets.randbelow(2**32)})
+            messages = backend.play(upload.vocal, asked, timeout_s=max(0.001, timeout_s - (sent_s - start_s)))
+            result = await _result(messages, following, id)
+            if isinstance(result, Problem):
+                log.info("request %s: %d after %.2f s", id, result.status, time.monotonic() - start_s)
+                raise ProblemError(result)
+            # Whatever the replica does not account for was waiting: for a free replica, or on the way there and back.
+            queue_s = max(0.0, time.monotonic() - sent_s - result.stages.work_s)
+            result = replace(result, stages=replace(result.stages, queue=queue_s))
+            total_s = time.monotonic() - start_s
+            log.info(
+                "request %s: %.2f s of vocal, seed %d, %.2f s (%s)%s", id, result.duration_s, result.seed, total_s,
+                result.stages.server_timing(), ", streams on" if result.more else "",
+            )  # fmt: skip
+            headers = _headers(result, id, total_s)
+            if result.more:
+                # The place at the gate is held until the last byte.
+                stack.callback(gate.served)
+                return _Held(result, messages, headers=headers, held=stack.pop_all())
+            await messages.aclose()
+            gate.served()
+            if asked.stream:
+                return StreamingResponse(_chunks(result.audio), media_type=result.media_type, headers=headers)
+            return Response(result.audio, media_type=result.media_type, headers=headers)
+
+    @app.get("/v1/progress/{id}", tags=["version 1"], response_model=RequestProgress, responses=_problems(401, 404), dependencies=KEYED)
+    async def progress(request: Request, id: str) -> RequestProgress:
+        """How far a request is, by the X-Request-Id that it was sent with."""
+        keys.caller(request.headers)
+        found = following.of(id)
+        if found is None:
+            raise ProblemError(Problem(status=404, detail="no request with this id is known here; it was never sent, or is long done"))
+        return found
 
     @app.get("/v1/models", tags=["version 1"], response_model=ModelList, responses=_problems(401, 503), dependencies=KEYED)
     async def models(request: Request) -> ModelList:
@@ -156,8 +211,61 @@ def _page(name: str) -> Any:
     return page
 
 
-def _answer(result: AccompanimentResult, *, stream: bool, total_s: float) -> Response:
-    headers = {
+def _timeout_s(request: Request, most_s: float) -> float:
+    """Seconds that the request may take in all. Raises ProblemError 422."""
+    wanted = request.headers.get("x-backline-timeout-seconds")
+    if wanted is None:
+        return most_s
+    try:
+        seconds = float(wanted)
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0:
+        fault = FieldFault(field="X-Backline-Timeout-Seconds", message=f"is {wanted[:20]!r}; give a number of seconds above 0")
+        raise ProblemError(problems.fields_problem([fault]))
+    return min(seconds, most_s)
+
+
+async def _result(messages: AsyncIterator[Message], following: Following, id: str) -> AccompanimentResult | Problem:
+    """The first message that is no progress; that is told."""
+    async for message in messages:
+        if isinstance(message, RequestProgress):
+            following.tell(id, message)
+        elif not isinstance(message, bytes):
+            return message
+    raise RuntimeError("the backend ended a request without a result")
+
+
+class _Held(StreamingResponse):
+    """A file that is sent as it is made; it lets go of what it holds when it ends, also when it never began."""
+
+    def __init__(
+        self, result: AccompanimentResult, messages: AsyncGenerator[Message, None], *, headers: dict[str, str], held: ExitStack
+    ) -> None:
+        super().__init__(self._bytes(result, messages), media_type=result.media_type, headers=headers)
+        self._messages, self._held = messages, held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._held:
+            try:
+                await super().__call__(scope, receive, send)
+            finally:
+                await self._messages.aclose()
+
+    @staticmethod
+    async def _bytes(result: AccompanimentResult, messages: AsyncIterator[Message]) -> AsyncIterator[bytes]:
+        yield result.audio
+        async for message in messages:
+            if isinstance(message, bytes):
+                yield message
+            elif isinstance(message, Problem):
+                # It can only end the connection, so that no client takes the part for the whole.
+                raise ProblemError(message)
+
+
+def _headers(result: AccompanimentResult, id: str, total_s: float) -> dict[str, str]:
+    return {
+        "X-Request-Id": id,
         "X-Backline-Model": result.model,
         "X-Backline-Seed": str(result.seed),
         "X-Backline-Fit": result.fit_header(),
@@ -166,9 +274,6 @@ def _answer(result: AccompanimentResult, *, stream: bool, total_s: float) -> Res
         "Content-Disposition": f'inline; filename="{result.file_name}"',
         "X-Content-Type-Options": "nosniff",
     }
-    if stream:
-        return StreamingResponse(_chunks(result.audio), media_type=result.media_type, headers=headers)
-    return Response(result.audio, media_type=result.media_type, headers=headers)
 
 
 async def _chunks(data: bytes) -> AsyncIterator[bytes]:
@@ -195,11 +300,12 @@ def _answers() -> dict[int | str, dict[str, Any]]:
         "X-Backline-Seed": "The seed that was used",
         "X-Backline-Fit": "JSON: harmony, rhythm, overall, leakage, each 0 to 1",
         "X-Backline-Candidate-Fits": "JSON list: the same of every candidate",
+        "X-Request-Id": "The request's id: the one that was sent, or a new one",
         "Server-Timing": "Milliseconds of queue, decode, encode, diffuse, fit, render, total",
     }
     described = {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()}
     audio = {"description": "The audio, or a ZIP of stems", "content": dict.fromkeys(kinds, binary), "headers": described}
-    return {200: audio, **_problems(400, 401, 408, 413, 415, 422, 429, 500, 503)}
+    return {200: audio, **_problems(400, 401, 408, 413, 415, 422, 429, 500, 503, 504)}
 
 
 def _form() -> dict[str, Any]:

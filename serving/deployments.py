@@ -6,8 +6,8 @@ import signal
 import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
@@ -22,14 +22,13 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatus, LoggingConfig, ReplicaState
 
-from infra.audio_files import AudioError
 from infra.cluster import connect
 from infra.errors import UserError
 from infra.places import is_registered, pinned
 from infra.settings import Settings, registry_environment
 from serving.admission import digest
-from serving.app import AppConfig, create_app
-from serving.problems import Problem, ProblemError, audio_problem
+from serving.app import AppConfig, Message, create_app
+from serving.problems import Problem, ProblemError
 from serving.schema import AccompanimentRequest, AccompanimentResult, ModelInfo
 
 log = logging.getLogger(__name__)
@@ -39,6 +38,8 @@ MODEL_DEPLOYMENT = "Model"
 READY_CACHE_S = 1.0
 CONTROLLER_TIMEOUT_S = 5.0
 INFO_TIMEOUT_S = 5.0
+MOST_FAILURES = 3
+"""Failed steps in succession after which a replica's device is given up."""
 LIGHT_CPUS = 0.01
 """CPU tickets of an ingress replica: it carries bytes, and must fit beside the model on the smallest machine."""
 # An upload is held by the ingress until its answer goes out; this is only the ceiling for everything else (health, page, refusals).
@@ -71,15 +72,21 @@ class ServeConfig:
     replica_threads: int | None = None
     """Threads that torch uses in a replica; by default the machine's CPUs, at most 8. Give fewer where replicas share a machine."""
     ingress_replicas: int = 1
-    concurrent: int = 4
-    """Requests inside one model replica at a time: one in the model, the others being read or written."""
-    max_pending: int = 16
+    concurrent: int = 16
+    """Requests inside one model replica at a time, which share the network's evaluations."""
+    target_ongoing: float = 4.0
+    """Requests inside a replica beyond which another one is started, up to max_replicas. On a GPU 8 and more."""
+    max_audio_s: float = 1800.0
+    """Seconds of vocals in work in one replica, about 1.5 MB each; requests beyond them wait."""
+    max_pending: int = 32
     """Requests accepted at a time by each ingress; beyond it 503 with Retry-After."""
     max_pending_per_caller: int | None = None
     """Of these, from one API key; beyond it 429. By default half."""
     max_upload_mb: float = 100.0
     max_duration_s: float = 600.0
     upload_timeout_s: float = 120.0
+    request_timeout_s: float = 600.0
+    """A request that takes longer ends with 504; a caller may ask for less with X-Backline-Timeout-Seconds."""
     hang_after_s: float = 300.0
     """A replica whose model makes no step for so long is replaced."""
     drain_s: float = 60.0
@@ -90,7 +97,11 @@ class ServeConfig:
     """CPU tickets of a cluster that is started here; by default the machine's CPUs, at least 4."""
 
     def __post_init__(self) -> None:
-        for name in ("replica_cpus", "ingress_replicas", "concurrent", "max_pending", "max_upload_mb", "upload_timeout_s", "drain_s"):
+        positive = (
+            "replica_cpus", "ingress_replicas", "concurrent", "max_pending", "target_ongoing", "max_audio_s", "max_upload_mb",
+            "upload_timeout_s", "request_timeout_s", "drain_s",
+        )  # fmt: skip
+        for name in positive:
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}, which is not positive: give a number above 0")
         if not 1 <= self.port <= 65_535:
@@ -114,6 +125,7 @@ class ModelServer:
 
     def __init__(self, config: ServeConfig) -> None:
         from serving.loading import load_engine
+        from serving.replies import Replies
 
         self._config = config
         self._engine = load_engine(
@@ -122,26 +134,16 @@ class ModelServer:
             device=config.device,
             threads=config.replica_threads,
             max_duration_s=config.max_duration_s,
+            max_audio_s=config.max_audio_s,
             hang_after_s=config.hang_after_s,
         )
-        self._threads = ThreadPoolExecutor(max_workers=config.concurrent, thread_name_prefix="request")
+        self._replies = Replies(self._engine, concurrent=config.concurrent)
 
-    async def generate(self, vocal: bytes, request: AccompanimentRequest) -> AccompanimentResult | Problem:
-        """One request; a fault of the user's is returned as a problem."""
-        cancelled = threading.Event()
-
-        def work() -> AccompanimentResult | Problem:
-            try:
-                return self._engine.generate(vocal, request, cancelled=cancelled)
-            except AudioError as error:
-                return audio_problem(error)
-
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-        except asyncio.CancelledError:
-            # The caller went away; the thread sees this at its next denoising step.
-            cancelled.set()
-            raise
+    async def play(self, vocal: bytes, request: AccompanimentRequest, timeout_s: float | None) -> AsyncIterator[Message]:
+        """One request; a fault of the user's is told as a problem."""
+        async with aclosing(self._replies.play(vocal, request, timeout_s=timeout_s)) as messages:
+            async for message in messages:
+                yield message
 
     async def info(self) -> ModelInfo:
         return self._engine.info()
@@ -150,6 +152,8 @@ class ModelServer:
         stalled_s = self._engine.stalled_s()
         if stalled_s > self._config.hang_after_s:
             raise RuntimeError(f"the model has made no denoising step for {stalled_s:.0f} s")
+        if self._engine.denoiser.failures >= MOST_FAILURES:
+            raise RuntimeError(f"the network failed {self._engine.denoiser.failures} times in succession")
 
 
 class ReplicaBackend:
@@ -164,19 +168,40 @@ class ReplicaBackend:
         self._info: ModelInfo | None = None
         self._ready: tuple[float, str | None] = (-READY_CACHE_S, None)
 
-    async def generate(self, vocal: bytes, request: AccompanimentRequest) -> AccompanimentResult | Problem:
-        """A request is a function of its seed, so one that died with its replica is simply asked again, once."""
+    async def play(self, vocal: bytes, request: AccompanimentRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Message, None]:
+        """A request is a function of its seed, so one that died with its replica is simply asked again, once; of a stream that had begun,
+        the bytes that were sent are made again and skipped."""
+        sent = 0
+        began_s = time.monotonic()
         for last in (False, True):
+            left_s = None if timeout_s is None else max(0.001, timeout_s - (time.monotonic() - began_s))
+            answers: Any = self._model.options(stream=True).play.remote(vocal, request, left_s)
+            skip = sent
             try:
-                answer: AccompanimentResult | Problem = await self._model.generate.remote(vocal, request)
-                return answer
+                async for message in answers:
+                    if isinstance(message, AccompanimentResult) and not sent:
+                        sent = len(message.audio)
+                        yield message
+                    elif isinstance(message, AccompanimentResult | bytes):
+                        data = message if isinstance(message, bytes) else message.audio
+                        fresh, skip = data[skip:], max(0, skip - len(data))
+                        sent += len(fresh)
+                        if fresh:
+                            yield fresh
+                    else:
+                        yield message
+                return
             except BackPressureError:
-                return self._unavailable("Full", "all places in the queue are taken; try again after the time in Retry-After")
+                yield self._unavailable("Full", "all places in the queue are taken; try again after the time in Retry-After")
+                return
             except DeploymentUnavailableError:
-                return self._unavailable("Not ready", "no model could be loaded; the service's log has the reason")
+                yield self._unavailable("Not ready", "no model could be loaded; the service's log has the reason")
+                return
             except (RayActorError, ReplicaUnavailableError) as error:
                 log.warning("a model replica died with a request%s: %s", "" if last else ", asking another", error)
-        return self._unavailable("Replica lost", "the replicas working on this request died; try again after the time in Retry-After")
+            finally:
+                answers.cancel()
+        yield self._unavailable("Replica lost", "the replicas working on this request died; try again after the time in Retry-After")
 
     async def models(self) -> list[ModelInfo]:
         """Asked once: it does not change for as long as a deployment lives."""
@@ -244,8 +269,8 @@ def application(config: ServeConfig) -> Application:
             "autoscaling_config": AutoscalingConfig(
                 min_replicas=config.replicas,
                 max_replicas=config.most_replicas,
-                # One in the model and one ready to follow; more than that wants another replica.
-                target_ongoing_requests=2,
+                # What one replica's network evaluates together; more than that wants another replica.
+                target_ongoing_requests=config.target_ongoing,
                 upscale_delay_s=5,
                 downscale_delay_s=120,
             )
@@ -268,7 +293,7 @@ def application(config: ServeConfig) -> Application:
         upload_timeout_s=config.upload_timeout_s,
         max_pending=config.max_pending,
         max_pending_per_caller=config.max_pending_per_caller or max(1, config.max_pending // 2),
-        slots=max(1, config.most_replicas),
+        request_timeout_s=config.request_timeout_s,
         api_key_digests=tuple(digest(key) for key in settings.api_keys),
     )
     return INGRESS.options(

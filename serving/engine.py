@@ -1,38 +1,46 @@
-"""One vocal to one finished file, without Ray or HTTP: decode, accompany, render.
+"""One vocal to one finished file, without Ray or HTTP: decode, accompany, render, for many requests at a time.
+
+Each request has a thread of its caller's, which decodes, encodes and renders; the network is asked by one thread for all of them
+(`serving/denoiser.py`).
 
 Shape legend: C channels (2), N samples at 44.1 kHz.
 """
 
-import io
 import logging
 import secrets
 import threading
 import time
-import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from torch import Tensor
 
 from infra import audio_files
 from infra.errors import UserError
-from model.accompany import Accompaniment, Accompanist, GenerationConfig
+from model.accompany import Accompaniment, Accompanist, GenerationConfig, StageClock
 from model.fit import Fit as ModelFit
-from model.geometry import SAMPLE_RATE_HZ
-from model.level import mix, within_full_scale
-from serving.schema import AccompanimentRequest, AccompanimentResult, Fit, ModelInfo, StageSeconds
+from model.fit import Listener
+from model.geometry import HOP_SAMPLES, SAMPLE_RATE_HZ
+from model.windows import Lane
+from serving.denoiser import Denoiser
+from serving.rendering import StreamedFile, kind_of, render
+from serving.room import Room
+from serving.schema import AccompanimentRequest, AccompanimentResult, Fit, ModelInfo, RequestProgress, StageSeconds
 
 log = logging.getLogger(__name__)
 
-# How often a waiting request looks whether its caller went away.
-WAIT_POLL_S = 0.05
-# ZIP keeps a date for each file; a fixed one (the earliest that it can hold) makes equal answers equal bytes.
-ZIP_DATE = (1980, 1, 1, 0, 0, 0)
+# A stream's headers tell the fit of what is heard so far, at least this much, if the first window has it.
+STREAM_FIT_S = 8.0
 
 
 class CancelledRequestError(Exception):
     """The caller went away before the end."""
+
+
+class DeadlineError(Exception):
+    """The time that the caller gave was over before the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,61 +48,118 @@ class EngineConfig:
     """Limits of one engine."""
 
     max_duration_s: float = 600.0
+    max_audio_s: float = 1800.0
+    """Seconds of vocals in work at a time, about 1.5 MB each; requests beyond them wait."""
     hang_after_s: float = 300.0
-    """A busy engine that has made no denoising step for so long counts as hung (a device that no longer answers)."""
+    """An engine of which nothing that is asked has gone on for so long counts as hung (a device that does not answer)."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_duration_s <= audio_files.MAX_DURATION_S:
             longest_s = audio_files.MAX_DURATION_S
             raise UserError(f"max_duration_s is {self.max_duration_s}, which is not within 1 to {longest_s:g}: give seconds")
-        if self.hang_after_s <= 0:
-            raise UserError(f"hang_after_s is {self.hang_after_s}, which is not positive: give seconds")
+        for name in ("max_audio_s", "hang_after_s"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} is {getattr(self, name)}, which is not positive: give seconds")
+
+
+class Call:
+    """A request that is under way, as its caller may follow and end it. For any thread."""
+
+    def __init__(self, timeout_s: float | None = None) -> None:
+        """timeout_s: from now."""
+        self._cancelled = threading.Event()
+        self._ends_s = None if timeout_s is None else time.monotonic() + timeout_s
+        self._steps_done, self._steps, self._since_s, self._began_s = 0, 0, time.monotonic(), 0.0
+        self._finished = False
+
+    def cancel(self) -> None:
+        """Ends the request within a step of denoising."""
+        self._cancelled.set()
+
+    def look(self) -> None:
+        """Raises CancelledRequestError or DeadlineError where the request should end."""
+        if self._cancelled.is_set():
+            raise CancelledRequestError
+        if self._ends_s is not None and time.monotonic() > self._ends_s:
+            raise DeadlineError
+
+    @property
+    def progress(self) -> RequestProgress:
+        """How far it is."""
+        state: Literal["queued", "running", "done"] = "done" if self._finished else "running" if self._began_s else "queued"
+        return RequestProgress(state=state, steps_done=self._steps_done, steps=self._steps)
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds between being ready for the first step and its end."""
+        return max(0.0, self._began_s - self._since_s)
+
+    def ready(self) -> None:
+        """The vocal is encoded; what follows is waiting for the first step."""
+        self._since_s = time.monotonic()
+
+    def stepped(self, done: int, steps: int) -> None:
+        """Called by the model after each step, and while others' steps are made; raises what `look` raises."""
+        self._steps_done, self._steps = done, steps
+        if done and not self._began_s:
+            self._began_s = time.monotonic()
+        self.look()
+
+    def end(self) -> None:
+        self._finished = True
 
 
 class Engine:
-    """Answers requests from several threads: audio files are read and written side by side, the model works on one vocal at a time.
+    """Answers requests from several threads, see above.
 
-    Each request's noise comes from its own seed, so its audio does not depend on what else is asked at the same time.
+    A request's noise comes from its own seed, and what it is evaluated beside changes no bit: its audio depends on nobody else's.
     """
 
     def __init__(self, accompanist: Accompanist, config: EngineConfig | None = None) -> None:
         self.accompanist = accompanist
         self.config = config or EngineConfig()
-        self._model_lock = threading.Lock()
-        self._progress_at_s: float | None = None
+        self.denoiser = Denoiser(accompanist.evaluator)
+        self._room = Room(self.config.max_audio_s)
+        self._calls: set[Call] = set()
+        self._progress_at_s = time.monotonic()
 
-    def generate(
-        self, vocal: bytes | np.ndarray, request: AccompanimentRequest, *, cancelled: threading.Event | None = None
-    ) -> AccompanimentResult:
-        """The band for `vocal`: an audio file's bytes, or samples_CN at 44.1 kHz.
+    def close(self) -> None:
+        """Ends the engine's thread; requests in work end with an error."""
+        self.denoiser.close()
 
-        Raises AudioError (the vocal), ModelError (the model, say one that diverged), CancelledRequestError (within a denoising step of
-        `cancelled` being set).
+    def generate(self, vocal: bytes | np.ndarray, request: AccompanimentRequest, call: Call | None = None) -> AccompanimentResult:
+        """The band for `vocal`: an audio file's bytes, or samples_CN at 44.1 kHz. Whole, also where the request says `stream`.
+
+        Raises AudioError (the vocal), ModelError (the model, say one that diverged), CancelledRequestError or DeadlineError (within a
+        denoising step).
         """
-        cancelled = cancelled or threading.Event()
+        (result,) = self.play(vocal, request.model_copy(update={"stream": False}), call)
+        assert isinstance(result, AccompanimentResult)
+        return result
+
+    def play(
+        self, vocal: bytes | np.ndarray, request: AccompanimentRequest, call: Call | None = None
+    ) -> Iterator[AccompanimentResult | bytes]:
+        """What `generate` gives, and where a stream is wanted and the vocal is longer than a window, in pieces: a result with the file's
+        beginning and `more`, then bytes. Its fit and times are those of what had been made by then. Errors as there, between pieces too.
+        """
+        call = call or Call()
         start_s = time.perf_counter()
         vocal_CN = self._decode(vocal)
-        decode_s = time.perf_counter() - start_s
-        config = self._generation_config(request)
-        with self._model(cancelled) as waited_s:
-            made = self.accompanist.accompany(vocal_CN, config, progress=self._progress(cancelled))
-        if cancelled.is_set():
-            raise CancelledRequestError
-        render_start_s = time.perf_counter()
-        audio, media_type, file_name = render(vocal_CN, made.audio_CN, request)
-        # The codec's own decoding is rendering too, as a listener sees it.
-        render_s = time.perf_counter() - render_start_s + made.stage_s.get("render", 0.0)
-        return AccompanimentResult(
-            audio=audio,
-            media_type=media_type,
-            file_name=file_name,
-            model=self.accompanist.checkpoint.name,
-            seed=made.seed,
-            fit=_fit(made.fit),
-            candidate_fits=tuple(_fit(fit) for fit in made.candidate_fits),
-            duration_s=vocal_CN.shape[1] / SAMPLE_RATE_HZ,
-            stages=_stages(made, queue_s=waited_s, decode_s=decode_s, render_s=render_s),
-        )
+        decoded_s = time.perf_counter() - start_s
+        self._calls.add(call)
+        self._went_on()
+        try:
+            with self._room.take(vocal_CN.shape[1] / SAMPLE_RATE_HZ, call.look):
+                waited_s = time.perf_counter() - start_s - decoded_s
+                stages = StageSeconds(queue=waited_s, decode=decoded_s)
+                if request.stream and self._streams(vocal_CN, request):
+                    yield from self._stream(vocal_CN, request, call, stages)
+                else:
+                    yield self._whole(vocal_CN, request, call, stages)
+        finally:
+            call.end()
+            self._calls.discard(call)
 
     def info(self) -> ModelInfo:
         """What `GET /v1/models` says of this model."""
@@ -110,80 +175,132 @@ class Engine:
             max_duration_s=self.config.max_duration_s,
             default_steps=checkpoint.sampling.steps,
             default_guidance=checkpoint.sampling.guidance,
-            streams_windows=False,
+            streams_windows=True,
         )
 
+    @property
+    def calls(self) -> int:
+        """Requests that are in work or wait."""
+        return len(self._calls)
+
     def stalled_s(self) -> float:
-        """Seconds since the model last made progress; 0 when it is idle."""
-        at_s = self._progress_at_s
-        return 0.0 if at_s is None else time.monotonic() - at_s
+        """Seconds since anything of what is asked went on; 0 when nothing is asked."""
+        whole_s = time.monotonic() - self._progress_at_s if self._calls else 0.0
+        return max(self.denoiser.stalled_s(), whole_s)
+
+    def _went_on(self) -> None:
+        self._progress_at_s = time.monotonic()
 
     def _decode(self, vocal: bytes | np.ndarray) -> np.ndarray:
         if isinstance(vocal, np.ndarray):
             return vocal
         return audio_files.to_stereo_44k(audio_files.decode(vocal, max_duration_s=self.config.max_duration_s))
 
-    def _generation_config(self, request: AccompanimentRequest) -> GenerationConfig:
+    def _streams(self, vocal_CN: np.ndarray, request: AccompanimentRequest) -> bool:
+        """Whether sound can leave before the end: of one window, of the best of several, and of a ZIP it cannot."""
+        longer = vocal_CN.shape[1] > self.accompanist.window_frames * HOP_SAMPLES
+        return longer and request.candidates == 1 and request.output != "stems"
+
+    def _pieces(
+        self, vocal_CN: np.ndarray, request: AccompanimentRequest, call: Call, clock: StageClock
+    ) -> Generator[np.ndarray, None, Accompaniment]:
+        """The accompaniment's pieces (2, n), then the whole; the one denoiser asks the network."""
         seed = secrets.randbelow(2**32) if request.seed is None else request.seed
-        return GenerationConfig(seed=seed, candidates=request.candidates, steps=request.steps, guidance=request.guidance)
+        config = GenerationConfig(seed=seed, candidates=request.candidates, steps=request.steps, guidance=request.guidance)
 
-    @contextmanager
-    def _model(self, cancelled: threading.Event) -> Iterator[float]:
-        """The model to oneself; yields the seconds waited for it."""
-        start_s = time.perf_counter()
-        while not self._model_lock.acquire(timeout=WAIT_POLL_S):
-            if cancelled.is_set():
-                raise CancelledRequestError
-        try:
-            self._progress_at_s = time.monotonic()
-            yield time.perf_counter() - start_s
-        finally:
-            self._progress_at_s = None
-            self._model_lock.release()
+        def stepped(done: int, steps: int) -> None:
+            self._went_on()
+            call.stepped(done, steps)
 
-    def _progress(self, cancelled: threading.Event) -> Callable[[int, int], None]:
-        def step(done: int, total: int) -> None:
-            self._progress_at_s = time.monotonic()
-            if cancelled.is_set():
-                log.info("cancelled at step %d of %d", done, total)
-                raise CancelledRequestError
+        def denoise(lanes: Sequence[Lane], progress: Callable[[int], None]) -> Iterator[tuple[Lane, Tensor]]:
+            for lane in lanes:
+                lane.prepare()
+            call.ready()
+            return self.denoiser.denoise(lanes, progress)
 
-        return step
+        pieces = self.accompanist.stream(vocal_CN, config, progress=stepped, denoise=denoise, clock=clock)
+        while True:
+            try:
+                piece_CN = next(pieces)
+            except StopIteration as end:
+                made: Accompaniment = end.value
+                return made
+            self._went_on()
+            call.look()
+            yield piece_CN
 
+    def _whole(self, vocal_CN: np.ndarray, request: AccompanimentRequest, call: Call, stages: StageSeconds) -> AccompanimentResult:
+        clock = StageClock(self.accompanist.device)
+        pieces = self._pieces(vocal_CN, request, call, clock)
+        while True:
+            try:
+                next(pieces)
+            except StopIteration as end:
+                made: Accompaniment = end.value
+                break
+        with clock.stage("render"):  # the codec's own decoding is rendering too, as a listener sees it
+            audio, media_type, file_name = render(vocal_CN, made.audio_CN, request)
+        self._went_on()
+        return AccompanimentResult(
+            audio=audio,
+            media_type=media_type,
+            file_name=file_name,
+            model=self.accompanist.checkpoint.name,
+            seed=made.seed,
+            fit=_fit(made.fit),
+            candidate_fits=tuple(_fit(fit) for fit in made.candidate_fits),
+            duration_s=vocal_CN.shape[1] / SAMPLE_RATE_HZ,
+            stages=_stages(stages, clock.stage_s, call.waited_s),
+        )
 
-def render(vocal_CN: np.ndarray, accompaniment_CN: np.ndarray, request: AccompanimentRequest) -> tuple[bytes, str, str]:
-    """(file, media type, file name) as the request wants it."""
-    media_type = audio_files.MIME_TYPES[request.format]
-    if request.output == "accompaniment":
-        # It has the vocal's own level, which a mix can keep; alone it is turned down where it would clip.
-        return audio_files.encode(within_full_scale(accompaniment_CN), request.format), media_type, f"accompaniment.{request.format}"
-    mixed_vocal_CN, mixed_accompaniment_CN, mixture_CN = mix(vocal_CN, accompaniment_CN)
-    if request.output == "mix":
-        return audio_files.encode(mixture_CN, request.format), media_type, f"mix.{request.format}"
-    stems = {"vocal": mixed_vocal_CN, "accompaniment": mixed_accompaniment_CN, "mix": mixture_CN}
-    return _zip({f"{name}.{request.format}": audio_files.encode(stem_CN, request.format) for name, stem_CN in stems.items()})
-
-
-def _zip(files: dict[str, bytes]) -> tuple[bytes, str, str]:
-    """Stored, not deflated: audio hardly shrinks, and a browser reads it without a library."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in files.items():
-            archive.writestr(zipfile.ZipInfo(name, ZIP_DATE), data)
-    return buffer.getvalue(), "application/zip", "stems.zip"
+    def _stream(
+        self, vocal_CN: np.ndarray, request: AccompanimentRequest, call: Call, stages: StageSeconds
+    ) -> Iterator[AccompanimentResult | bytes]:
+        clock = StageClock(self.accompanist.device)
+        if request.seed is None:
+            request = request.model_copy(update={"seed": secrets.randbelow(2**32)})
+        file = StreamedFile(vocal_CN, request)
+        media_type, file_name = kind_of(request)
+        pieces = self._pieces(vocal_CN, request, call, clock)
+        heard, beginning = [next(pieces)], bytearray()
+        while sum(piece_CN.shape[1] for piece_CN in heard) < STREAM_FIT_S * SAMPLE_RATE_HZ:
+            heard.append(next(pieces))
+        with clock.stage("fit"):
+            heard_CN = np.concatenate(heard, axis=1)
+            fit = _fit(Listener(vocal_CN[:, : heard_CN.shape[1]]).fit(heard_CN))
+        with clock.stage("render"):
+            beginning += file.write(heard_CN)
+        yield AccompanimentResult(
+            audio=bytes(beginning),
+            more=True,
+            media_type=media_type,
+            file_name=file_name,
+            model=self.accompanist.checkpoint.name,
+            seed=request.seed or 0,
+            fit=fit,
+            candidate_fits=(fit,),
+            duration_s=vocal_CN.shape[1] / SAMPLE_RATE_HZ,
+            stages=_stages(stages, clock.stage_s, call.waited_s),
+        )
+        for piece_CN in pieces:
+            if data := file.write(piece_CN):
+                yield data
+        if data := file.close():
+            yield data
 
 
 def _fit(fit: ModelFit) -> Fit:
     return Fit(harmony=fit.harmony, rhythm=fit.rhythm, overall=fit.overall, leakage=fit.leakage)
 
 
-def _stages(made: Accompaniment, *, queue_s: float, decode_s: float, render_s: float) -> StageSeconds:
-    model_s = made.stage_s
+def _stages(before: StageSeconds, model_s: Mapping[str, float], waited_s: float) -> StageSeconds:
+    """What the model's clock counted as denoising began with waiting for the first step."""
+    waited_s = min(waited_s, model_s["diffuse"])
     return StageSeconds(
-        queue=queue_s,
-        decode=decode_s,
-        encode=model_s.get("encode", 0.0),
-        diffuse=model_s.get("diffuse", 0.0),
-        fit=model_s.get("fit", 0.0),
-        render=render_s,
+        queue=before.queue + waited_s,
+        decode=before.decode,
+        encode=model_s["encode"],
+        diffuse=model_s["diffuse"] - waited_s,
+        fit=model_s["fit"],
+        render=model_s["render"],
     )

@@ -26,6 +26,7 @@ def load_engine(
     threads: int | None,
     max_duration_s: float,
     hang_after_s: float,
+    max_audio_s: float = EngineConfig.max_audio_s,
 ) -> Engine:
     """The engine of a checkpoint's place (local or S3), on `device` (auto, cpu, cuda).
 
@@ -39,4 +40,4 @@ def load_engine(
     accompanist = load_accompanist(folder, codec=codec_spec(codec, settings), device=device)
     loaded = accompanist.checkpoint
     log.info("loaded %s at step %d on %s in %.1f s", loaded.name, loaded.step, accompanist.device, time.perf_counter() - start_s)
-    return Engine(accompanist, EngineConfig(max_duration_s=max_duration_s, hang_after_s=hang_after_s))
+    return Engine(accompanist, EngineConfig(max_duration_s=max_duration_s, max_audio_s=max_audio_s, hang_after_s=hang_after_s))

@@ -73,11 +73,24 @@ class StageSeconds:
         return ", ".join(f"{field.name};dur={1000 * getattr(self, field.name):.1f}" for field in fields(self))
 
 
+class RequestProgress(BaseModel):
+    """`GET /v1/progress/{request id}`: how far a request is that carried this id as X-Request-Id."""
+
+    model_config = ConfigDict(frozen=True)
+
+    state: Literal["queued", "running", "done"]
+    steps_done: int = Field(default=0, description="Denoising steps of all windows and candidates")
+    steps: int = Field(default=0, description="Of these; 0 while it is not known")
+    queue_position: int | None = Field(default=None, description="Requests before this one, while it is queued; null where not known")
+
+
 @dataclass(frozen=True, kw_only=True)
 class AccompanimentResult:
-    """A finished request: the file and what the headers say about it."""
+    """A finished request: the file and what the headers say about it. Of a stream it is the beginning, and bytes follow."""
 
     audio: bytes
+    more: bool = False
+    """Whether `audio` is only the file's beginning; fit and stages are those of it then."""
     media_type: str
     file_name: str
     model: str

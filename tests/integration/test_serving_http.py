@@ -159,6 +159,30 @@ def test_a_stream_arrives_in_chunks(service: RunningService) -> None:
     assert content == ask(service).content
 
 
+def test_a_long_vocal_is_heard_window_by_window_and_followed(service: RunningService) -> None:
+    """55 s are two windows: the first sound leaves before the last step, and all of it is what is made in one piece."""
+    vocal = parts.audio_file(parts.sung(55.0), format="OGG", subtype="VORBIS")
+    url, id = f"{service.url}/v1/accompaniments", "a-long-vocal"
+    fields = {**parts.QUICK, "steps": "40", "stream": "true"}
+    with httpx.stream(
+        "POST", url, files={"vocal": ("v.ogg", vocal)}, data=fields, headers={**HEADERS, "X-Request-Id": id}, timeout=TIMEOUT_S
+    ) as answer:
+        assert answer.status_code == 200
+        assert answer.headers["x-request-id"] == id
+        progress = httpx.get(f"{service.url}/v1/progress/{id}", headers=HEADERS).json()
+        content = b"".join(answer.iter_raw())
+    assert progress["state"] == "running"
+    check_problem(httpx.get(f"{service.url}/v1/progress/{id}"), 401)
+    assert httpx.get(f"{service.url}/v1/progress/{id}", headers=HEADERS).json()["state"] == "done"
+    assert content == ask(service, vocal, steps="40").content
+
+
+def test_a_deadline_that_a_caller_sets(service: RunningService) -> None:
+    vocal = parts.audio_file(parts.sung(30.0), format="FLAC")
+    answer = ask(service, vocal, {**HEADERS, "X-Backline-Timeout-Seconds": "1"}, steps="200", candidates="8")
+    check_problem(answer, 504)
+
+
 def test_a_full_service_says_when_to_come_back(service: RunningService) -> None:
     """One key may hold 6 of 8 places, so of 12 requests at once at least the last is over its share; those let in are answered."""
     with ThreadPoolExecutor(12) as threads:

@@ -5,8 +5,9 @@ import json
 import struct
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
 
@@ -16,41 +17,35 @@ import soundfile
 from fastapi.testclient import TestClient
 from httpx import Response
 
-from infra.audio_files import AudioError
 from infra.errors import UserError
+from model.accompany import Accompanist
 from model.errors import ModelError
-from serving.admission import digest
-from serving.app import AppConfig, create_app
-from serving.engine import Engine
+from serving.admission import Gate, digest
+from serving.app import AppConfig, Message, create_app
+from serving.engine import Engine, EngineConfig
 from serving.loading import load_engine
-from serving.problems import Problem, audio_problem
-from serving.schema import AccompanimentRequest, AccompanimentResult, ModelInfo
+from serving.replies import LocalBackend
+from serving.schema import AccompanimentRequest, ModelInfo
 
 PROBLEM = "application/problem+json"
 HTTP_PATH = "/v1/accompaniments"
 
 
-class EngineBackend:
+class EngineBackend(LocalBackend):
     """The engine in this process; `hold` lets a test keep requests inside."""
 
     def __init__(self, engine: Engine | None) -> None:
+        super().__init__(engine)  # type: ignore[arg-type]
         self.engine = engine
         self.inside = threading.Semaphore(0)
         self.hold = threading.Event()
         self.hold.set()
 
-    async def generate(self, vocal: bytes, request: AccompanimentRequest) -> AccompanimentResult | Problem:
-        assert self.engine is not None
+    async def play(self, vocal: bytes, request: AccompanimentRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Message, None]:
         self.inside.release()
         await asyncio.to_thread(self.hold.wait)
-        try:
-            return await asyncio.to_thread(self.engine.generate, vocal, request)
-        except AudioError as error:
-            return audio_problem(error)
-
-    async def models(self) -> list[ModelInfo]:
-        assert self.engine is not None
-        return [self.engine.info()]
+        async for message in super().play(vocal, request, timeout_s=timeout_s):
+            yield message
 
     async def not_ready(self) -> str | None:
         return None if self.engine else "the model is still being loaded"
@@ -152,6 +147,64 @@ def test_a_stream_is_the_same_audio_in_chunks(client: TestClient) -> None:
     assert b"".join(chunks) == post(client).content
 
 
+def test_a_request_is_followed_by_its_id(engine: Engine) -> None:
+    """Held before the engine it is queued, behind the one before it; then done; an id that is unfit is replaced."""
+    backend = EngineBackend(engine)
+    with TestClient(create_app(backend, AppConfig(max_pending=4))) as client, ThreadPoolExecutor() as threads:
+        backend.hold.clear()
+        asked = []
+        for id in ("first-request", "second-request"):
+            asked.append(threads.submit(post, client, headers={"X-Request-Id": id}))
+            assert backend.inside.acquire(timeout=30)
+        found = [client.get(f"/v1/progress/{id}").json() for id in ("first-request", "second-request")]
+        assert [(one["state"], one["queue_position"]) for one in found] == [("queued", 0), ("queued", 1)]
+        backend.hold.set()
+        assert asked[0].result().headers["x-request-id"] == "first-request"
+        assert asked[1].result().status_code == 200
+        assert client.get("/v1/progress/first-request").json()["state"] == "done"
+        problem(client.get("/v1/progress/nobody-s-request"), 404)
+        assert post(client, headers={"X-Request-Id": "a b\tc"}).headers["x-request-id"].isalnum()
+
+
+def test_progress_counts_steps(engine: Engine) -> None:
+    """While 200 steps are made, more and more of them are told."""
+    with TestClient(create_app(LocalBackend(engine), AppConfig())) as client, ThreadPoolExecutor() as threads:
+        asked = threads.submit(post, client, parts.vocal(20), {"X-Request-Id": "long-request"}, steps="200")
+        seen = set()
+        while not asked.done():
+            answer = client.get("/v1/progress/long-request")
+            if answer.status_code == 200 and answer.json()["state"] == "running":
+                seen.add((answer.json()["steps_done"], answer.json()["steps"]))
+        assert asked.result().status_code == 200
+    assert seen
+    assert all(0 < done <= steps == 200 for done, steps in seen)
+
+
+def test_a_request_has_a_deadline(engine: Engine) -> None:
+    with TestClient(create_app(LocalBackend(engine), AppConfig())) as client:
+        answer = post(client, parts.vocal(50), {"X-Backline-Timeout-Seconds": "0.5"}, steps="200", candidates="8")
+        assert "X-Backline-Timeout-Seconds" in problem(answer, 504)
+        for wrong in ("-1", "0", "nan", "soon"):
+            assert "X-Backline-Timeout-Seconds" in problem(post(client, headers={"X-Backline-Timeout-Seconds": wrong}), 422)
+        assert post(client, headers={"X-Backline-Timeout-Seconds": "1e9"}).status_code == 200
+
+
+def test_a_long_vocal_is_heard_before_its_end(engine: Engine) -> None:
+    """Windows of 3 s: the beginning of 30 s comes with headers of its own, and the whole is what is made without streaming."""
+    short = Accompanist(engine.accompanist.checkpoint, engine.accompanist.codec, window_frames=64, overlap_frames=16, slope_frames=8)
+    long = Engine(short, EngineConfig(max_duration_s=60.0))
+    with TestClient(create_app(LocalBackend(long), AppConfig(max_upload_bytes=2**23, max_pending=1))) as client:
+        form = {"files": {"vocal": ("v.wav", parts.vocal(30))}, "data": {**parts.QUICK, "stream": "true"}}
+        with client.stream("POST", HTTP_PATH, **form) as answer:
+            assert answer.status_code == 200
+            assert set(json.loads(answer.headers["x-backline-fit"])) == {"harmony", "rhythm", "overall", "leakage"}
+            assert "content-length" not in answer.headers
+            pieces = list(answer.iter_raw())
+        assert len(pieces) > 1
+        assert b"".join(pieces) == post(client, parts.vocal(30)).content  # and the only place at the gate is free again
+    long.close()
+
+
 @pytest.mark.parametrize("name", parts.BAD_VOCALS)
 def test_a_bad_vocal_gets_one_clear_error(client: TestClient, name: str) -> None:
     data, status = parts.BAD_VOCALS[name]
@@ -247,8 +300,9 @@ def test_a_fault_of_ours_tells_no_secrets(engine: Engine) -> None:
 
 def test_a_model_that_diverged_is_our_fault(engine: Engine) -> None:
     class Diverged(EngineBackend):
-        async def generate(self, *_: object) -> AccompanimentResult | Problem:
+        async def play(self, *_: object, **__: object) -> AsyncGenerator[Message, None]:
             raise ModelError("latents with NaN")
+            yield b""
 
     with TestClient(create_app(Diverged(engine), AppConfig()), raise_server_exceptions=False) as client:
         problem(post(client), 500)
@@ -340,6 +394,24 @@ def test_a_full_service_and_a_greedy_caller(engine: Engine) -> None:
         backend.hold.set()
         assert [asked.result().status_code for asked in waiting] == [200, 200, 200]
         assert post(client, headers={"X-API-Key": "a"}).status_code == 200
+
+
+def test_retry_after_follows_the_rate_of_answers() -> None:
+    """Ten answers, one each 2 s, whatever each took: with eight waiting, half are answered after 8 s. Idle time does not count."""
+    now_s = 0.0
+    gate = Gate(max_pending=8, max_per_caller=8, clock=lambda: now_s)
+    with ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(gate.admit(None))
+        for _ in range(40):
+            now_s += 2.0
+            gate.served()
+        assert gate.full().retry_after_s == pytest.approx(8.0, rel=0.01)
+    now_s += 3_600
+    with gate.admit(None):
+        now_s += 2.0
+        gate.served()
+        assert gate.full().retry_after_s == pytest.approx(2.0, rel=0.01)
 
 
 def test_the_page_and_the_documents_need_nothing_from_elsewhere(client: TestClient) -> None:

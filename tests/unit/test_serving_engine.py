@@ -1,15 +1,18 @@
 """The engine without Ray or HTTP: determinism, limits, cancellation."""
 
 import threading
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import serving_parts as parts
+import torch
 
 from infra.audio_files import AudioTooLong, decode
 from infra.errors import UserError
@@ -17,9 +20,10 @@ from model.accompany import Accompanist
 from model.errors import ModelError
 from model.level import mix
 from model.sampling import Sampling
-from serving.engine import CancelledRequestError, Engine, EngineConfig, render
+from serving.engine import Call, CancelledRequestError, DeadlineError, Engine, EngineConfig
 from serving.loading import load_engine
-from serving.schema import AccompanimentRequest, StageSeconds
+from serving.rendering import render
+from serving.schema import AccompanimentRequest, AccompanimentResult, Format, Output, StageSeconds
 
 QUICK = AccompanimentRequest(seed=7, steps=2)
 
@@ -59,44 +63,194 @@ def test_the_best_of_several_candidates(engine: Engine) -> None:
     assert result.fit.overall == max(fit.overall for fit in result.candidate_fits)
 
 
-class CancelledAt(threading.Event):
-    """An event that is set by being asked for the n-th time, so that a test knows exactly when."""
+class EndsAt(Call):
+    """A call that is cancelled when it is looked at for the n-th time, so that a test knows exactly when."""
 
     def __init__(self, at: int) -> None:
         super().__init__()
-        self.at, self.asked = at, 0
+        self.at, self.looked = at, 0
 
-    def is_set(self) -> bool:
-        self.asked += 1
-        if self.asked >= self.at:
-            self.set()
-        return super().is_set()
+    def look(self) -> None:
+        self.looked += 1
+        if self.looked == self.at:
+            self.cancel()
+        super().look()
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_cancelled_between_two_steps(engine: Engine, at: int) -> None:
+    """Of 200 steps no more are made than were before."""
+    call, steps = EndsAt(at), engine.denoiser.steps
+    with pytest.raises(CancelledRequestError):
+        engine.generate(parts.vocal(), AccompanimentRequest(seed=1, steps=200), call)
+    assert call.looked == at
+    assert engine.denoiser.steps - steps <= at
+    assert engine.calls == engine.denoiser.waiting == 0
+    assert engine.generate(parts.vocal(), QUICK).audio
 
 
 def test_cancelled_between_two_candidates(engine: Engine) -> None:
-    """Two steps, then the caller goes while the first of four candidates is rendered: the others are not."""
-    cancelled = CancelledAt(3)
+    """Two steps of four candidates, then the caller goes while the first is rendered: the others are not."""
+    made = []
+
+    class Watched(Call):
+        def stepped(self, done: int, steps: int) -> None:
+            made.append(done)
+            if made[-2:] == [8, 8]:
+                self.cancel()
+            super().stepped(done, steps)
+
     with pytest.raises(CancelledRequestError):
-        engine.generate(parts.vocal(), AccompanimentRequest(seed=1, steps=2, candidates=4), cancelled=cancelled)
-    assert cancelled.asked == 3
+        engine.generate(parts.vocal(), AccompanimentRequest(seed=1, steps=2, candidates=4), Watched())
+    assert made.count(8) == 2  # the last step, and the first candidate's fit
 
 
-def test_cancelled_between_two_steps_steps(engine: Engine) -> None:
-    """Cancelled when the third step has begun: of 200 steps only those are made."""
-    cancelled = CancelledAt(3)
-    with pytest.raises(CancelledRequestError):
-        engine.generate(parts.vocal(), AccompanimentRequest(seed=1, steps=200), cancelled=cancelled)
-    assert cancelled.asked == 3
-    assert engine.generate(parts.vocal(), QUICK).audio  # the model is free again
-
-
-def test_cancelled_while_waiting(engine: Engine) -> None:
-    cancelled = threading.Event()
-    with ThreadPoolExecutor(1) as threads, engine._model(threading.Event()):
-        waiting = threads.submit(engine.generate, parts.vocal(), QUICK, cancelled=cancelled)
-        cancelled.set()
+def test_a_request_that_waits_can_be_cancelled_and_has_a_deadline(engine: Engine) -> None:
+    """A long request holds the device; one that is due later ends where it waits, and costs no step."""
+    with ThreadPoolExecutor(3) as threads:
+        long = Call()
+        first = threads.submit(engine.generate, parts.vocal(5), AccompanimentRequest(seed=1, steps=200, candidates=3), long)
+        while not long.progress.steps_done:
+            time.sleep(0.01)
+        waiting, late = Call(), Call(timeout_s=0.3)
+        asked = [
+            threads.submit(engine.generate, parts.vocal(19), AccompanimentRequest(seed=1, steps=200), call) for call in (waiting, late)
+        ]
+        with pytest.raises(DeadlineError):
+            asked[1].result()
+        assert waiting.progress.state == "queued"
+        waiting.cancel()
         with pytest.raises(CancelledRequestError):
-            waiting.result()
+            asked[0].result()
+        assert (waiting.progress.steps_done, late.progress.steps_done) == (0, 0)
+        long.cancel()
+        with pytest.raises(CancelledRequestError):
+            first.result()
+
+
+def test_a_short_request_passes_a_long_one(engine: Engine) -> None:
+    """Continuous batching: a second of vocal is answered while 19 s with 200 steps are under way."""
+    long = Call()
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(engine.generate, parts.vocal(19), AccompanimentRequest(seed=1, steps=200), long)
+        while not long.progress.steps_done:
+            time.sleep(0.01)
+        assert engine.generate(parts.vocal(), QUICK).stages.queue < 5
+        assert long.progress.state == "running"
+        assert long.progress.steps_done < long.progress.steps == 200
+        long.cancel()
+        with pytest.raises(CancelledRequestError):
+            first.result()
+
+
+def test_a_long_request_is_not_starved_by_short_ones(engine: Engine) -> None:
+    """Short requests never stop coming; the long one ends, because its due time comes."""
+    over = threading.Event()
+
+    def short(number: int) -> int:
+        answered = 0
+        while not over.is_set():
+            engine.generate(parts.vocal(), AccompanimentRequest(seed=number, steps=4))
+            answered += 1
+        return answered
+
+    with ThreadPoolExecutor(3) as threads:
+        crowd = [threads.submit(short, number) for number in range(3)]
+        try:
+            long = engine.generate(parts.vocal(8), AccompanimentRequest(seed=1, steps=20), Call(timeout_s=120))
+        finally:
+            over.set()
+    assert long.audio
+    assert all(answered.result() for answered in crowd)
+
+
+def test_room_is_given_in_order(folder: Path) -> None:
+    """Of three vocals of 4 s two fit; the third waits, and can go away while it does."""
+    engine = load_engine(
+        checkpoint=str(folder), codec=None, device="cpu", threads=2, max_duration_s=20.0, max_audio_s=8.0, hang_after_s=60.0
+    )
+    calls = [Call() for _ in range(3)]
+    with ThreadPoolExecutor(3) as threads:
+        asked = []
+        for call in calls:
+            asked.append(threads.submit(engine.generate, parts.vocal(4), AccompanimentRequest(seed=1, steps=200), call))
+            while engine.calls < len(asked):
+                time.sleep(0.01)
+        while not calls[1].progress.steps_done and not calls[0].progress.steps_done:
+            time.sleep(0.01)
+        assert engine.denoiser.waiting <= 2
+        assert calls[2].progress.steps == 0
+        for call in reversed(calls):
+            call.cancel()
+        for future in asked:
+            with pytest.raises(CancelledRequestError):
+                future.result()
+    assert engine.calls == 0
+    engine.close()
+
+
+def long_engine(engine: Engine) -> Engine:
+    """The same model with windows of 3 s, so that a few seconds are a long vocal."""
+    short = Accompanist(engine.accompanist.checkpoint, engine.accompanist.codec, window_frames=64, overlap_frames=16, slope_frames=8)
+    return Engine(short, EngineConfig(max_duration_s=60.0))
+
+
+@pytest.mark.parametrize("output", ["accompaniment", "mix"])
+def test_a_stream_is_the_whole_in_pieces(engine: Engine, output: Output) -> None:
+    engine = long_engine(engine)
+    vocal = parts.vocal(30)
+    request = AccompanimentRequest(seed=7, steps=2, output=output, stream=True)
+    head, *rest = engine.play(vocal, request)
+    assert isinstance(head, AccompanimentResult)
+    assert head.more
+    assert rest
+    whole = engine.generate(vocal, request)
+    assert not whole.more
+    assert head.audio + b"".join(rest) == whole.audio
+    assert len(head.audio) < len(whole.audio) * 0.8
+    assert (head.seed, head.file_name, head.media_type) == (whole.seed, whole.file_name, whole.media_type)
+    assert head.stages.diffuse < whole.stages.diffuse * 2
+    engine.close()
+
+
+@pytest.mark.parametrize("format", ["flac", "ogg", "mp3"])
+def test_a_stream_in_other_formats_decodes_to_the_whole(engine: Engine, format: Format) -> None:
+    engine = long_engine(engine)
+    request = AccompanimentRequest(seed=7, steps=1, format=format, stream=True)
+    head, *rest = engine.play(parts.vocal(16), request)
+    assert isinstance(head, AccompanimentResult)
+    streamed_CN = decode(head.audio + b"".join(rest)).samples_CN
+    whole_CN = decode(engine.generate(parts.vocal(16), request).audio).samples_CN
+    if format == "mp3":  # its coder's silence before and after stays in a stream
+        lag = streamed_CN.shape[1] - whole_CN.shape[1]
+        assert 0 <= lag < 4_000
+        best = min(range(lag + 1), key=lambda shift: float(np.abs(streamed_CN[:, shift : shift + 20_000] - whole_CN[:, :20_000]).max()))
+        streamed_CN = streamed_CN[:, best : best + whole_CN.shape[1]]
+    assert streamed_CN.shape == whole_CN.shape
+    assert np.abs(streamed_CN - whole_CN).max() < 1e-3
+    engine.close()
+
+
+def test_a_failed_step_ends_its_requests_and_no_others(engine: Engine) -> None:
+    class Failing(type(engine.accompanist.evaluator)):  # the real evaluator, with a device that fails once
+        failing = False
+
+        def __call__(self, evaluations: Any) -> Any:
+            if self.failing:
+                self.failing = False
+                raise RuntimeError("the device is gone")
+            return super().__call__(evaluations)
+
+    checkpoint = engine.accompanist.checkpoint
+    evaluator = Failing(checkpoint.build(torch.device("cpu")), threads=1)
+    failing = Engine(Accompanist(checkpoint, engine.accompanist.codec, evaluator=evaluator))
+    evaluator.failing = True
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        failing.generate(parts.vocal(), QUICK)
+    assert failing.denoiser.failures == 1
+    assert failing.generate(parts.vocal(), QUICK).audio == engine.generate(parts.vocal(), QUICK).audio
+    assert failing.denoiser.failures == 0
+    failing.close()
 
 
 def test_a_models_own_sampling_is_used_and_told(engine: Engine) -> None:
@@ -109,13 +263,29 @@ def test_a_models_own_sampling_is_used_and_told(engine: Engine) -> None:
 
 
 def test_a_hung_model_is_seen(engine: Engine) -> None:
-    assert engine.stalled_s() == 0
-    with engine._model(threading.Event()):
-        first = engine.stalled_s()
-        while engine.stalled_s() <= first:
-            pass
-        engine._progress(threading.Event())(1, 2)
-    assert engine.stalled_s() == 0
+    """A device that does not answer shows as seconds without a step."""
+    asked, answer = threading.Event(), threading.Event()
+
+    class Hanging(type(engine.accompanist.evaluator)):
+        def __call__(self, evaluations: Any) -> Any:
+            asked.set()
+            answer.wait()
+            return super().__call__(evaluations)
+
+    checkpoint = engine.accompanist.checkpoint
+    evaluator = Hanging(checkpoint.build(torch.device("cpu")), threads=1)
+    hung = Engine(Accompanist(checkpoint, engine.accompanist.codec, evaluator=evaluator))
+    assert hung.stalled_s() == 0
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(hung.generate, parts.vocal(), QUICK)
+        asked.wait()
+        first = hung.stalled_s()
+        while hung.stalled_s() < first + 0.2:
+            time.sleep(0.01)
+        answer.set()
+        assert waiting.result().audio
+    assert hung.stalled_s() == 0
+    hung.close()
 
 
 def test_a_long_vocal_is_refused(engine: Engine) -> None:

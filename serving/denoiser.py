@@ -1,0 +1,197 @@
+"""Continuous batching: one thread moves the lanes of all requests, at every step those that are due first.
+
+Lanes join and leave between two steps, so nobody waits for another's end. What a lane yields does not depend on what is evaluated
+beside it (model/evaluator.py), so the order is free, and is chosen by due time alone (`PATIENCE`).
+
+Shapes: B = 1, C channels, T latent frames.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+
+import torch
+from torch import Tensor
+
+from model.evaluator import Evaluator
+from model.windows import Lane
+
+log = logging.getLogger(__name__)
+
+# A window is due when, since its request came, the device has done so many times the work that the request needs up to that window's end.
+# Equal requests so go first come, first served; a short one passes a long one that came shortly before it; and a long one falls due too.
+PATIENCE = 4.0
+
+
+@dataclass(kw_only=True, eq=False)
+class _Seat:
+    """A lane, and when each of its windows is due: work of the device, counted in evaluated frames."""
+
+    lane: Lane
+    job: "_Job"
+    number: int
+    due: list[float]
+    """Of the window that it is in, and of those to come."""
+
+
+@dataclass(kw_only=True, eq=False)
+class _Job:
+    """One request's lanes."""
+
+    progress: Callable[[int], None]
+    settled: SimpleQueue[tuple[Lane, Tensor] | BaseException] = field(default_factory=SimpleQueue)
+    seats: list[_Seat] = field(default_factory=list)
+
+    def asks_to_end(self, steps: int) -> BaseException | None:
+        """Tells progress, and catches what it raises: this request's end, and nobody else's."""
+        try:
+            self.progress(steps)
+        except BaseException as end:  # whatever it is, it belongs to the thread that waits for this job
+            return end
+        return None
+
+
+class Denoiser:
+    """The only one that asks `evaluator` for evaluations, in a thread of its own until `close`."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._evaluator = evaluator
+        self._jobs: list[_Job] = []
+        self._changed = threading.Condition()
+        self._closed = False
+        self._work_done = 0.0
+        self._seats = 0
+        self._step_began_s: float | None = None
+        self.evaluations, self.steps, self.busy_s, self.failures = 0, 0, 0.0, 0
+        """Counted since the start: evaluations, rounds of them, seconds in rounds; failures of the network in succession."""
+        self._thread = threading.Thread(target=self._run, name="denoiser", daemon=True)
+        self._thread.start()
+
+    def denoise(self, lanes: Sequence[Lane], progress: Callable[[int], None]) -> Iterator[tuple[Lane, Tensor]]:
+        """Moves a request's lanes to their ends: each window's settled frames (1, 64, T) with its lane, as soon as they are there.
+
+        For any thread. What windows are conditioned on is worked out in the calling thread, one window ahead. progress: told after each
+        step how many of these lanes took it, and 0 while none did, in the denoiser's thread; what it raises ends this request within
+        a step, and is raised here.
+        """
+        job = _Job(progress=progress)
+        for lane in lanes:
+            if not lane.ahead:
+                lane.prepare()
+        self._enter(job, lanes)
+        try:
+            for _ in range(sum(lane.windows_left for lane in lanes)):
+                for lane in lanes:
+                    if lane.unprepared and not lane.ahead:
+                        lane.prepare()
+                        self._notify()
+                found = job.settled.get()
+                if isinstance(found, BaseException):
+                    raise found
+                yield found
+        finally:
+            self._leave(job)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are here."""
+        return len(self._jobs)
+
+    def stalled_s(self) -> float:
+        """Seconds since the step under way began; 0 between steps."""
+        began_s = self._step_began_s
+        return 0.0 if began_s is None else time.monotonic() - began_s
+
+    def close(self) -> None:
+        """Ends the thread after its step; requests that are still here are told so."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _enter(self, job: _Job, lanes: Sequence[Lane]) -> None:
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the denoiser is closed")
+            costs = [sum(window_costs) for window_costs in zip(*(lane.costs for lane in lanes), strict=True)]
+            due, needed = [], 0.0
+            for cost in costs:
+                needed += cost
+                due.append(self._work_done + PATIENCE * needed)
+            for lane in lanes:
+                job.seats.append(_Seat(lane=lane, job=job, number=self._seats, due=list(due)))
+                self._seats += 1
+            self._jobs.append(job)
+            self._changed.notify()
+
+    def _leave(self, job: _Job) -> None:
+        with self._changed:
+            if job in self._jobs:
+                self._jobs.remove(job)
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify()
+
+    def _end(self, job: _Job, end: BaseException) -> None:
+        self._leave(job)
+        job.settled.put(end)
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                chosen = self._choose()
+                while not chosen and not self._closed:
+                    self._changed.wait()
+                    chosen = self._choose()
+                if self._closed:
+                    break
+            self._step(chosen)
+            for job in [job for job in self._jobs if not any(seat.job is job for seat in chosen)]:
+                if (end := job.asks_to_end(0)) is not None:
+                    self._end(job, end)
+        for job in list(self._jobs):
+            self._end(job, RuntimeError("the denoiser was closed"))
+
+    def _choose(self) -> list[_Seat]:
+        """The seats that are due first, as many as the evaluator has slots for, or one."""
+        ready = [seat for job in self._jobs for seat in job.seats if seat.lane.ready]
+        chosen, width = list[_Seat](), 0
+        for seat in sorted(ready, key=lambda seat: (seat.due[0], seat.number)):
+            if not chosen or width + seat.lane.width <= self._evaluator.slots:
+                chosen.append(seat)
+                width += seat.lane.width
+        # In the order of their coming: a lane that stays keeps its slot, whose features need not be copied again.
+        return sorted(chosen, key=lambda seat: seat.number)
+
+    def _step(self, chosen: list[_Seat]) -> None:
+        self._step_began_s = began_s = time.monotonic()
+        try:
+            asked = [seat.lane.evaluations() for seat in chosen]
+            answers = iter(self._evaluator([evaluation for of_lane in asked for evaluation in of_lane]))
+            settled = [seat.lane.advance([next(answers) for _ in of_lane]) for seat, of_lane in zip(chosen, asked, strict=True)]
+        except Exception as fault:
+            # Whose it was cannot be told from a failed batch. The device may have recovered for the next one; if not, `failures` shows.
+            log.exception("a step of %d lanes failed", len(chosen))
+            self.failures += 1
+            for job in {seat.job for seat in chosen}:
+                self._end(job, fault)
+            return
+        finally:
+            self._step_began_s = None
+            self.busy_s += time.monotonic() - began_s
+        self.failures = 0
+        self.steps += 1
+        self.evaluations += sum(map(len, asked))
+        self._work_done += sum(evaluation.x_CT.shape[1] for of_lane in asked for evaluation in of_lane)
+        for seat, settled_BCT in zip(chosen, settled, strict=True):
+            if settled_BCT is not None:
+                seat.due.pop(0)
+                seat.job.settled.put((seat.lane, settled_BCT))
+        for job in dict.fromkeys(seat.job for seat in chosen):
+            if (end := job.asks_to_end(sum(seat.job is job for seat in chosen))) is not None:
+                self._end(job, end)

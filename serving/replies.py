@@ -1,0 +1,88 @@
+"""From the threads of an engine to coroutines: one request as a stream of messages, for a model replica or an engine in this process."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+
+from infra.audio_files import AudioError
+from serving.app import Message
+from serving.engine import Call, CancelledRequestError, DeadlineError, Engine
+from serving.problems import Problem, audio_problem
+from serving.schema import AccompanimentRequest, ModelInfo, RequestProgress
+
+PROGRESS_EVERY_S = 0.25
+
+
+class Replies:
+    """An engine's answers, with a thread for each request that is in work."""
+
+    def __init__(self, engine: Engine, *, concurrent: int) -> None:
+        self.engine = engine
+        self._threads = ThreadPoolExecutor(max_workers=concurrent, thread_name_prefix="request")
+
+    async def play(self, vocal: bytes, request: AccompanimentRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Message, None]:
+        """One request. A fault of the user's is a problem; ours is raised. Closed or cancelled, it ends within a step of denoising."""
+        call = Call(timeout_s)
+        loop = asyncio.get_running_loop()
+        messages: asyncio.Queue[Message | Exception | None] = asyncio.Queue()
+
+        def say(message: Message | Exception | None) -> None:
+            loop.call_soon_threadsafe(messages.put_nowait, message)
+
+        def work() -> None:
+            try:
+                call.look()
+                for message in self.engine.play(vocal, request, call):
+                    say(message)
+            except AudioError as error:
+                say(audio_problem(error))
+            except DeadlineError:
+                detail = (
+                    "not done in the time that it was given (X-Backline-Timeout-Seconds, or the service's limit); ask again, or for less"
+                )
+                say(Problem(status=504, title="Deadline passed", detail=detail))
+            except CancelledRequestError:
+                pass  # nobody listens any more
+            except Exception as error:  # ours: raised where the request is awaited
+                say(error)
+            finally:
+                say(None)
+
+        self._threads.submit(work)
+        told: RequestProgress | None = None
+        try:
+            while True:
+                try:
+                    message = await asyncio.wait_for(messages.get(), PROGRESS_EVERY_S)
+                except TimeoutError:
+                    if call.progress != told:
+                        told = call.progress
+                        yield told
+                    continue
+                if message is None:
+                    return
+                if isinstance(message, Exception):
+                    raise message
+                yield message
+        finally:
+            call.cancel()
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.engine.close()
+
+
+class LocalBackend:
+    """An engine in this process behind the HTTP application: for one machine without Ray, and for tests."""
+
+    def __init__(self, engine: Engine, *, concurrent: int = 16) -> None:
+        self._replies = Replies(engine, concurrent=concurrent)
+
+    def play(self, vocal: bytes, request: AccompanimentRequest, *, timeout_s: float | None = None) -> AsyncIterator[Message]:
+        return self._replies.play(vocal, request, timeout_s=timeout_s)
+
+    async def models(self) -> list[ModelInfo]:
+        return [self._replies.engine.info()]
+
+    async def not_ready(self) -> str | None:
+        return None
