@@ -7,8 +7,8 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +34,7 @@ from serving.schema import (
     ProblemDetails,
     RequestProgress,
 )
+from serving.telemetry import Observer, Unobserved
 from serving.uploads import drop_upload, read_upload
 
 log = logging.getLogger(__name__)
@@ -90,8 +91,9 @@ class AppConfig:
                 raise UserError(f"{name} is {getattr(self, name)}, which is not positive: give a number above 0")
 
 
-def create_app(backend: Backend, config: AppConfig) -> FastAPI:
-    """The application; `backend` does the work."""
+def create_app(backend: Backend, config: AppConfig, observer: Observer | None = None) -> FastAPI:
+    """The application; `backend` does the work, and `observer` is told of it."""
+    seen = observer or Unobserved()
     keys = Keys(config.api_key_digests)
     gate = Gate(max_pending=config.max_pending, max_per_caller=config.max_pending_per_caller)
     following = Following()
@@ -122,9 +124,12 @@ def create_app(backend: Backend, config: AppConfig) -> FastAPI:
         start_s = time.monotonic()
         id = request_id(request.headers.get("x-request-id"))
         with ExitStack() as stack:
+            stack.callback(lambda: seen.pending(gate.pending))  # after the gate has let go
+            stack.enter_context(_counting_refusals(seen, start_s))
             try:
                 stack.enter_context(gate.admit(keys.caller(request.headers)))
                 timeout_s = _timeout_s(request, config.request_timeout_s)
+                seen.pending(gate.pending)
                 stack.enter_context(following.request(id))
                 upload = await read_upload(request, max_bytes=config.max_upload_bytes, timeout_s=config.upload_timeout_s)
             except ProblemError as refusal:
@@ -150,6 +155,7 @@ def create_app(backend: Backend, config: AppConfig) -> FastAPI:
                 result.stages.server_timing(), ", streams on" if result.more else "",
             )  # fmt: skip
             headers = _headers(result, id, total_s)
+            seen.answered(200, total_s, result)
             if result.more:
                 # The place at the gate is held until the last byte.
                 stack.callback(gate.served)
@@ -224,6 +230,18 @@ def _timeout_s(request: Request, most_s: float) -> float:
         fault = FieldFault(field="X-Backline-Timeout-Seconds", message=f"is {wanted[:20]!r}; give a number of seconds above 0")
         raise ProblemError(problems.fields_problem([fault]))
     return min(seconds, most_s)
+
+
+@contextmanager
+def _counting_refusals(seen: Observer, start_s: float) -> Iterator[None]:
+    try:
+        yield
+    except ProblemError as refusal:
+        seen.answered(refusal.problem.status, time.monotonic() - start_s, None)
+        raise
+    except Exception:
+        seen.answered(500, time.monotonic() - start_s, None)
+        raise
 
 
 async def _result(messages: AsyncIterator[Message], following: Following, id: str) -> AccompanimentResult | Problem:

@@ -30,6 +30,7 @@ from serving.admission import digest
 from serving.app import AppConfig, Message, create_app
 from serving.problems import Problem, ProblemError
 from serving.schema import AccompanimentRequest, AccompanimentResult, ModelInfo
+from serving.telemetry import IngressMetrics, ReplicaMetrics
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +139,7 @@ class ModelServer:
             hang_after_s=config.hang_after_s,
         )
         self._replies = Replies(self._engine, concurrent=config.concurrent)
+        ReplicaMetrics().watch(self._engine.denoiser)
 
     async def play(self, vocal: bytes, request: AccompanimentRequest, timeout_s: float | None) -> AsyncIterator[Message]:
         """One request; a fault of the user's is told as a problem."""
@@ -249,7 +251,7 @@ class Ingress:
         self._config = config
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._backend, self._config)
+        return create_app(self._backend, self._config, IngressMetrics())
 
 
 # Bound below the classes, not by decorators: a class stays a class, for readers and type checkers alike.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import time
@@ -12,6 +13,7 @@ from contextlib import suppress
 import httpx
 import psutil
 import pytest
+import ray
 import serving_parts as parts
 
 from infra.cluster import Cluster
@@ -181,6 +183,24 @@ def test_a_deadline_that_a_caller_sets(service: RunningService) -> None:
     vocal = parts.audio_file(parts.sung(30.0), format="FLAC")
     answer = ask(service, vocal, {**HEADERS, "X-Backline-Timeout-Seconds": "1"}, steps="200", candidates="8")
     check_problem(answer, 504)
+
+
+def test_prometheus_is_told(service: RunningService) -> None:
+    """Requests, stages, fit and batches, as Ray exports them within its period."""
+    ask(service, parts.vocal(4.5))
+    check_problem(ask(service, steps="0"), 422)
+    (node,) = ray.nodes()
+    labelled = {
+        "requests_total": 'status="422"', "request_seconds_bucket": "", "stage_seconds_sum": 'stage="diffuse"',
+        "fit_count": 'measure="overall"', "audio_seconds_total": "", "pending_requests": "", "evaluations_total": "", "batch_evaluations": "", "denoiser_busy": "",
+    }  # fmt: skip
+    wanted = {f"ray_backline_{name}{{.*{label}" for name, label in labelled.items()}
+    until_s = time.monotonic() + 60
+    while wanted and time.monotonic() < until_s:
+        text = httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=10).text
+        wanted = {pattern for pattern in wanted if not re.search(pattern, text)}
+        time.sleep(1)
+    assert not wanted
 
 
 def test_a_full_service_says_when_to_come_back(service: RunningService) -> None:

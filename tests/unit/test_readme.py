@@ -14,15 +14,16 @@ from infra.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+TUTORIAL = (ROOT / "training" / "tutorial.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def command_lines() -> list[str]:
-    lines = [line.split("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
-    return [line for line in lines if line.startswith("backline ")]
+    lines = [line.split("  #")[0].strip() for text in (README, TUTORIAL) for block in blocks("sh", text) for line in block.splitlines()]
+    return list(dict.fromkeys(line for line in lines if line.startswith("backline ")))
 
 
 @pytest.mark.parametrize("line", command_lines())
@@ -30,7 +31,7 @@ def test_a_command_of_the_readme_is_understood(line: str) -> None:
     tokens = shlex.split(line.replace("$PWD", "/somewhere"))[1:]
     command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
     assert callable(command)
-    assert bound.arguments or tokens == ["serve"]
+    assert bound.arguments or tokens in (["serve"], ["doctor"])
 
 
 def test_submitted_commands_are_understood_where_they_arrive() -> None:
