@@ -30,7 +30,6 @@ function usedVocal(vocal) {
   player.seek(0);
   stage.present({ title: `${vocal.name}, ${clock(vocal.track.duration_s)}`, peaks: { vocal: vocal.peaks } });
   mark();
-  $("go").focus({ preventScroll: true });
 }
 
 async function played({ zip, seed, model, fit, fits, elapsed_s, vocal }) {
@@ -42,6 +41,9 @@ async function played({ zip, seed, model, fit, fits, elapsed_s, vocal }) {
   list.add(take);
   announce(`${take.name} is here. Fit ${fit?.overall?.toFixed(2) ?? "unknown"}.`);
   await hear(take);
+  // The keyboard goes on to what one wants next, unless it is busy elsewhere.
+  if (document.activeElement.matches("body, #go, #cancel")) $("play").focus({ preventScroll: true });
+  $("stage").scrollIntoView({ block: "nearest", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
 }
 
 /** A take with its tracks and waveforms, from what is kept of it. */

@@ -39,7 +39,7 @@ export class TakeList {
     this.#items.set(take.id, item);
     this.show(take);
     $("list").prepend(item);
-    $("takes-hint").hidden = true;
+    this.#hint();
   }
 
   /** The state of a take that may have changed. */
@@ -63,8 +63,10 @@ export class TakeList {
     item.remove();
     this.#items.delete(take.id);
     if (focused) (next?.querySelector(".hear") ?? $("choose")).focus();
-    $("takes-hint").hidden = this.#items.size > 0;
+    this.#hint();
   }
+
+  #hint() { $("takes-hint").textContent = this.#items.size ? "keep those that should be here when you come back" : "each band that is played for your vocal comes here"; }
 
   /** The ids as they stand, newest first. */
   get order() { return [...$("list").children].map(item => item.dataset.take); }

@@ -1,0 +1,84 @@
+"""The real application with a real tiny engine behind real HTTP in this process, which a test can hold up and make busy."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from infra.audio_files import AudioError
+from serving.app import AppConfig, create_app
+from serving.engine import Engine
+from serving.problems import Problem, audio_problem
+from serving.schema import AccompanimentRequest, AccompanimentResult, ModelInfo
+
+
+class Backend:
+    """The engine in this process. `refusals` are answered first; while `hold` is clear, requests wait."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.refusals: list[Problem] = []
+        self.asked: list[AccompanimentRequest] = []
+        self.cancelled = 0
+        self.hold = threading.Event()
+        self.hold.set()
+
+    async def generate(self, vocal: bytes, request: AccompanimentRequest, *_: object, **__: object) -> AccompanimentResult | Problem:
+        self.asked.append(request)
+        if self.refusals:
+            return self.refusals.pop(0)
+        try:
+            while not self.hold.is_set():
+                await asyncio.sleep(0.02)
+            return await asyncio.to_thread(self.engine.generate, vocal, request)
+        except AudioError as error:
+            return audio_problem(error)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+    async def models(self) -> list[ModelInfo]:
+        return [self.engine.info()]
+
+    async def not_ready(self) -> str | None:
+        return None
+
+
+class Service:
+    """`progress` is what `/v1/progress` answers, whatever the application has there: the page is tested here, not the count of steps."""
+
+    def __init__(self, backend: Backend, config: AppConfig) -> None:
+        self.backend = backend
+        self.progress: dict[str, object] | None = {"state": "running", "steps_done": 5, "steps": 20, "queue_position": None}
+        self.asked_progress: list[str] = []
+        self._app: ASGIApp = create_app(backend, config)
+        self.url = ""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not scope.get("path", "").startswith("/v1/progress/"):
+            await self._app(scope, receive, send)
+            return
+        self.asked_progress.append(scope["path"].rpartition("/")[2])
+        status = 404 if self.progress is None else 200
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]})
+        await send({"type": "http.response.body", "body": json.dumps(self.progress or {}).encode()})
+
+
+@contextmanager
+def serve(service: Service) -> Iterator[Service]:
+    server = uvicorn.Server(uvicorn.Config(service, host="127.0.0.1", port=0, log_level="warning", lifespan="off"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+    service.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    try:
+        yield service
+    finally:
+        service.backend.hold.set()
+        server.should_exit = True
+        thread.join(10)
