@@ -73,8 +73,8 @@ export class TakeList {
 }
 
 function about({ seed, model, vocalName, duration_s, elapsed_s, fits }) {
-  const others = fits?.length > 1 ? ` · best of ${fits.length} (${fits.map(fit => fit.overall?.toFixed(2) ?? "–").join(", ")})` : "";
-  return `seed ${seed} · ${vocalName}, ${clock(duration_s)} · ${model}, ${elapsed_s.toFixed(1)} s${others}`;
+  const best = fits?.length > 1 ? `best of ${fits.length} (${fits.map(fit => fit.overall?.toFixed(2) ?? "–").join(", ")})` : "";
+  return [`seed ${seed}`, best, `${vocalName}, ${clock(duration_s)}`, `${model} in ${elapsed_s.toFixed(1)} s`].filter(Boolean).join(" · ");
 }
 
 function score(title, name, value) {

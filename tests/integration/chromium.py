@@ -123,6 +123,8 @@ class Page:
     def look_like(self, *, width: int, height: int, dark: bool = False, scale: float = 1.0, phone: bool = False) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=phone)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.call("Emulation.setScrollbarsHidden", hidden=True)
+        self.until("document.getAnimations().every(a => a.playState !== 'running')")
 
     def picture(self, file: Path, *, whole: bool = False) -> None:
         file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]))
@@ -147,6 +149,14 @@ class Page:
 
     def requests(self) -> list[str]:
         return [told["request"]["url"] for told in self._seen("Network.requestWillBeSent")]
+
+    def until_cancelled(self) -> None:
+        """Waits until the page itself has broken a request off."""
+        end_s = time.monotonic() + WAIT_S
+        while not any(told.get("canceled") for told in self._seen("Network.loadingFailed")):
+            if time.monotonic() > end_s:
+                raise PageError(f"no request was broken off: {self._seen('Network.loadingFailed')}")
+            time.sleep(0.03)
 
     def complaints(self) -> list[str]:
         """Errors and warnings of the console, broken policies and scripts that failed."""

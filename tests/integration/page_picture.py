@@ -28,8 +28,12 @@ def played(page: Page, count: int, **fields: object) -> None:
 def main(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     engine = load_engine(checkpoint=str(SHIPPED_CHECKPOINT), codec=None, device="cpu", threads=2, max_duration_s=600.0, hang_after_s=120.0)
-    with tempfile.TemporaryDirectory() as folder, serve(Service(Backend(engine), AppConfig())) as service, browser(Path(folder) / "b") as page:
-        page.look_like(width=1180, height=800, scale=1.0)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serve(Service(Backend(engine), AppConfig())) as service,
+        browser(Path(folder) / "b") as page,
+    ):
+        page.look_like(width=1180, height=812)
         page.go(service.url)
         page.until("document.getElementById('service').textContent === 'ready'")
         page.picture(out / "empty.png")
@@ -38,13 +42,17 @@ def main(out: Path) -> None:
         played(page, 1, seed=7)
         page.click("#candidates label:nth-child(2)")
         played(page, 2, seed=8)
-        page.js("(n => { n.value = 'The one for the chorus'; n.dispatchEvent(new Event('change')); })(document.querySelector('.take .name'))")
+        page.js(
+            "(n => { n.value = 'The one for the chorus'; n.dispatchEvent(new Event('change')); })(document.querySelector('.take .name'))"
+        )
         page.click(".take .keep")
         page.click("#compare")
-        page.js("import('/page/app.js').then(({ player }) => { player.set('band', { db: -3 }); return player.seek(player.duration_s * .38); })")
+        page.js(
+            "import('/page/app.js').then(({ player }) => { player.set('band', { db: -3 }); return player.seek(player.duration_s * .38); })"
+        )
         page.js("(document.activeElement.blur(), scrollTo(0, 0), document.getElementById('notice').replaceChildren())")
         page.picture(out / "wide.png")
-        page.look_like(width=1180, height=800, dark=True)
+        page.look_like(width=1180, height=812, dark=True)
         page.picture(out / "dark.png")
         page.look_like(width=360, height=740, scale=2, phone=True)
         page.picture(out / "phone.png", whole=True)

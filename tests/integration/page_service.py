@@ -17,13 +17,13 @@ from serving.schema import AccompanimentRequest, AccompanimentResult, ModelInfo
 
 
 class Backend:
-    """The engine in this process. `refusals` are answered first; while `hold` is clear, requests wait."""
+    """The engine in this process. `refusals` are answered first; while `hold` is clear, requests wait; `others` are named as models, too."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.refusals: list[Problem] = []
         self.asked: list[AccompanimentRequest] = []
-        self.cancelled = 0
+        self.others: list[str] = []
         self.hold = threading.Event()
         self.hold.set()
 
@@ -37,12 +37,10 @@ class Backend:
             return await asyncio.to_thread(self.engine.generate, vocal, request)
         except AudioError as error:
             return audio_problem(error)
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
 
     async def models(self) -> list[ModelInfo]:
-        return [self.engine.info()]
+        info = self.engine.info()
+        return [info, *(info.model_copy(update={"id": name}) for name in self.others)]
 
     async def not_ready(self) -> str | None:
         return None
@@ -80,5 +78,5 @@ def serve(service: Service) -> Iterator[Service]:
         yield service
     finally:
         service.backend.hold.set()
-        server.should_exit = True
+        server.should_exit = server.force_exit = True
         thread.join(10)

@@ -66,6 +66,7 @@ def visited(tab: Page, service: Service, expected: tuple[str, ...] = ()) -> Iter
     tab.until("document.getElementById('steps').placeholder !== \"the model's own\"")
     tab.events.clear()
     service.backend.asked.clear()
+    service.asked_progress.clear()
     yield tab
     service.backend.hold.set()
     elsewhere = [url for url in tab.requests() if not url.startswith((service.url, f"blob:{service.url}", "data:"))]
@@ -301,8 +302,7 @@ def test_progress_and_cancelling(page: Page, service: Service, vocal: Path) -> N
     page.until("document.getElementById('work').hidden")
     assert page.js("document.querySelectorAll('.take').length") == 0
     assert page.js("document.getElementById('problem').hidden")
-    while not service.backend.cancelled:
-        page.js("new Promise(done => setTimeout(done, 20))")
+    page.until_cancelled()
 
 
 def test_refusals_are_said_in_words(tab: Page, service: Service, vocal: Path, tmp_path: Path) -> None:
@@ -362,6 +362,8 @@ def test_a_phone(page: Page, vocal: Path, dark: bool) -> None:
     page.js("document.querySelector('details').open = true")
     assert page.js("document.documentElement.scrollWidth") <= 360
     # WCAG 2.5.8: targets of at least 24 pixels
+    tight = "b => b.offsetWidth && Math.min(b.offsetWidth, b.offsetHeight) < 24 && b.id !== 'help'"
+    assert page.js(f"[...document.querySelectorAll('button')].filter({tight}).length") == 0
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -382,6 +384,15 @@ def test_everything_has_a_name_and_text_has_contrast(page: Page, vocal: Path, da
     assert page.js(CONTRAST.read_text()) == []
 
 
+def test_a_model_is_chosen_where_there_are_several(page: Page, service: Service) -> None:
+    assert page.js("document.getElementById('model-field').hidden")
+    service.backend.others = ["student"]
+    page.reload()
+    page.until("!document.getElementById('model-field').hidden")
+    service.backend.others = []
+    assert page.js("[...document.getElementById('model').options].map(o => o.value)") == ["", parts.MODEL_NAME, "student"]
+
+
 def test_the_documents_for_programs(page: Page) -> None:
     page.go(f"{page.js('location.origin')}/docs")
     page.until("document.querySelectorAll('section').length > 3")
@@ -391,5 +402,3 @@ def test_the_documents_for_programs(page: Page) -> None:
 def test_a_page_error_is_noticed(tab: Page) -> None:
     with pytest.raises(PageError, match="boom"):
         tab.js("(() => { throw new Error('boom'); })()")
-    tight = "b => b.offsetWidth && Math.min(b.offsetWidth, b.offsetHeight) < 24 && b.id !== 'help'"
-    assert page.js(f"[...document.querySelectorAll('button')].filter({tight}).length") == 0

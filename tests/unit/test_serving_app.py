@@ -382,6 +382,8 @@ def test_limits_must_make_sense() -> None:
 def test_the_folder_of_the_page_is_shipped() -> None:
     import serving.app
 
-    shipped = {"*.html", "*.css", "*.js"} & set(tomllib.loads(Path("pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"])
+    shipped = {"*.html", "*.css", "*.js"} & set(
+        tomllib.loads(Path("pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
+    )
     for path in Path(serving.app.PAGE).iterdir():
         assert f"*{path.suffix}" in shipped
