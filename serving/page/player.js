@@ -9,7 +9,8 @@ export const LOWEST_DB = -48;
 const WINDOW = 2 * RATE_HZ;
 const AHEAD = 6 * RATE_HZ;
 const FADE_S = 0.02;
-const LEAD_S = 0.03;
+const LEAD_S = 0.05;
+const SAFE_S = 0.01;
 
 /** One deck (`{vocal, band}`, tracks; band may be null) playing from one place, until it is released. */
 class Run {
@@ -49,8 +50,8 @@ class Run {
     this.filling = true;
     while (!this.over && this.next < this.context.currentTime * RATE_HZ - this.origin + AHEAD && (this.loop || this.next < this.frames)) {
       const from = this.next, place = from % this.frames;
-      const windows = await this.#read(place);
-      if (!this.over) this.#schedule(from, windows);
+      const buffers = await this.#read(place);
+      if (!this.over) this.#schedule(from, buffers);
       this.next += Math.min(WINDOW, this.frames - place);
     }
     this.filling = false;
@@ -62,15 +63,22 @@ class Run {
     for (const source of this.sources) source.stop(at_s + FADE_S + 0.01);
   }
 
-  #read(from) { return Promise.all(LANES.map(lane => this.deck[lane]?.read(from, WINDOW) ?? [])); }
-
-  #schedule(unrolled, windows) {
-    windows.forEach((channels, i) => {
-      if (!channels.length) return;
+  /** A buffer a lane; null where it has no sound there. */
+  async #read(from) {
+    const windows = await Promise.all(LANES.map(lane => this.deck[lane]?.read(from, WINDOW) ?? []));
+    return windows.map(channels => {
+      if (!channels.length) return null;
       const buffer = new AudioBuffer({ length: channels[0].length, numberOfChannels: channels.length, sampleRate: RATE_HZ });
       channels.forEach((samples, c) => buffer.copyToChannel(samples, c));
-      const at = this.origin + unrolled, late = Math.max(0, Math.ceil(this.context.currentTime * RATE_HZ) + 128 - at);
-      if (late >= buffer.length) return;
+      return buffer;
+    });
+  }
+
+  /** What is late is cut, not moved: both lanes stay on their frames. */
+  #schedule(unrolled, buffers) {
+    const at = this.origin + unrolled, late = Math.max(0, Math.ceil((this.context.currentTime + SAFE_S) * RATE_HZ) - at);
+    buffers.forEach((buffer, i) => {
+      if (!buffer || late >= buffer.length) return;
       const source = new AudioBufferSourceNode(this.context, { buffer });
       source.connect(this.fades[i]);
       source.onended = () => { source.disconnect(); this.sources.delete(source); };

@@ -16,7 +16,8 @@ export class VocalCard {
     $("choose").onclick = () => $("file").click();
     $("file").onchange = () => { const [file] = $("file").files; if (file) this.use(file, file.name); $("file").value = ""; };
     $("record").onclick = () => this.booth(!this.recorder.open);
-    $("leave").onclick = () => this.booth(false);
+    $("leave").onclick = () => this.recorder.recording ? this.#begin() : this.booth(false);
+    $("booth").onkeydown = event => { if (event.key === "Escape") { this.booth(false); $("record").focus(); } };
     $("roll").onclick = () => this.#roll();
     $("input").onchange = () => { localStorage.setItem(INPUT, $("input").value); this.#listen(); };
     this.#takeDrops();
@@ -49,6 +50,7 @@ export class VocalCard {
   async booth(open) {
     if (!open) {
       this.recorder.close();
+      this.#rolling(false);
       $("booth").hidden = true;
       $("record").setAttribute("aria-expanded", "false");
       if (document.activeElement === document.body) $("record").focus();
@@ -76,11 +78,7 @@ export class VocalCard {
   }
 
   async #roll() {
-    if (!this.recorder.recording) {
-      this.loudest = 0;
-      this.recorder.record();
-      return this.#rolling(true);
-    }
+    if (!this.recorder.recording) return this.#begin();
     const wav = this.recorder.stop();
     this.#rolling(false);
     this.booth(false);
@@ -88,10 +86,19 @@ export class VocalCard {
     await this.use(wav, "recording.wav");
   }
 
+  /** Starts, or starts over. */
+  #begin() {
+    this.loudest = 0;
+    this.recorder.record();
+    this.#rolling(true);
+  }
+
   #rolling(on) {
+    $("leave").textContent = on ? "Start over" : "Close";
     $("roll").textContent = on ? "Stop" : "Start recording";
     $("booth").classList.toggle("rolling", on);
     $("booth-clock").textContent = "0:00";
+    $("booth-hint").classList.remove("problem");
     $("booth-hint").textContent = on ? "Recording." : "Sing as loud as you will, and look at the level.";
   }
 
@@ -106,6 +113,7 @@ export class VocalCard {
     const loudest_db = 20 * Math.log10(this.loudest || 1e-9);
     const hint = loudest_db > LOUD_DB ? "Too loud: it is distorted. Turn the input down and start over." : recorded_s > 3 && loudest_db < QUIET_DB ? "Hardly anything is heard. Is this the right microphone?" : "Recording.";
     if ($("booth-hint").textContent !== hint) $("booth-hint").textContent = hint;
+    $("booth-hint").classList.toggle("problem", hint !== "Recording.");
     if (recorded_s >= this.limit_s() - 1) this.#roll();
   }
 

@@ -66,14 +66,13 @@ class Page:
             raise PageError(f"{expression}: {told['exceptionDetails'].get('exception', told['exceptionDetails'])}")
         return told["result"].get("value")
 
-    def until(self, expression: str, timeout_s: float = WAIT_S) -> Any:
-        """Waits until the expression is true; its value."""
+    def until(self, expression: str, timeout_s: float = WAIT_S) -> None:
+        """Waits until the expression is true."""
         end_s = time.monotonic() + timeout_s
-        while not (value := self.js(expression)):
+        while not self.js(f"(async () => Boolean(await ({expression})))()"):
             if time.monotonic() > end_s:
                 raise PageError(f"not within {timeout_s:g} s: {expression}; the page says: {self.js('document.body.innerText')}")
             time.sleep(0.03)
-        return value
 
     def go(self, url: str) -> None:
         self.call("Page.navigate", url=url)

@@ -1,4 +1,4 @@
-"""The README's picture of the page: PYTHONPATH=. python tests/integration/page_picture.py FOLDER (wide.png, dark.png, phone.png, empty.png).
+"""The README's picture of the page: PYTHONPATH=. python tests/integration/page_picture.py FOLDER (empty, wide, dark, phone).
 
 The shipped weights play for the vocal of model/weights/samples.
 """

@@ -17,7 +17,7 @@ from serving.schema import AccompanimentRequest, AccompanimentResult, ModelInfo
 
 
 class Backend:
-    """The engine in this process. `refusals` are answered first; while `hold` is clear, requests wait; `others` are named as models, too."""
+    """The engine in this process. `refusals` are answered first; while `hold` is clear, requests wait; `others` are models, too."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
