@@ -10,7 +10,7 @@ const SCORES = [["Harmony", "harmony"], ["Rhythm", "rhythm"], ["Overall", "overa
 export function inWords(value, name) {
   if (value === null || value === undefined) return "not heard";
   const share = value / COMPOSED[name];
-  return share >= 0.9 ? "as composed" : share >= 0.6 ? "good" : share >= 0.3 ? "loose" : "off";
+  return share >= 0.9 ? "tight" : share >= 0.6 ? "good" : share >= 0.3 ? "loose" : "off";
 }
 
 export class TakeList {
@@ -66,7 +66,7 @@ export class TakeList {
     this.#hint();
   }
 
-  #hint() { $("takes-hint").textContent = this.#items.size ? "keep those that should be here when you come back" : "each band that is played for your vocal comes here"; }
+  #hint() { $("takes-hint").textContent = this.#items.size ? "keep those that should be here when you come back; the mark on a bar is where composed bands lie" : "each band that is played for your vocal comes here"; }
 
   /** The ids as they stand, newest first. */
   get order() { return [...$("list").children].map(item => item.dataset.take); }

@@ -51,6 +51,7 @@ def main(out: Path) -> None:
             "import('/page/app.js').then(({ player }) => { player.set('band', { db: -3 }); return player.seek(player.duration_s * .38); })"
         )
         page.js("(document.activeElement.blur(), scrollTo(0, 0), document.getElementById('notice').replaceChildren())")
+        page.look_like(width=1180, height=812)
         page.picture(out / "wide.png")
         page.look_like(width=1180, height=812, dark=True)
         page.picture(out / "dark.png")
