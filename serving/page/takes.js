@@ -66,7 +66,7 @@ export class TakeList {
     this.#hint();
   }
 
-  #hint() { $("takes-hint").textContent = this.#items.size ? "keep those that should be here when you come back; the mark on a bar is where composed bands lie" : "each band that is played for your vocal comes here"; }
+  #hint() { $("takes-hint").textContent = this.#items.size ? "keep those to come back to; the mark on a bar: composed bands" : "each band that is played for your vocal comes here"; }
 
   /** The ids as they stand, newest first. */
   get order() { return [...$("list").children].map(item => item.dataset.take); }
