@@ -44,10 +44,12 @@ STREAM_CHUNK_BYTES = 64 * 1024
 # Only said in the OpenAPI document; `Keys` does the checking, before the body is read.
 KEYED = [Depends(HTTPBearer(auto_error=False)), Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
 PROBLEM_MEDIA_TYPE = "application/problem+json"
-# The page is one file with its script and style inside, and plays what it was sent (blob:). Nothing is loaded from anywhere else.
+PAGE_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
+# Scripts and styles are files of this service, never inline, and nothing is loaded from anywhere else.
 PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self' blob:; "
-    "media-src 'self' blob:; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
     "Cache-Control": "no-cache",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -194,7 +196,8 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
             raise ProblemError(Problem(status=503, title="Not ready", detail=reason, retry_after_s=2))
         return Health(status="ready")
 
-    for path, name in (("/", "index.html"), ("/docs", "docs.html")):
+    parts = ((f"/page/{file.name}", file.name) for file in PAGE.iterdir() if file.suffix in (".css", ".js"))
+    for path, name in (("/", "index.html"), ("/docs", "docs.html"), *parts):
         app.add_api_route(path, _page(name), methods=["GET", "HEAD"], include_in_schema=False)
     _describe(app)
     return app
@@ -212,7 +215,7 @@ def _describe(app: FastAPI) -> None:
 
 def _page(name: str) -> Any:
     async def page() -> FileResponse:
-        return FileResponse(PAGE / name, media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
+        return FileResponse(PAGE / name, media_type=PAGE_TYPES[Path(name).suffix], headers=PAGE_HEADERS)
 
     return page
 

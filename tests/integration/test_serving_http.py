@@ -192,7 +192,8 @@ def test_prometheus_is_told(service: RunningService) -> None:
     (node,) = ray.nodes()
     labelled = {
         "requests_total": 'status="422"', "request_seconds_bucket": "", "stage_seconds_sum": 'stage="diffuse"',
-        "fit_count": 'measure="overall"', "audio_seconds_total": "", "pending_requests": "", "evaluations_total": "", "batch_evaluations": "", "denoiser_busy": "",
+        "fit_count": 'measure="overall"', "audio_seconds_total": "", "pending_requests": "",
+        "evaluations_total": "", "batch_evaluations": "", "denoiser_busy": "",
     }  # fmt: skip
     wanted = {f"ray_backline_{name}{{.*{label}" for name, label in labelled.items()}
     until_s = time.monotonic() + 60

@@ -4,6 +4,7 @@ import asyncio
 import json
 import struct
 import threading
+import tomllib
 import zipfile
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -415,13 +416,23 @@ def test_retry_after_follows_the_rate_of_answers() -> None:
 
 
 def test_the_page_and_the_documents_need_nothing_from_elsewhere(client: TestClient) -> None:
-    for path in ("/", "/docs"):
+    import serving.app
+
+    kinds = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+    for file in serving.app.PAGE.iterdir():
+        path = {"index.html": "/", "docs.html": "/docs"}.get(file.name, f"/page/{file.name}")
         answer = client.get(path)
-        assert answer.headers["content-type"].startswith("text/html")
-        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert answer.status_code == 200, path
+        assert answer.headers["content-type"].startswith(kinds[file.suffix])
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
         text = answer.text.replace("http://www.w3.org/2000/svg", "")
         assert "http://" not in text
         assert "https://" not in text
+        assert " style=" not in text
+    for path in ("/page/index.html", "/page/nothing.js", "/page/../app.py", "/page/%2e%2e/app.py"):
+        assert client.get(path).status_code == 404
 
 
 def test_the_interface_describes_itself(client: TestClient) -> None:
@@ -443,4 +454,8 @@ def test_limits_must_make_sense() -> None:
 def test_the_folder_of_the_page_is_shipped() -> None:
     import serving.app
 
-    assert sorted(path.name for path in Path(serving.app.PAGE).iterdir()) == ["docs.html", "index.html"]
+    shipped = {"*.html", "*.css", "*.js"} & set(
+        tomllib.loads(Path("pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
+    )
+    for path in Path(serving.app.PAGE).iterdir():
+        assert f"*{path.suffix}" in shipped
