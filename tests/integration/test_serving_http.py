@@ -11,11 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 import ray
 import serving_parts as parts
 
+from infra.audio_files import encode
 from infra.cluster import Cluster
 from serving.deployments import RunningService, ServeConfig, start
 
@@ -163,7 +165,7 @@ def test_a_stream_arrives_in_chunks(service: RunningService) -> None:
 
 def test_a_long_vocal_is_heard_window_by_window_and_followed(service: RunningService) -> None:
     """55 s are two windows: the first sound leaves before the last step, and all of it is what is made in one piece."""
-    vocal = parts.audio_file(parts.sung(55.0), format="OGG", subtype="VORBIS")
+    vocal = encode(np.repeat(parts.sung(55.0)[None], 2, axis=0), "ogg")
     url, id = f"{service.url}/v1/accompaniments", "a-long-vocal"
     fields = {**parts.QUICK, "steps": "40", "stream": "true"}
     with httpx.stream(

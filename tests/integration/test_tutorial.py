@@ -47,6 +47,7 @@ def typed(line: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1_800)
 def test_a_reader_gets_from_songs_to_a_registered_model(tmp_path: Path) -> None:
     environment = dict(os.environ)
     write_songs(tmp_path, environment)
