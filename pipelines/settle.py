@@ -80,13 +80,13 @@ def settle(
         for song_id, row in before.songs.items()
         if row["url"] in worked and worked[row["url"]] != song_id and song_id not in addresses
     }
-    adopt(out, now, adopted)
-    # Before the rows: as long as they are there a killed run is done again.
+    # Before any row goes or moves: as long as it stands, a killed run is done again.
     for url in sorted(forbidden & {row["url"] for row in (*before.songs.values(), *before.rejects)}):
         remove_media(media, url)
     for song_id in replaced:
         if (url := before.songs[song_id]["url"]) in forbidden:
             dataset.drop_segment_rejects(out, url, song_id)
+    adopt(out, now, adopted)
     # Together: each joined file is written anew once.
     dataset.remove_rows(out, now, replaced | adopted.keys(), keep=[dataset.song_place(out, song_id) for song_id in adopted])
     now = read_stored(out, tables)
