@@ -5,6 +5,7 @@
     OUT/songs/ID.parquet                  one row; written after the song's latents, so it commits them
     OUT/latents/split=S/ID.parquet        a row a segment
     OUT/rejects/….parquet                 a row a rejected song or segment, with stage and reason
+    OUT/stems/ID/….flac                   what a song was separated into, where `prepare --keep-stems` was asked for
     OUT/snapshots/….parquet               which songs the manifest vouches for, and in which file each lies (`infra.snapshots`)
 
 ID is a song's, or part-… where `backline compact` joined many songs in one file.
@@ -79,6 +80,7 @@ REJECTS = pa.schema(
         pa.field("segment", pa.int32()),  # null: the whole song
         pa.field("url", pa.string()),
         pa.field("source_version", pa.string()),
+        pa.field("listed_by", pa.string()),  # the source that named the address, as --source was given; null: not known
     ],
     metadata={"backline.schema_version": str(SCHEMA_VERSION)},
 )

@@ -25,8 +25,13 @@ from pipelines.media_records import AcquiredMedia, PageMetadata, read_record, re
 from pipelines.songs import FoundSong, MediaFile, SongError
 from pipelines.sources.providers import SEARCH_KEY
 
+LICENSE = "license"  # the stage of a reject whose licence the config forbids
 SEARCH = re.compile(f"{SEARCH_KEY}:")
 """A search of yt-dlp, as a catalogue's provider asks for (ytsearch1:Artist Title): its one result is a page."""
+
+
+class ForbiddenLicenseError(SongError):
+    """The source names a licence that the config does not permit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +39,8 @@ class AcquireConfig(HttpConfig):
     """Which songs are downloaded, and how."""
 
     licenses: tuple[str, ...] = ()
-    """Only songs whose list row names one of these licences, whatever its capitals; empty: any, or none."""
+    """Only songs whose list row names one of these licences, whatever its capitals; empty: any, or none. A stored song whose row is
+    corrected to another one leaves the dataset."""
     pages: Literal["auto", "always", "never"] = "auto"
     """Whether web pages are searched for their sound, which takes yt-dlp: where an address shows a page, everywhere, or nowhere."""
     max_duration_s: float = 1_200.0
@@ -46,6 +52,9 @@ class AcquireConfig(HttpConfig):
             raise UserError(f"pages is {self.pages!r}: choose auto, always or never")
         if not self.max_duration_s > 0:
             raise UserError(f"max_duration_s is {self.max_duration_s}: choose above 0")
+
+    def permits(self, license: str) -> bool:
+        return not self.licenses or license.strip().casefold() in {name.strip().casefold() for name in self.licenses}
 
 
 def acquire_song(song: FoundSong, store: Place, config: AcquireConfig, hosts: HostGate, cache: Path) -> FoundSong:
@@ -65,10 +74,13 @@ def acquire_media(
 ) -> AcquiredMedia:
     """Download `song.fetch` into `store`, unless it is there: then the network is not asked. `cache` holds what is on its way.
 
-    Raises SongError for what is wrong with this song, of them Unavailable for what may be right on another day; UserError when the operator
-    is not named or the cache cannot be written, and StorageError when the store fails, which say nothing about the song.
+    Raises SongError for what is wrong with this song, of them Unavailable for what may be right on another day, and ForbiddenLicenseError;
+    UserError when the operator is not named or the cache cannot be written, and StorageError when the store fails, which say nothing about
+    the song.
     """
-    _check_license(song, config)
+    if not config.permits(song.license):
+        given = f"licence {song.license!r} is" if song.license else "it names no licence, and so is"
+        raise ForbiddenLicenseError(f"{given} not one of {', '.join(config.licenses)}: add it to licenses, or leave the song out")
     known = _known(song, store)
     if known is not None:
         return known
@@ -103,12 +115,6 @@ def remove_media(store: Place, url: str) -> None:
     if known is not None:
         (store / known.file).delete()
     record_place(store, url).delete()
-
-
-def _check_license(song: FoundSong, config: AcquireConfig) -> None:
-    if config.licenses and song.license.strip().casefold() not in {name.strip().casefold() for name in config.licenses}:
-        given = f"licence {song.license!r} is" if song.license else "it names no licence, and so is"
-        raise SongError(f"{given} not one of {', '.join(config.licenses)}: add it to licenses, or leave the song out")
 
 
 def _known(song: FoundSong, store: Place) -> AcquiredMedia | None:

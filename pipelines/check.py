@@ -4,7 +4,7 @@ Shapes: C channels, T frames.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +23,7 @@ from infra.tables import read_table
 from model.codec_base import CodecIdentity
 from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines.commits import describe
+from pipelines.stems import FOLDER, NAMES, kept_stems
 from pipelines.stored import Stored, read_stored
 
 READERS = 8
@@ -80,9 +81,19 @@ def check(config: CheckConfig) -> CheckSummary:
             faults += found
     names = [row["song_id"] for row in held]
     faults += [f"song {song_id} is in the snapshot {count} times" for song_id, count in Counter(names).items() if count > 1]
+    stems = kept_stems(data)
+    faults += [
+        f"{FOLDER}/{song_id} holds {', '.join(sorted(held))}, not {' and '.join(NAMES)}: remove that folder"
+        for song_id, held in sorted(stems.items())
+        if song_id in stored.songs and held != set(NAMES)
+    ]
     faults += _check_manifest(data, manifest, stored, set(names))
     return CheckSummary(
-        data=str(data), songs=len(held), segments=segments, faults=tuple(faults), remarks=tuple(_remarks(data, stored, by_file, set(names)))
+        data=str(data),
+        songs=len(held),
+        segments=segments,
+        faults=tuple(faults),
+        remarks=tuple(_remarks(data, stored, by_file, set(names), stems)),
     )
 
 
@@ -151,7 +162,7 @@ def _check_manifest(data: Place, manifest: Manifest, stored: Stored, names: set[
         yield f"the manifest counts {was_counts}, its songs are {now_counts}"
 
 
-def _remarks(data: Place, stored: Stored, by_file: dict[str, list[str]], names: set[str]) -> Iterator[str]:
+def _remarks(data: Place, stored: Stored, by_file: dict[str, list[str]], names: set[str], stems: Collection[str]) -> Iterator[str]:
     if waiting := stored.songs.keys() - names:
         yield f"{len(waiting)} songs are stored and in no commit yet: a prepare was cut short or is running; run it again"
     listed = {
@@ -160,3 +171,5 @@ def _remarks(data: Place, stored: Stored, by_file: dict[str, list[str]], names: 
     stray = listed - by_file.keys() - set(stored.files.values())
     if stray:
         yield f"{len(stray)} files of latents belong to no song: the next prepare removes them"
+    if strange := set(stems) - stored.row_files.keys():
+        yield f"{len(strange)} folders of {FOLDER} belong to no song: the next prepare removes them"

@@ -21,6 +21,7 @@ from infra.storage import MissingObjectError, Place
 from infra.tables import read_table, write_table
 from model.geometry import HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ, SEGMENT_FRAMES
 from pipelines.dataset import balance, part_name, remove_rows, separator_of
+from pipelines.stems import remove_stems_but
 from pipelines.stored import PART, Stored, read_stored
 
 if TYPE_CHECKING:
@@ -86,11 +87,14 @@ def _without_the_gone(out: Place, stored: Stored) -> dict[str, str]:
 
 
 def _collect(out: Place, stored: Stored, files: Set[str]) -> None:
-    """Delete latents that the commit does without (what a kill, a replaced or a removed song left), and rows of songs taken down."""
+    """Delete latents and stems that the commit does without (what a kill, a replaced or a removed song left), and rows of songs taken
+    down."""
     for split in SPLITS:
         for place in (out / f"latents/split={split}").list(suffix=".parquet"):
             if f"latents/split={split}/{place.name}" not in files:
                 place.delete()
+    # Songs that wait for another commit have rows too.
+    remove_stems_but(out, stored.row_files.keys() - stored.taken)
     if taken := stored.taken & stored.row_files.keys():
         remove_rows(out, stored, taken)
 

@@ -87,7 +87,7 @@ def write_song(out: Place, found: FoundSong, song: EncodedSong, split: Split) ->
     song_id = song.identity.song_id
     if not song.identity.audio_sha256 and not song.segments:  # nobody has seen its audio: what is stored of this address stands
         earlier = [row for row in _reject_rows(out, found.url) if row["segment"] is not None]
-        _write_reject_rows(out, found.url, [*reject_rows(found, song_id, song.rejects), *earlier])
+        write_reject_rows(out, found.url, [*reject_rows(found, song_id, song.rejects), *earlier])
         return
     # A known song comes without either: its files were touched, its segments' rejects stand.
     known = not song.segments and not song.rejects
@@ -169,6 +169,12 @@ def segment_rejects(out: Place, url: str, song_id: str) -> list[Reject]:
     ]
 
 
+def drop_segment_rejects(out: Place, url: str, song_id: str) -> None:
+    """Of this address: no segments of this song any more, which is elsewhere now, or gone."""
+    rows = _reject_rows(out, url)
+    write_reject_rows(out, url, [row for row in rows if row["segment"] is None or row["song_id"] != song_id])
+
+
 def _reject_rows(out: Place, url: str) -> list[dict[str, Any]]:
     place = rejects_place(out, url)
     rows: list[dict[str, Any]] = read_table([place], REJECTS).to_pylist() if place.exists() else []
@@ -177,15 +183,17 @@ def _reject_rows(out: Place, url: str) -> list[dict[str, Any]]:
 
 def write_rejects(out: Place, found: FoundSong, song_id: str, rejects: Sequence[Reject]) -> None:
     """Every reject of one address, in place of those before."""
-    _write_reject_rows(out, found.url, reject_rows(found, song_id, rejects))
+    write_reject_rows(out, found.url, reject_rows(found, song_id, rejects))
 
 
 def reject_rows(found: FoundSong, song_id: str, rejects: Sequence[Reject]) -> list[dict[str, Any]]:
     """Rows of REJECTS."""
-    return [{"song_id": song_id, "url": found.url, "source_version": found.version, **reject.__dict__} for reject in rejects]
+    origin = {"url": found.url, "source_version": found.version, "listed_by": found.listed_by or None}
+    return [{"song_id": song_id, **origin, **reject.__dict__} for reject in rejects]
 
 
-def _write_reject_rows(out: Place, url: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_reject_rows(out: Place, url: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """These rows of REJECTS, in place of what was stored of this address."""
     place = rejects_place(out, url)
     if rows:
         write_table(place, pa.Table.from_pylist(list(rows), schema=REJECTS))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from infra.cluster import connect
 from infra.errors import UserError
@@ -20,6 +20,7 @@ from infra.settings import Settings
 from infra.storage import Place
 from pipelines import dataset, progress
 from pipelines.acquire import AcquireConfig
+from pipelines.belonging import elsewhere, without_left
 from pipelines.commits import finish
 from pipelines.encode import open_codec
 from pipelines.graph import Workers, plan_workers, run_graph
@@ -58,6 +59,9 @@ class PrepareConfig:
     """embedded, stable-audio-open, stable-audio-open:URI, or a URI to a folder with model_config.json and weights."""
     separator: str | None = None
     """For finished songs: htdemucs (the default) or another model that demucs knows, or a URI to a local demucs repository."""
+    keep_stems: bool = False
+    """Keep what songs are separated into, to be heard: OUT/stems/SONG_ID/vocals.flac and accompaniment.flac, about 10 MB a minute. Of songs
+    that this run separates: those that are stored already are not separated again."""
     provider: str | None = None
     """For a catalogue, where its songs are: library:URI (a folder of finished songs), or a URL with {title} and {artist}."""
     validation_share: float = 0.1
@@ -73,7 +77,7 @@ class PrepareConfig:
     wave: int = 5_000
     """Songs between two commits: so often the manifest moves on, and so many songs' records are in memory."""
     retry: tuple[str, ...] = ()
-    """Stages whose rejects are tried again, for example acquire, crash."""
+    """Stages whose rejects are tried again, for example acquire, license, crash."""
     media: str | None = None
     """Where downloads are kept; by default media/ below --out."""
     storage_patience_s: float = 300.0
@@ -93,6 +97,8 @@ class PrepareConfig:
         kind = parse_source(self.source).kind
         if kind not in SEPARATED and self.separator is not None:
             raise UserError(f"separator is {self.separator!r}, but {self.source!r} holds stems already: leave --separator out")
+        if kind not in SEPARATED and self.keep_stems:
+            raise UserError(f"keep_stems is set, but {self.source!r} holds stems already: leave --keep-stems out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +154,8 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
 def _prepare(config: PrepareConfig, stack: ExitStack) -> PrepareSummary:
     clock = Clock()
     source, out, access = parse_source(config.source), Place(config.out), Settings.from_environment().s3
-    songs = list_songs(source, provider=config.provider, catalogue=config.catalogue)
+    listed = list_songs(source, provider=config.provider, catalogue=config.catalogue)
+    songs = [replace(song, listed_by=str(source)) for song in listed]
     out.check()
     if any(song.fetch for song in songs):
         config.acquire.check_identity()
@@ -159,7 +166,8 @@ def _prepare(config: PrepareConfig, stack: ExitStack) -> PrepareSummary:
     if separator is not None:
         dataset.begin_separation(out, separator.id, separator.weights_sha256)
     tables = Tables()
-    stored = read_stored(out, tables)
+    present = {song.url: song for song in songs}
+    stored = without_left(out, read_stored(out, tables), source, present.keys())
     missing = _missing(songs, stored, source, config)
     log.info("%s: %d songs, %d of them to do", source, len(songs), len(missing))
     clock.lap("list")
@@ -171,7 +179,6 @@ def _prepare(config: PrepareConfig, stack: ExitStack) -> PrepareSummary:
             clock.lap("start")
             job = _job(config, out, codec, separator)
             job = start_actors(job, source, missing)
-            present = {song.url: song for song in songs}
             recordings = Recordings(out, config.segment.max_fingerprint_errors)
             begun = time.perf_counter()
             with progress.shown(job.ledger, len(missing)):
@@ -179,7 +186,7 @@ def _prepare(config: PrepareConfig, stack: ExitStack) -> PrepareSummary:
                     results = run_wave(job, config, wave, stored, len(missing) - len(done))
                     done += results
                     lease.check()
-                    stored = settle(out, present, results, stored, recordings, _elsewhere(source), tables, job.media)
+                    stored = settle(out, present, results, stored, recordings, elsewhere(source), tables, job.media)
                     stored, manifest = finish(out, stored, codec, [result.song_id for result in results if result.stored])
             import ray
 
@@ -188,12 +195,10 @@ def _prepare(config: PrepareConfig, stack: ExitStack) -> PrepareSummary:
     else:
         # What a killed run wrote and never settled is in no commit yet.
         recordings = Recordings(out, config.segment.max_fingerprint_errors)
-        present = {song.url: song for song in songs}
-        stored = without_copies(out, present, stored, recordings, _elsewhere(source), tables, _media(config, out))
+        stored = without_copies(out, present, stored, recordings, elsewhere(source), tables, _media(config, out))
         stored, manifest = finish(out, stored, codec, ())
     clock.lap("commit")
-    current = {song.url for song in songs}
-    rejects = sorted((row for row in stored.rejects if row["segment"] is None and row["url"] in current), key=lambda row: row["url"])
+    rejects = sorted((row for row in stored.rejects if row["segment"] is None and row["url"] in present), key=lambda row: row["url"])
     useless = {row["url"] for row in rejects}
     prepared = sum(result.stored and result.url not in useless for result in done)
     return PrepareSummary(
@@ -256,6 +261,7 @@ def _job(config: PrepareConfig, out: Place, codec: "CodecIdentity", separator: "
         validation_share=config.validation_share,
         storage_patience_s=config.storage_patience_s,
         ledger=None,
+        keep_stems=config.keep_stems,
     )
 
 
@@ -286,20 +292,11 @@ def _workers(config: PrepareConfig, wave: Sequence[FoundSong]) -> Workers:
 
 
 def _missing(songs: Sequence[FoundSong], stored: Stored, source: Source, config: PrepareConfig) -> list[FoundSong]:
-    done = stored.done({song.url: song.version for song in songs}, _elsewhere(source))
+    done = stored.done({song.url: song.version for song in songs}, elsewhere(source))
     again = {row["url"] for row in stored.rejects if row["segment"] is None and row["stage"] in config.retry}
-    return [song for song in songs if done.get(song.url) != song.version or song.url in again]
-
-
-def _elsewhere(source: Source) -> Any:
-    """Whether a row's song belongs to another source than this one."""
-
-    def elsewhere(row: Mapping[str, Any]) -> bool:
-        url = str(row["url"])
-        inside = source.kind in ("urls", "catalogue") or url == str(source.place) or url.startswith(f"{source.place}/")
-        return row["source"] != source.kind or not inside
-
-    return elsewhere
+    missing = [song for song in songs if done.get(song.url) != song.version or song.url in again]
+    # A forbidden licence takes a stored song away: first, so that a copy of it at another address finds its place free.
+    return sorted(missing, key=lambda song: not song.fetch or config.acquire.permits(song.license))
 
 
 def _waves(songs: Sequence[FoundSong], size: int) -> Iterator[Sequence[FoundSong]]:

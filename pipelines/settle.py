@@ -4,7 +4,7 @@ One row a recording, none for what is gone. What stays does not depend on the or
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from infra.tables import read_table, write_table
 from model.fingerprint import FingerprintIndex, bit_error_rate, sketch
 from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines import dataset
-from pipelines.acquire import remove_media
+from pipelines.acquire import LICENSE, remove_media
 from pipelines.read import taken_down, unknown_identity
 from pipelines.segment import SongIdentity
 from pipelines.songs import FoundSong
@@ -50,8 +50,13 @@ def settle(
     now = read_stored(out, tables)
     if not results:
         return now
-    # A song that could not be had this time says nothing about the one that is stored.
-    worked = {result.url: result.song_id for result in results if result.song_id != unknown_identity(present[result.url]).song_id}
+    forbidden = {result.url for result in results if result.rejected_by == LICENSE}
+    # A song that could not be had this time says nothing about the one that is stored; one that may not be had does.
+    worked = {
+        result.url: result.song_id
+        for result in results
+        if result.url in forbidden or result.song_id != unknown_identity(present[result.url]).song_id
+    }
     identities = {(result.url, result.song_id): result.identity for result in results}
     addresses: dict[str, set[str]] = defaultdict(set)
     for result in results:
@@ -75,6 +80,12 @@ def settle(
         for song_id, row in before.songs.items()
         if row["url"] in worked and worked[row["url"]] != song_id and song_id not in addresses
     }
+    # Before any row goes or moves: as long as it stands, a killed run is done again.
+    for url in sorted(forbidden & {row["url"] for row in (*before.songs.values(), *before.rejects)}):
+        remove_media(media, url)
+    for song_id in replaced:
+        if (url := before.songs[song_id]["url"]) in forbidden:
+            dataset.drop_segment_rejects(out, url, song_id)
     adopt(out, now, adopted)
     # Together: each joined file is written anew once.
     dataset.remove_rows(out, now, replaced | adopted.keys(), keep=[dataset.song_place(out, song_id) for song_id in adopted])
@@ -98,7 +109,7 @@ def adopt(out: Place, stored: Stored, songs: Mapping[str, tuple[FoundSong, SongI
         found, url = songs[song_id][0], stored.songs[song_id]["url"]
         if url != found.url and (kept := dataset.segment_rejects(out, url, song_id)):
             dataset.write_rejects(out, found, song_id, kept)
-            dataset.rejects_place(out, url).delete()
+            dataset.drop_segment_rejects(out, url, song_id)
         dataset.write_row(out, row)
 
 
@@ -120,7 +131,7 @@ def _rewrite_origins(out: Place, stored: Stored, rows: Mapping[str, Mapping[str,
 
 
 def without_copies(
-    out: Place, present: Container[str], now: Stored, recordings: "Recordings", elsewhere: Elsewhere, tables: Tables, media: Place
+    out: Place, present: Mapping[str, FoundSong], now: Stored, recordings: "Recordings", elsewhere: Elsewhere, tables: Tables, media: Place
 ) -> Stored:
     """What is stored without the songs, of those in no commit yet, whose recording is there already or was taken down.
 
@@ -130,7 +141,8 @@ def without_copies(
     copies, followed = recordings.copies(now, now.songs.keys() - now.committed, left)
     for song_id, copy in copies.items():
         row = now.songs[song_id]
-        found = FoundSong(url=row["url"], source=row["source"], version=row["source_version"])
+        listed_by = present[row["url"]].listed_by if row["url"] in present else ""
+        found = FoundSong(url=row["url"], source=row["source"], version=row["source_version"], listed_by=listed_by)
         if copy.of in now.songs:
             how = f"the same recording (fingerprints differ in {copy.bit_errors:.0%} of their bits) as"
             dataset.settle_duplicate(out, found, copy.of, now.songs[copy.of]["url"], how)

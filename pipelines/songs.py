@@ -45,6 +45,8 @@ class FoundSong:
     license: str = ""
     """What the source itself says; song.json, where there is one, says it better."""
     fault: str = ""
+    listed_by: str = ""
+    """The source that lists it, as KIND:PLACE."""
 
     @property
     def is_mixture(self) -> bool:

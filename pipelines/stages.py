@@ -20,7 +20,7 @@ from infra.settings import S3Access, Settings
 from infra.storage import Place, UnreachableStorageError
 from model.errors import ModelError
 from pipelines import dataset
-from pipelines.acquire import AcquireConfig, acquire_song, remove_media
+from pipelines.acquire import LICENSE, AcquireConfig, ForbiddenLicenseError, acquire_song, remove_media
 from pipelines.attempts import attempts, counted, died
 from pipelines.containers import decoder
 from pipelines.encode import EncodedSong, Encoder
@@ -28,6 +28,7 @@ from pipelines.read import TAKEDOWN, ReadSong, Stops, read_song, unknown_identit
 from pipelines.segment import Reject, SegmentConfig, SegmentedSong, SongIdentity, middle_fingerprint, segment_audio
 from pipelines.separate import SongSeparator
 from pipelines.songs import FoundSong, SongError
+from pipelines.stems import write_stems
 
 if TYPE_CHECKING:
     from model.codec_base import CodecIdentity
@@ -58,6 +59,7 @@ class Job:
     """The run's `pipelines.ledger.Ledger`, an actor."""
     hosts: Any = field(default=None, repr=False)
     """The run's `pipelines.shared_hosts.SharedHosts`, when there is something to download."""
+    keep_stems: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,7 @@ def acquire_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
         try:
             song = patiently(lambda: acquire_song(found, job.media, job.acquire, job.hosts, Settings.from_environment().cache), job)
         except SongError as error:
-            return found, Reject(stage="acquire", reason=str(error))
+            return found, Reject(stage=LICENSE if isinstance(error, ForbiddenLicenseError) else "acquire", reason=str(error))
         # Its version stays that of the list's row, which is what the next run compares.
         return replace(song, version=found.version), None
 
@@ -184,6 +186,8 @@ def segmented(song: ReadSong, job: Job) -> SegmentedSong:
     """One read song in segments."""
     begun = time.perf_counter()
     pieces = segment_read(song, job.segment)
+    if job.keep_stems and pieces.segments and song.separator_id is not None:
+        patiently(lambda: write_stems(job.out, song), job)
     job.ledger.done.remote("segment", 1, song.duration_s, time.perf_counter() - begun)
     return pieces
 

@@ -58,27 +58,31 @@ def write_folder(root: Path) -> None:
 
 
 def write_musdb18(root: Path) -> list[np.ndarray]:
-    """MUSDB18's stem files: two songs of one second, of five streams each; the streams' audio."""
-    stems = [bursts(seed, 1.0) / 4 for seed in range(4)]
-    streams = [np.sum(stems, axis=0), *stems]
-    for name in ("train/Ann - Blue.stem.mp4", "test/Bob & Co - Red - Live.stem.mp4"):
+    """MUSDB18's stem files: two songs of one second, of five streams each; the streams' audio of the first, Blue."""
+    first = musdb18_streams(0)
+    for name, streams in (("train/Ann - Blue.stem.mp4", first), ("test/Bob & Co - Red - Live.stem.mp4", musdb18_streams(10))):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(container(streams))
-    return streams
+    return first
 
 
-def write_musdb18_hq(root: Path) -> list[np.ndarray]:
+def musdb18_streams(seed: int) -> list[np.ndarray]:
+    """Mixture, drums, bass, other and vocals of one second."""
+    stems = [bursts(seed + stem, 1.0) / 4 for stem in range(4)]
+    return [np.sum(stems, axis=0), *stems]
+
+
+def write_musdb18_hq(root: Path, title: str = "Blue", seed: int = 0) -> list[np.ndarray]:
     """MUSDB18-HQ's folders: one song; mixture, drums, bass, other and vocals as written."""
-    stems = [bursts(seed, 1.0) / 4 for seed in range(4)]
-    streams = [np.sum(stems, axis=0), *stems]
-    folder = root / "train" / "Ann - Blue"
+    streams = musdb18_streams(seed)
+    folder = root / "train" / f"Ann - {title}"
     folder.mkdir(parents=True)
     for name, samples_CN in zip(("mixture", "drums", "bass", "other", "vocals"), streams, strict=True):
         (folder / f"{name}.wav").write_bytes(encode(samples_CN))
     return streams
 
 
-def write_moisesdb(root: Path) -> dict[str, np.ndarray]:
+def write_moisesdb(root: Path, seed: int = 0) -> dict[str, np.ndarray]:
     """MoisesDB's folders: one song with two vocal tracks and three others; each file's audio."""
     home = root / "moisesdb_v0.1" / "0a1b2c3d-0000-4000-8000-000000000001"
     stems = {"vocals": ["lead female singer", "background vocals"], "bass": ["bass guitar"], "other_keys": ["synth pad", "synth lead"]}
@@ -88,7 +92,7 @@ def write_moisesdb(root: Path) -> dict[str, np.ndarray]:
         tracks = []
         for kind in kinds:
             track = f"{len(written):08d}-track"
-            samples_CN = bursts(len(written), 1.0) / 5
+            samples_CN = bursts(seed + len(written), 1.0) / 5
             (home / stem).mkdir(parents=True, exist_ok=True)
             (home / stem / f"{track}.wav").write_bytes(encode(samples_CN))
             written[f"{stem}/{track}.wav"] = samples_CN

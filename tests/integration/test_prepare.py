@@ -66,7 +66,14 @@ def test_the_command_says_an_empty_source_in_one_line_and_ends_with_2(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"validation_share": 0.0}, {"encoders": 0}, {"separator": "htdemucs"}, {"source": "musdb18:/x", "separator": "htdemucs"}]
+    "wrong",
+    [
+        {"validation_share": 0.0},
+        {"encoders": 0},
+        {"separator": "htdemucs"},
+        {"source": "musdb18:/x", "separator": "htdemucs"},
+        {"keep_stems": True},
+    ],
 )
 def test_a_wrong_config_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
@@ -26,6 +27,8 @@ from pipelines.check import CheckConfig, check
 from pipelines.corpus import compose, render
 from pipelines.ledger import start_ledger
 from pipelines.prepare import PrepareConfig, prepare
+from pipelines.separate import open_separator
+from pipelines.stems import NAMES, kept_stems
 from tests.demucs_parts import write_tiny_repository
 
 pytestmark = pytest.mark.ray
@@ -66,7 +69,8 @@ def stage_workers() -> list[psutil.Process]:
 
 
 def test_killed_workers_and_a_file_that_kills_its_decoder_cost_nothing_else(tmp_path: Path, ray_cluster: Cluster, tiny_codec: Path) -> None:
-    """Finished songs, so that tasks and two kinds of actors are at work: three are killed, and whoever opens the poison dies of it."""
+    """Finished songs, so that tasks and two kinds of actors are at work: three are killed, and whoever opens the poison dies of it. Stems
+    are kept meanwhile."""
     assert ray_cluster.started_here
     songs, out = tmp_path / "songs", tmp_path / "out"
     songs.mkdir()
@@ -94,7 +98,9 @@ def test_killed_workers_and_a_file_that_kills_its_decoder_cost_nothing_else(tmp_
                 killed.append(victim.cmdline()[0])
                 victim.kill()
 
-    config = PrepareConfig(source=f"folder:{songs}", out=str(out), codec=str(tiny_codec), separator=str(repository), encoders=1)
+    config = PrepareConfig(
+        source=f"folder:{songs}", out=str(out), codec=str(tiny_codec), separator=str(repository), encoders=1, keep_stems=True
+    )
     with meanwhile(kill):
         summary = prepare(config)
     assert len(killed) == 3
@@ -106,6 +112,17 @@ def test_killed_workers_and_a_file_that_kills_its_decoder_cost_nothing_else(tmp_
     assert rows_of(out).total() == 8
     assert max(rows_of(out).values()) == 1
     assert check(CheckConfig(data=str(out))).faults == ()
+
+    rows = pq.read_table(out / "songs").to_pylist()
+    assert kept_stems(Place(str(out))) == {row["song_id"]: {"vocals.flac", "accompaniment.flac"} for row in rows}
+    kept_NS = np.stack([soundfile.read(out / f"stems/{rows[0]['song_id']}/{name}")[0] for name in NAMES], axis=-1)
+    mixture_NC, _ = soundfile.read(rows[0]["url"], dtype="float32")
+    (stems,) = open_separator(str(repository), Place(str(out)).access, "cpu").separate([mixture_NC.T])
+    expected_NS = np.stack([stems.vocal_CN.T, stems.accompaniment_CN.T], axis=-1)
+    assert np.abs(kept_NS - expected_NS * min(1, 1 / np.abs(expected_NS).max())).max() < 1e-3
+    before = dict((Place(str(out)) / "stems").entries())
+    assert prepare(config).prepared == 0
+    assert dict((Place(str(out)) / "stems").entries()) == before
 
 
 def test_a_song_over_which_processes_die_is_tried_alone_and_then_given_up(ray_cluster: Cluster) -> None:

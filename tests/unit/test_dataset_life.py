@@ -26,6 +26,7 @@ from pipelines.encode import EncodedSegment, EncodedSong
 from pipelines.media_records import AcquiredMedia, record_place
 from pipelines.segment import Reject, SongIdentity
 from pipelines.songs import FoundSong
+from pipelines.stems import kept_stems
 from pipelines.stored import read_stored
 from pipelines.takedown import TakedownConfig, takedown
 
@@ -290,6 +291,9 @@ def test_a_takedown_killed_anywhere_is_ended_by_the_same_command_and_costs_no_ot
     dataset.settle_duplicate(whole, FoundSong(url="https://h/copy", source="urls", version="1"), victim, "https://h/3")
     for url in ("https://h/3", "https://h/copy"):
         hold_media(whole / "media", url)
+    for song_id in (victim, *kept):
+        (whole / f"stems/{song_id}/vocals.flac").write_bytes(b"vocals")
+        (whole / f"stems/{song_id}/accompaniment.flac").write_bytes(b"accompaniment")
     operation = 0
     while True:
         operation += 1
@@ -301,6 +305,7 @@ def test_a_takedown_killed_anywhere_is_ended_by_the_same_command_and_costs_no_ot
             assert set(kept) <= set(seen(out)), operation
         takedown(TakedownConfig(data=str(out), song=victim))
         assert media.list() == [], operation
+        assert sorted(kept_stems(out)) == kept, operation
         stored = read_stored(out)
         assert {row["url"]: row["stage"] for row in stored.rejects} == {"https://h/3": "takedown", "https://h/copy": "takedown"}, operation
         assert sorted(stored.songs) == kept, operation

@@ -145,10 +145,10 @@ def test_what_a_killed_run_wrote_is_settled_by_the_next_though_nothing_is_missin
     assert stored.songs.keys() - stored.committed == {copy.identity.song_id}
     with pytest.raises(UserError, match="1 songs that are in no commit yet"):
         compact(CompactConfig(data=str(run.out)))
-    present = dict.fromkeys(["/a", "/copy"])
+    present = {url: FoundSong(url=url, source="pairs", version="1", listed_by="pairs:/") for url in ("/a", "/copy")}
     stored = without_copies(run.out, present, stored, Recordings(run.out, MOST_BIT_ERRORS), lambda _: False, run.tables, run.media)
     assert urls(stored) == {"/a"}
-    assert {row["url"]: row["stage"] for row in stored.rejects} == {"/copy": "duplicate"}
+    assert [(row["url"], row["stage"], row["listed_by"]) for row in stored.rejects] == [("/copy", "duplicate", "pairs:/")]
 
 
 def test_a_takedown_leaves_what_waits_for_its_commit(run: Run) -> None:

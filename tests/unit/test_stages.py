@@ -1,18 +1,25 @@
 """Who is counted when a process dies over a song: the one that it died over, and nobody else for long."""
 
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 
+from infra.audio_files import decode
+from infra.storage import Place
 from pipelines import stages
+from pipelines.acquire import AcquireConfig
 from pipelines.attempts import MAX_ATTEMPTS, take_turns
 from pipelines.ledger import Ledger
 from pipelines.read import ReadSong, unknown_identity
+from pipelines.segment import SegmentedSong, SongIdentity
 from pipelines.songs import FoundSong
-from pipelines.stages import Job, ReadEncodeRows, acquire_row, read_row, segment_row
+from pipelines.stages import Job, ReadEncodeRows, acquire_row, read_row, segment_row, segmented
+from pipelines.stems import kept_stems
 
 
 class DiedError(Exception):
@@ -105,6 +112,30 @@ def test_a_song_that_kills_while_it_is_acquired_read_or_segmented_is_given_up(jo
     row, deaths = again_and_again(lambda: segment_row({"found": found, "read": whole}, job))
     (reject,) = pickle.loads(row["segmented"]).rejects
     assert (deaths, reject.stage, "tried to segment it" in reject.reason) == (MAX_ATTEMPTS, "crash", True)
+
+
+def test_a_forbidden_licence_is_a_stage_of_its_own(job: Job) -> None:
+    object.__setattr__(job, "acquire", AcquireConfig(operator="tests@example.org", licenses=("CC0",)))
+    found = song("https://h/a", fetch="https://h/a", license="mine")
+    failed = pickle.loads(acquire_row({"found": pickle.dumps(found)}, job)["failed"])
+    assert (failed.stage, "'mine' is not one of CC0" in failed.reason) == ("license", True)
+
+
+def test_stems_are_kept_as_loud_as_they_fit_in_one_gain_and_only_of_separated_songs(
+    job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    object.__setattr__(job, "out", Place(str(tmp_path)))
+    object.__setattr__(job, "keep_stems", True)
+    kept = SegmentedSong(identity=SongIdentity(song_id="kept"), segments=(None,))  # type: ignore[arg-type]
+    for pieces in (kept, SegmentedSong(identity=SongIdentity(song_id="useless"))):
+        monkeypatch.setattr(stages, "segment_read", lambda *_, pieces=pieces: pieces)
+        for separator_id in ("htdemucs", None):
+            name = pieces.identity.song_id if separator_id else f"{pieces.identity.song_id}, not separated"
+            stems = {"vocal_CN": np.full((2, 9), -2, np.float32), "accompaniment_CN": np.full((2, 9), 0.5, np.float32)}
+            segmented(ReadSong(identity=SongIdentity(song_id=name), separator_id=separator_id, **stems), job)
+    assert kept_stems(job.out) == {"kept": {"vocals.flac", "accompaniment.flac"}}
+    loud, quiet = (decode((job.out / f"stems/kept/{name}.flac").read_bytes()).samples_CN for name in ("vocals", "accompaniment"))
+    assert (loud.min(), loud.max(), quiet.min(), quiet.max()) == (-1, -1, 0.25, 0.25)
 
 
 @pytest.mark.parametrize("step", ["read", "segmented"])

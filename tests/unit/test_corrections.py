@@ -1,0 +1,172 @@
+"""What a source corrects or drops: a licence that is forbidden now, addresses that it has no more."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_dataset_life import CODEC, encoded, hold_media, killed_before
+from test_settle import Run, result_of, urls
+
+from infra.records import read_manifest
+from infra.storage import Place
+from pipelines import dataset
+from pipelines.acquire import LICENSE
+from pipelines.belonging import without_left
+from pipelines.check import CheckConfig, check
+from pipelines.commits import finish
+from pipelines.compact import CompactConfig, compact
+from pipelines.encode import EncodedSong
+from pipelines.read import unknown_identity
+from pipelines.segment import Reject
+from pipelines.songs import FoundSong
+from pipelines.sources import parse_source
+from pipelines.stages import SongResult
+from pipelines.stems import kept_stems, remove_stems_but
+from pipelines.stored import read_stored
+from pipelines.takedown import TakedownConfig, takedown
+
+GATE = Reject(stage="gate", reason="silence", segment=7)
+A, COPY = "https://h/a", "https://h/copy"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return filled(Run(tmp_path / "latents"))
+
+
+def filled(run: Run) -> Run:
+    """Two songs, of which the first has a rejected segment, a download, and stems."""
+    run((A, 1), ("https://h/b", 2))
+    dataset.write_rejects(run.out, run.present[A], f"{1:016x}", [GATE])
+    hold_media(run.media, A)
+    (run.out / f"stems/{1:016x}/vocals.flac").write_bytes(b"fLaC")
+    return run
+
+
+def forbid(run: Run) -> SongResult:
+    """The list's row of the first song names a licence that is forbidden, and the graph says so."""
+    found = run.present[A] if run.present[A].license else run.change(A, license="All rights reserved")
+    fault = Reject(stage=LICENSE, reason="licence 'All rights reserved' is not one of CC0-1.0")
+    unseen = EncodedSong(identity=unknown_identity(found), duration_s=0.0, segments=(), rejects=(fault,))
+    dataset.write_song(run.out, found, unseen, "train")
+    return result_of(A, unseen)
+
+
+def copied(run: Run) -> SongResult:
+    """The first song is at another address too, under a licence that is permitted; its audio is known."""
+    found = run.present.setdefault(COPY, FoundSong(url=COPY, source="pairs", version="1"))
+    song = encoded(1)
+    if song.identity.song_id in run.read().songs:
+        song = replace(song, segments=())
+    dataset.write_song(run.out, found, song, "train")
+    return result_of(COPY, song)
+
+
+def rejects(run: Run) -> set[tuple[str, str, int | None]]:
+    return {(row["url"], row["stage"], row["segment"]) for row in run.read().rejects}
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_song_whose_licence_is_forbidden_now_leaves_with_its_download_and_is_a_reject(run: Run, joined: bool) -> None:
+    if joined:
+        compact(CompactConfig(data=str(run.out)))
+    before = run.read()
+    stored = run.settled([forbid(run)], before)
+    assert urls(stored) == {"https://h/b"}
+    assert rejects(run) == {(A, "license", None)}
+    assert (run.missing(), run.media.list(), kept_stems(run.out)) == (set(), [], {})
+    assert f"{1:016x}" not in stored.row_files
+    manifest = read_manifest(run.out)
+    assert (manifest.counts.songs, manifest.counts.rejected_songs, manifest.counts.rejected_segments) == (1, 1, 0)
+    assert (check(CheckConfig(data=str(run.out))).faults, check(CheckConfig(data=str(run.out))).remarks) == ((), ())
+
+
+def test_a_permitted_copy_takes_over_the_row_of_a_song_that_is_forbidden_now(run: Run) -> None:
+    before = run.read()
+    stored = run.settled([forbid(run), copied(run)], before)
+    assert urls(stored) == {COPY, "https://h/b"}
+    assert rejects(run) == {(A, "license", None), (COPY, "gate", 7)}
+    assert run.missing() == set()
+    assert check(CheckConfig(data=str(run.out))).faults == (f"stems/{1:016x} holds vocals.flac, not vocals.flac and accompaniment.flac: "
+                                                            "remove that folder",)  # fmt: skip
+
+
+@pytest.mark.parametrize("with_copy", [False, True])
+def test_a_kill_while_a_forbidden_song_leaves_is_mended_by_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_copy: bool
+) -> None:
+    whole = filled(Run(tmp_path / "whole"))
+    compact(CompactConfig(data=str(whole.out)))
+    remove_stems_but(whole.out, ())
+    operation = 0
+    while True:
+        operation += 1
+        run = Run(shutil.copytree(tmp_path / "whole", tmp_path / f"killed-{operation}"))
+        run.present = dict(whole.present)
+        if with_copy:
+            run.present[COPY] = FoundSong(url=COPY, source="pairs", version="1")
+        with killed_before(operation, monkeypatch) as count:
+            before = run.read()
+            run.settled([forbid(run), copied(run)] if with_copy else [forbid(run)], before)
+        missing, before = run.missing(), run.read()
+        results = [{A: forbid, COPY: copied}[url](run) for url in sorted(missing)]
+        if results:
+            run.settled(results, before)
+        else:
+            finish(run.out, before, CODEC, ())
+        assert urls(run.read()) == ({COPY, "https://h/b"} if with_copy else {"https://h/b"}), operation
+        assert (run.missing(), run.media.list()) == (set(), []), operation
+        assert (A, "license", None) in rejects(run), operation
+        assert not {row for row in rejects(run) if row[0] == A and row[2] is not None}, operation
+        assert check(CheckConfig(data=str(run.out))).faults == (), operation
+        if count[0] < operation:
+            break
+    assert operation > 6
+
+
+def reject(out: Place, url: str, stage: str = "decode", segment: int | None = None, listed_by: str = "", song_id: str = "x") -> None:
+    found = FoundSong(url=url, source="folder", version="1", listed_by=listed_by)
+    dataset.write_rejects(out, found, song_id, [Reject(stage=stage, reason="damaged", segment=segment)])
+
+
+def test_a_reject_goes_when_its_address_leaves_the_folder_and_no_other_does(tmp_path: Path) -> None:
+    out = Place(str(tmp_path))
+    dataset.write_song(out, FoundSong(url="/songs/gone-but-stored", source="folder", version="1"), encoded(1), "train")
+    dataset.write_song(out, FoundSong(url="/songs/there", source="folder", version="1"), encoded(2), "train")
+    for url in ("/songs/bad.wav", "/songs/gone.wav", "/songs-of-another/bad.wav"):
+        reject(out, url)
+    reject(out, "/songs/older.wav", listed_by="folder:/songs")
+    reject(out, "/songs/pair", listed_by="pairs:/songs")
+    reject(out, "/songs/taken.wav", "takedown")
+    reject(out, "/songs/gone-but-stored", "gate", 3, song_id=f"{1:016x}")
+    reject(out, "/songs/gone-with-its-song", "gate", 3)
+    kept = {"/songs/bad.wav", "/songs-of-another/bad.wav", "/songs/pair", "/songs/taken.wav", "/songs/gone-but-stored"}
+    stored = without_left(out, read_stored(out), parse_source("folder:/songs"), {"/songs/bad.wav", "/songs/there"})
+    assert {row["url"] for row in stored.rejects} == kept
+    assert {row["url"] for row in read_stored(out).rejects} == kept
+    _, manifest = finish(out, stored, CODEC, ())
+    assert manifest is not None
+    assert (manifest.counts.rejected_songs, manifest.counts.rejected_segments) == (4, 1)
+
+
+def test_a_list_drops_only_rejects_of_addresses_that_it_named_itself(tmp_path: Path) -> None:
+    out = Place(str(tmp_path))
+    for name, listed_by in (("there", "urls:/list.csv"), ("gone", "urls:/list.csv"), ("other", "urls:/other.csv"), ("unknown", "")):
+        reject(out, f"https://h/{name}", "acquire", listed_by=listed_by)
+    stored = without_left(out, read_stored(out), parse_source("urls:/list.csv"), {"https://h/there"})
+    assert {row["url"].rpartition("/")[2] for row in stored.rejects} == {"there", "other", "unknown"}
+    assert without_left(out, stored, parse_source("urls:/list.csv"), {"https://h/there"}) is stored
+
+
+def test_stems_go_with_their_song_and_with_a_takedown_only_its_own(tmp_path: Path) -> None:
+    run = Run(tmp_path / "latents")
+    run((A, 1), ("https://h/b", 2))
+    for seed in (1, 2, 9):
+        for name in ("vocals.flac", "accompaniment.flac"):
+            (run.out / f"stems/{seed:016x}/{name}").write_bytes(np.random.default_rng(seed).bytes(9))
+    assert check(CheckConfig(data=str(run.out))).remarks == ("1 folders of stems belong to no song: the next prepare removes them",)
+    takedown(TakedownConfig(data=str(run.out), song=f"{1:016x}"))
+    assert kept_stems(run.out) == {f"{2:016x}": {"vocals.flac", "accompaniment.flac"}}
+    assert (check(CheckConfig(data=str(run.out))).faults, check(CheckConfig(data=str(run.out))).remarks) == ((), ())
