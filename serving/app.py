@@ -86,6 +86,8 @@ class AppConfig:
     request_timeout_s: float = 600.0
     """From the first byte; a caller may ask for less with X-Backline-Timeout-Seconds. Beyond it 504."""
     api_key_digests: tuple[str, ...] = ()
+    echo_request_id: bool = True
+    """Whether answers carry X-Request-Id; not where a proxy before this adds it, as Ray Serve's does."""
 
     def __post_init__(self) -> None:
         for name in ("max_upload_bytes", "upload_timeout_s", "max_pending", "max_pending_per_caller", "request_timeout_s"):
@@ -156,7 +158,7 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
                 "request %s: %.2f s of vocal, seed %d, %.2f s (%s)%s", id, result.duration_s, result.seed, total_s,
                 result.stages.server_timing(), ", streams on" if result.more else "",
             )  # fmt: skip
-            headers = _headers(result, id, total_s)
+            headers = _headers(result, total_s) | ({"X-Request-Id": id} if config.echo_request_id else {})
             seen.answered(200, total_s, result)
             if result.more:
                 # The place at the gate is held until the last byte.
@@ -284,9 +286,8 @@ class _Held(StreamingResponse):
                 raise ProblemError(message)
 
 
-def _headers(result: AccompanimentResult, id: str, total_s: float) -> dict[str, str]:
+def _headers(result: AccompanimentResult, total_s: float) -> dict[str, str]:
     return {
-        "X-Request-Id": id,
         "X-Backline-Model": result.model,
         "X-Backline-Seed": str(result.seed),
         "X-Backline-Fit": result.fit_header(),

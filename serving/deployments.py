@@ -296,6 +296,7 @@ def application(config: ServeConfig) -> Application:
         max_pending=config.max_pending,
         max_pending_per_caller=config.max_pending_per_caller or max(1, config.max_pending // 2),
         request_timeout_s=config.request_timeout_s,
+        echo_request_id=False,
         api_key_digests=tuple(digest(key) for key in settings.api_keys),
     )
     return INGRESS.options(
