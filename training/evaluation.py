@@ -82,8 +82,10 @@ class EvaluateConfig:
             raise ValueError("embedding is empty: give smoke, codec, clap, auto, or a CLAP model's folder or hub name")
 
 
-def evaluate(config: EvaluateConfig) -> EvaluationReport:
+def evaluate(config: EvaluateConfig, *, called: str = "evaluation") -> EvaluationReport:
     """Scores a checkpoint on held-out segments, beside its baselines; writes the tables and some audio, and logs all to MLflow.
+
+    called: under which name in the run, of which one may have several.
 
     Raises: UserError or ModelError when checkpoint, dataset and codec do not belong together, nothing is held out, or what was asked for
     cannot be had.
@@ -142,6 +144,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         out=out.uri,
         wins=float(np.mean([a.overall > b.overall for a, b in zip(measured[GENERATED], measured[OTHER], strict=True)])),
         advantage=scoring.advantage(GENERATED, OTHER),
+        segments=scoring.segments(),
         distances=distances,
         aesthetics=scoring.aesthetics(),
         aesthetics_note=aesthetics_note,
@@ -151,7 +154,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         stage_s=dict(clock.stage_s),
     )
     log.info("seconds: %s", ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in clock.stage_s.items()))
-    track(config, report, checkpoint, run_handle(place), data, out, settings, write(report, out, pairs[: config.audio_files], generated))
+    files = write(report, out, pairs[: config.audio_files], generated)
+    track(config, called, report, checkpoint, run_handle(place), data, out, settings, files)
     return report
 
 
@@ -199,8 +203,8 @@ def write(report: EvaluationReport, out: Place, pairs: list[HeldOut], generated:
 
 
 def track(
-    config: EvaluateConfig, report: EvaluationReport, checkpoint: Checkpoint, handle: RunHandle | None, data: Place, out: Place,
-    settings: Settings, files: dict[str, bytes],
+    config: EvaluateConfig, called: str, report: EvaluationReport, checkpoint: Checkpoint, handle: RunHandle | None, data: Place,
+    out: Place, settings: Settings, files: dict[str, bytes],
 ) -> None:  # fmt: skip
     """Adds all figures and what was written to the training's run, or to a run of its own."""
     if handle is not None and handle.run_id is None and not handle.key:  # of a time when a server that was away left nothing to find
@@ -211,9 +215,9 @@ def track(
         tracker.dataset(name=data.name, digest=checkpoint.dataset.digest, uri=data.uri, context="evaluation")
     else:
         tracker = Tracker(handle, out, repeats=True)
-    tracker.metrics({f"evaluation/{name}": value for name, value in report.metrics().items()}, report.step)
+    tracker.metrics({f"{called}/{name}": value for name, value in report.metrics().items()}, report.step)
     for name, content in files.items():  # not the folder: a run of its own has its store in there
-        tracker.content(content, f"evaluation/{name}")
+        tracker.content(content, f"{called}/{name}")
     if handle is None:
         tracker.end("FINISHED")
     else:

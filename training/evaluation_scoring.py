@@ -21,9 +21,9 @@ from model.distances import (
 )
 from model.embeddings import Embedding
 from model.fit import Listener
-from training.evaluation_report import AestheticsRow, DistanceRow, Distances
+from training.evaluation_report import AestheticsRow, DistanceRow, Distances, SegmentFit
 from training.evaluation_rows import HeldOut
-from training.scores import EvaluationRow, Measures, advantage, means_over_songs, measure, summarise
+from training.scores import GENERATED, OTHER, EvaluationRow, Measures, advantage, means_over_songs, measure, summarise
 
 
 class Clock:
@@ -68,6 +68,12 @@ class Scoring:
 
     def rows(self) -> tuple[EvaluationRow, ...]:
         return tuple(summarise(name, values, self.song_ids) for name, values in self.measures.items())
+
+    def segments(self) -> tuple[SegmentFit, ...]:
+        return tuple(
+            SegmentFit(song_id=song_id, overall=made.overall, another_song=other.overall)
+            for song_id, made, other in zip(self.song_ids, self.measures[GENERATED], self.measures[OTHER], strict=True)
+        )
 
     def advantage(self, one: str, other: str) -> Interval:
         return advantage(self.measures[one], self.measures[other], self.song_ids)
