@@ -200,7 +200,7 @@ class TrainConfig:
     def hash(self) -> str:
         """Eight hex digits of the recipe. Not in them: the dataset, how long it runs, where it is written, how it is watched."""
         usual = before_sizes(self.preset)  # the hashes of these are older than the fields
-        values = {name: value for name, value in self.to_dict().items() if name not in WATCHING and usual.get(name, self) != value}
+        values = {name: value for name, value in self.to_dict().items() if name not in WATCHING and (name, value) not in usual.items()}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
