@@ -189,8 +189,8 @@ def initial_checkpoint(config: TrainConfig, place: Place, codec: CodecIdentity) 
     checkpoint = load_checkpoint(localise(place))
     if checkpoint.network != config.network:
         raise UserError(
-            f"--init {place} is not a checkpoint of preset {config.preset}, depth {config.depth}, width {config.width:g}: give the --preset, "
-            f"--depth and --width that it was trained with"
+            f"--init {place} is not a checkpoint of preset {config.preset}, depth {config.depth}, width {config.width:g}: give the "
+            f"--preset, --depth and --width that it was trained with"
         )
     if checkpoint.codec != codec:
         raise UserError(

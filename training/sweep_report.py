@@ -17,6 +17,7 @@ from training.scores import GENERATED, means_over_songs
 from training.sweep import Trial
 
 SCHEMA_VERSION = 1
+STATUSES = ("finished", "pruned", "failed", "stopped", "waiting")
 # Of more trials than this all orders are too many to count.
 EXACT_UP_TO = 8
 
@@ -44,7 +45,7 @@ class TrialResult:
 
     trial: Trial
     status: str
-    """finished, pruned, failed or stopped."""
+    """One of STATUSES; stopped: it was told to and goes on when the sweep is run again."""
     reason: str
     parameters: int
     flops: int
@@ -196,14 +197,14 @@ def deeper(report: SweepReport, at: str, points: list[tuple[TrialResult, float, 
 
 def markdown(report: SweepReport) -> str:
     """The whole page: what was found, the picture, the table."""
-    counts = {status: sum(result.status == status for result in report.trials) for status in ("finished", "pruned", "failed", "stopped")}
+    counts = {status: sum(result.status == status for result in report.trials) for status in STATUSES}
     told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     lines = [f"# Sweep: {len(report.trials)} trials of preset {report.config['preset']}, {told}", ""]
     lines += [line for sentence in findings(report) for line in (sentence, "")]
     lines += ["![loss against fit](loss-against-fit.png)", "", *table(report), ""]
     lines.append(
-        f"Dataset {report.dataset} ({report.dataset_digest[:12]}). Loss and fit are of the trial's best checkpoint. Fit: overall, 0 to 1, of "
-        "accompaniments generated for held-out vocals; in brackets 90% bootstrap intervals over songs. GFLOP: of one training sample, "
+        f"Dataset {report.dataset} ({report.dataset_digest[:12]}). Loss and fit are of the trial's best checkpoint. Fit: overall, 0 to 1, "
+        "of accompaniments generated for held-out vocals; in brackets 90% bootstrap intervals over songs. GFLOP: of one training sample, "
         "forward and backward."
     )
     failed = [f"- {report.label(result.trial)}: {result.reason}" for result in report.trials if result.status == "failed"]

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from infra.tracking import Store, Tracker, read_handle
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.compute import training_flops
 from model.errors import ModelError
-from model.unet import AccompanimentUNet, count_parameters
+from model.unet import AccompanimentUNet, UNetConfig, count_parameters
 from training.evaluation import EvaluateConfig, evaluate
 from training.evaluation_report import EvaluationReport
 from training.launch import train
@@ -101,8 +102,7 @@ def score(sweep: SweepConfig, place: Place, notices: Notices) -> tuple[Score, ..
 def result_of(trial: Trial, place: Place, sweep: SweepConfig, *, status: str, reason: str, scores: tuple[Score, ...] = ()) -> TrialResult:
     """What is known of a trial from what it left behind."""
     config = sweep.training(trial)
-    with torch.device("meta"):
-        parameters = count_parameters(AccompanimentUNet(config.network))
+    parameters, flops = sizes(config.network, config.crop_frames)
     handle = read_handle(place)
     try:
         progress = json.loads((place / "last" / STATE_JSON).read_bytes())["progress"]
@@ -114,7 +114,7 @@ def result_of(trial: Trial, place: Place, sweep: SweepConfig, *, status: str, re
         status=status,
         reason=reason,
         parameters=parameters,
-        flops=training_flops(config.network, config.crop_frames),
+        flops=flops,
         step=progress["step"],
         minutes=progress["minutes"],
         validation_loss=metrics.get("validation/loss"),
@@ -122,6 +122,14 @@ def result_of(trial: Trial, place: Place, sweep: SweepConfig, *, status: str, re
         mlflow_run_id=None if handle is None else handle.run_id,
         scores=scores,
     )
+
+
+@cache
+def sizes(network: UNetConfig, frames: int) -> tuple[int, int]:
+    """Parameters, and FLOP of one training sample."""
+    with torch.device("meta"):
+        parameters = count_parameters(AccompanimentUNet(network))
+    return parameters, training_flops(network, frames)
 
 
 def is_over(result: TrialResult, sweep: SweepConfig) -> bool:
