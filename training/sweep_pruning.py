@@ -26,12 +26,16 @@ class TrialDesk(StopDesk):
         return trial not in self._pruned
 
 
+# Of the budget; Tune takes `done` for the end of a trial.
+SHARE = "share"
+
+
 class Rungs(ASHAScheduler):
     """A rung at `grace`, and at each doubling of it: who comes there with a loss above the median of those before is pruned."""
 
-    def __init__(self, grace: float, prune: Callable[[str], None]) -> None:
+    def __init__(self, grace: float, prune: Callable[[str], object]) -> None:
         """prune: takes the trial's name."""
-        super().__init__(time_attr="done", metric="loss", mode="min", max_t=1, grace_period=grace, reduction_factor=2)  # type: ignore[arg-type]
+        super().__init__(time_attr=SHARE, metric="loss", mode="min", max_t=1, grace_period=grace, reduction_factor=2)  # type: ignore[arg-type]
         self._prune = prune
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:

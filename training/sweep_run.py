@@ -104,7 +104,7 @@ def run_on_tune(
 
         from training.sweep_pruning import Rungs, TrialDesk
 
-        desk = ray.remote(num_cpus=0)(TrialDesk).remote()
+        desk: Any = ray.remote(num_cpus=0)(TrialDesk).remote()
         concurrent, resources = shares(config, cluster)
         log.info("%d at a time, each with %s", concurrent, resources)
 
@@ -141,8 +141,8 @@ def run_on_tune(
             ended.set()
             carrier.join()
     return {
-        found.config["trial"]: str(found.error).strip().splitlines()[-1]
-        for found in results
+        found.config["trial"]: f"{type(found.error).__name__}: {' '.join(str(found.error).split())[-300:]}"
+        for found in (results[index] for index in range(len(results)))
         if found.error is not None and found.config is not None
     }
 

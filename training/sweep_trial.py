@@ -33,7 +33,7 @@ RESULT, REPORTS = "trial.json", "reports.jsonl"
 ERROR_AT = "validation/error_t"
 
 Tell = Callable[[dict[str, float]], bool]
-"""Takes {step, done (share of the budget), loss} to whoever prunes; whether the trial may go on."""
+"""Takes {step, share (of the budget), loss} to whoever prunes; whether the trial may go on."""
 
 
 def run_trial(
@@ -51,9 +51,9 @@ def run_trial(
 
     def report(metrics: dict[str, float]) -> None:
         nonlocal goes_on
-        done = max(metrics["step"] / config.steps, metrics["minutes"] / config.max_minutes if config.max_minutes else 0.0)
-        if done < 1:  # who is at the end is not pruned
-            row = {"step": metrics["step"], "done": done, "loss": measure(metrics, sweep)}
+        share = max(metrics["step"] / config.steps, metrics["minutes"] / config.max_minutes if config.max_minutes else 0.0)
+        if share < 1:  # who is at the end is not pruned
+            row = {"step": metrics["step"], "share": share, "loss": measure(metrics, sweep)}
             (place / REPORTS).write_bytes("".join(json.dumps(said) + "\n" for said in [*read_reports(place), row]).encode())
             goes_on = tell(row)
             if not goes_on:

@@ -123,7 +123,7 @@ def test_who_comes_to_a_rung_above_the_median_is_pruned() -> None:
         trial = SimpleNamespace(trial_id=name, config={"trial": name})
         if name not in rungs._trial_info:
             rungs.on_trial_add(None, trial)
-        assert rungs.on_trial_result(None, trial, {"done": done, "loss": loss}) == "CONTINUE"  # Tune itself stops nobody
+        assert rungs.on_trial_result(None, trial, {"share": done, "loss": loss}) == "CONTINUE"  # Tune itself stops nobody
 
     tell("first", 0.1, 9.0)
     tell("first", 0.3, 1.0)
