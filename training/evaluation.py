@@ -6,6 +6,7 @@ codec once. Rows that game a metric (a copy of the vocal) are there to be seen. 
 Shapes: C channels, N samples, T frames.
 """
 
+import itertools
 import logging
 from dataclasses import dataclass, field
 from typing import Literal
@@ -33,7 +34,17 @@ from model.unet import count_parameters
 from training import figures
 from training.evaluation_markdown import SEGMENT_S, markdown
 from training.evaluation_report import EvaluationReport
-from training.evaluation_rows import HeldOut, decode_pair, decode_row, reference_rows, round_trip, rows_of, spread, strangers
+from training.evaluation_rows import (
+    HeldOut,
+    baseline_rows,
+    claim_rows,
+    decode_pair,
+    decode_row,
+    reference_rows,
+    round_trip,
+    spread,
+    strangers,
+)
 from training.evaluation_scoring import Clock, Scoring
 from training.scores import GENERATED, OTHER
 
@@ -63,6 +74,8 @@ class EvaluateConfig:
     """Of the distances: smoke (weight-free), codec (its latents), clap, a CLAP folder or hub name, or auto (clap where it can be had)."""
     reference: int = 32
     """Real accompaniments of the training split that distances are taken from, as long as the others; 0 = no distances."""
+    baselines: bool = True
+    """Score beside real and another song's accompaniments what cheats, what is no music, and what the codec costs."""
     aesthetics: Literal["auto", "on", "off"] = "auto"
     """AudioBox-Aesthetics: auto = where its package and weights are there."""
     aesthetics_weights: str | None = None
@@ -99,7 +112,7 @@ def evaluate(config: EvaluateConfig, *, called: str = "evaluation") -> Evaluatio
         chosen = spread(store, config.samples)
         codec = load_codec(codec_spec(config.codec, settings) or checkpoint.codec.id, device=device())
         accompanist = Accompanist(checkpoint, codec, device=device())
-        embedding = load_embedding(config.embedding, codec=codec, device=device())
+        embedding = load_embedding(config.embedding, codec=codec, device=device()) if config.reference else None
         scorer, aesthetics_note = scorer_of(config)
     if len(chosen) < config.samples:
         log.warning(
@@ -121,12 +134,14 @@ def evaluate(config: EvaluateConfig, *, called: str = "evaluation") -> Evaluatio
         with clock("decode"):
             known = other_store is store and other_row in chosen
             other_CN = pairs[chosen.index(other_row)].real_CN if known else decode_row(other_store, other_row, codec, config.seconds)[1]
-        with clock("round trip"):
-            twice_CN = round_trip(pairs[index].real_CN, codec)
-        scoring.add(pairs[index], rows_of(pairs, generated, index, other_CN, twice_CN))
+        rows = claim_rows(pairs, generated, index, other_CN)
+        if config.baselines:
+            with clock("round trip"):
+                rows = itertools.chain(rows, baseline_rows(pairs, generated, index, round_trip(pairs[index].real_CN, codec)))
+        scoring.add(pairs[index], rows)
     measured = scoring.measures
     distances = None
-    if config.reference:
+    if embedding is not None:
         borrowed = {other_store.song_ids[row] for other_store, row in others}
         with clock("reference"):
             reference = embedded_reference(data, config, codec, embedding, borrowed)

@@ -22,7 +22,7 @@ from infra.settings import Settings, access_environment, export, ray_environment
 from infra.storage import MissingObjectError, Place
 from infra.tracking import NOTE_TAG, Store, Tracker, open_run, read_handle, store_of
 from model.codec import load_codec
-from training.launch import ending
+from training.launch import WORKER_ENVIRONMENT, ending
 from training.notices import Notices, stopped_by_signals
 from training.ray_notices import DeskNotices, carry_stop
 from training.recording import dataset_name, log_dataset
@@ -97,7 +97,7 @@ def run_on_tune(
 
     Returns: by a trial's name, why its process came to no end.
     """
-    export(TUNE_ENVIRONMENT)
+    export(TUNE_ENVIRONMENT | WORKER_ENVIRONMENT)
     with connect(include_dashboard=True) as cluster, TemporaryDirectory(prefix="backline-sweep-") as scratch:
         import ray
         from ray import tune
@@ -109,7 +109,11 @@ def run_on_tune(
         log.info("%d at a time, each with %s", concurrent, resources)
 
         class Progress(tune.Callback):
-            """The report, rewritten when a trial ends."""
+            """A line at each validation, and the report rewritten when a trial ends."""
+
+            def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:  # noqa: ARG002
+                if "share" in result:
+                    log.info("%s  step %d, %.0f%%  loss %.4f", trial, result["step"], 100 * result["share"], result["loss"])
 
             def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
                 report = report_of(config, manifest)
@@ -123,6 +127,7 @@ def run_on_tune(
             tune_config=tune.TuneConfig(
                 scheduler=Rungs(config.grace, lambda name: ray.get(desk.prune.remote(name))) if config.prune else None,
                 max_concurrent_trials=concurrent,
+                reuse_actors=True,  # a process takes seconds to import what it needs
                 trial_name_creator=lambda trial: trial.config["trial"],
                 trial_dirname_creator=lambda trial: trial.config["trial"],
             ),
@@ -156,7 +161,8 @@ def work_of(config: SweepConfig, settings: Settings, store: Store, parent: str |
         from ray import tune
 
         export(environment)
-        configure(settings.log_level)
+        # Which of several trials says what is told by the driver's lines alone.
+        configure("DEBUG" if settings.log_level == "DEBUG" else "WARNING")
         trial = next(trial for trial in config.trials if trial.name == given["trial"])
 
         def tell(row: dict[str, float]) -> bool:
@@ -167,6 +173,7 @@ def work_of(config: SweepConfig, settings: Settings, store: Store, parent: str |
         if ray.get(desk.is_asked.remote()):
             notices.stop()
         run_trial(config, trial, notices=notices, tell=tell, store=store, parent_run_id=parent)
+        notices.stop()  # its watch ends, for the process goes on with another trial
 
     return work
 

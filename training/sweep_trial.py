@@ -91,7 +91,8 @@ def score(sweep: SweepConfig, place: Place, notices: Notices) -> tuple[Score, ..
             report = evaluate(
                 EvaluateConfig(
                     checkpoint=place.uri, data=sweep.data, out=out.uri, samples=sweep.samples, seconds=sweep.seconds, audio_files=1,
-                    generation=sweep.generation(guidance), codec=sweep.codec, reference=0, aesthetics="off", experiment=sweep.experiment,
+                    generation=sweep.generation(guidance), codec=sweep.codec, reference=0, baselines=False, aesthetics="off",
+                    experiment=sweep.experiment,
                 ),
                 called=out.name,
             )  # fmt: skip

@@ -17,9 +17,11 @@ from infra.storage import Place
 from model.codec import load_codec
 from tests.tiny_latents import write_latents
 from training.loop import run
+from training.notices import Notices
 from training.state import read_metrics, read_saved
 from training.sweep import SweepConfig
 from training.sweep_run import sweep
+from training.sweep_trial import run_trial
 
 FRAMES = 128
 
@@ -86,6 +88,33 @@ def test_a_sweep_prunes_nests_its_runs_and_does_what_is_left(data: str, tiny_cod
 
     # All is done: neither Ray nor a training is needed.
     assert sweep(config(data, out, tiny_codec, guidance=(1.0, 2.0), prune=False)) == more
+
+
+def test_a_trial_says_again_what_it_said_and_a_mistake_fails_it_alone(data: str, tiny_codec: Path, tmp_path: Path) -> None:
+    swept = config(data, tmp_path, tiny_codec, depth=(2, 3))
+    trial = swept.trials[0]
+    told: list[float] = []
+
+    def tell(row: dict[str, float]) -> bool:
+        told.append(row["step"])
+        return row["step"] < 4
+
+    first = run_trial(swept, trial, notices=Notices(), tell=tell)
+    assert (first.status, first.step, told) == ("pruned", 5, [2, 4])
+    told.clear()
+    # Killed before it could write what became of it: the rule that pruned it is asked again.
+    (tmp_path / "trials" / trial.name / "trial.json").unlink()
+    again = run_trial(swept, trial, notices=Notices(), tell=tell)
+    assert (again.status, again.step, told) == ("pruned", 5, [2, 4])
+    stopping = Notices()
+    stopping.stop()
+    unpruned = dataclasses.replace(swept, prune=False)
+    assert run_trial(unpruned, trial, notices=stopping, tell=lambda _: True).status == "stopped"
+    other = run_trial(dataclasses.replace(unpruned, learning_rate=1e-5), trial, notices=Notices(), tell=lambda _: True)
+    assert other.status == "failed"
+    assert "cannot go on with other settings" in other.reason
+    last = run_trial(unpruned, trial, notices=Notices(), tell=lambda _: True)
+    assert (last.status, last.step, len(last.scores)) == ("finished", 8, 1)
 
 
 def begin(data: str, out: Path, codec: Path) -> subprocess.Popen:
