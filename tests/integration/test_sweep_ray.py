@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -117,15 +119,22 @@ def test_a_trial_says_again_what_it_said_and_a_mistake_fails_it_alone(data: str,
     assert (last.status, last.step, len(last.scores)) == ("finished", 8, 1)
 
 
-def begin(data: str, out: Path, codec: Path) -> subprocess.Popen:
+@contextmanager
+def begin(data: str, out: Path, codec: Path) -> Iterator[subprocess.Popen]:
     command = [sys.executable, "-m", "training", "sweep", "--data", data, "--out", str(out), "--codec", str(codec), "--depth", "3,2"]
     command += ["--steps", "60", "--batch-size", "2", "--crop-frames", "16", "--validate-every", "10", "--samples", "2", "--seconds", "4"]
     command += ["--sampling-steps", "1", "--concurrent", "1", "--no-prune"]
-    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def wait_for(process: subprocess.Popen, what) -> None:
-    until = time.monotonic() + 180
+    until = time.monotonic() + 500
     while not what():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
@@ -133,16 +142,17 @@ def wait_for(process: subprocess.Popen, what) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.ray
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_sweep_that_is_ended_goes_on(number: signal.Signals, data: str, tiny_codec: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     deep, shallow = (out / "trials" / f"depth-{depth}-width-1-min-snr-seed-0" for depth in (3, 2))
-    driver = begin(data, out, tiny_codec)
-    wait_for(driver, lambda: (deep / "trial.json").exists() and any(step >= 20 for step in steps_of(shallow)))
-    driver.send_signal(number)
-    said, _ = driver.communicate(timeout=120)
-    assert driver.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 143)
+    with begin(data, out, tiny_codec) as driver:
+        wait_for(driver, lambda: (deep / "trial.json").exists() and any(step >= 20 for step in steps_of(shallow)))
+        driver.send_signal(number)
+        said, _ = driver.communicate(timeout=120)
+        assert driver.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 143)
     time.sleep(5 if number == signal.SIGKILL else 0)  # Ray ends the processes of a driver that is gone
     if number == signal.SIGTERM:
         assert "1 finished, 1 stopped" in said
@@ -150,9 +160,9 @@ def test_a_sweep_that_is_ended_goes_on(number: signal.Signals, data: str, tiny_c
     assert 20 <= reached < 60
     trained = (deep / "last" / "training_state.safetensors").stat().st_mtime_ns
 
-    again = begin(data, out, tiny_codec)
-    said, errors = again.communicate(timeout=300)
-    assert again.returncode == 0, errors
+    with begin(data, out, tiny_codec) as again:
+        said, errors = again.communicate(timeout=500)
+        assert again.returncode == 0, errors
     assert "2 finished" in said
     assert (deep / "last" / "training_state.safetensors").stat().st_mtime_ns == trained
     assert steps_of(shallow) == [10, 20, 30, 40, 50, 60]
