@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import scipy.signal
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from model.geometry import SAMPLE_RATE_HZ
 
@@ -58,6 +59,7 @@ def loss_against_fit(
             axes.errorbar(loss, fit, yerr=[[max(0.0, fit - low)], [max(0.0, high - fit)]], fmt="o", color=colour, capsize=3)
             axes.annotate(label, (loss, fit), xytext=(5, 5), textcoords="offset points", fontsize=8)
         axes.margins(x=0.2)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.grid(alpha=0.3)
     return png(figure)
 

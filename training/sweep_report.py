@@ -160,11 +160,8 @@ def findings(report: SweepReport) -> list[str]:
                 f"{at}: {len(points)} finished {'trial' if len(points) == 1 else 'trials'}; loss and fit can be ranked from three on."
             )
             continue
-        way = (
-            "a lower loss went with a better fit" if found.rho < 0 else "a lower loss went with a worse fit" if found.rho else "neither way"
-        )
-        sure = "" if found.p < 0.05 else ", which chance alone may do"
-        said.append(f"{at}: rank correlation (Spearman) of loss and fit {found.rho:+.2f}, n = {found.n}, p = {found.p:.2f}: {way}{sure}.")
+        way = f"a lower loss went with a {'better' if found.rho < 0 else 'worse'} fit" if found.p < 0.05 else "no connection is shown"
+        said.append(f"{at}: rank correlation (Spearman) of loss and fit {found.rho:+.2f}, n = {found.n}, p = {found.p:.2f}: {way}.")
         said += deeper(report, at, points)
     return said
 
