@@ -156,9 +156,8 @@ def findings(report: SweepReport) -> list[str]:
         at = f"At guidance {guidance:g}"
         found = rank_correlation([loss for _, loss, _ in points], [score.fit.value for _, _, score in points])
         if found is None:
-            said.append(
-                f"{at}: {len(points)} finished {'trial' if len(points) == 1 else 'trials'}; loss and fit can be ranked from three on."
-            )
+            why = "loss or fit is the same in all" if len(points) >= 3 else "loss and fit can be ranked from three on"
+            said.append(f"{at}: {len(points)} finished {'trial' if len(points) == 1 else 'trials'}; {why}.")
             continue
         way = f"a lower loss went with a {'better' if found.rho < 0 else 'worse'} fit" if found.p < 0.05 else "no connection is shown"
         said.append(f"{at}: rank correlation (Spearman) of loss and fit {found.rho:+.2f}, n = {found.n}, p = {found.p:.2f}: {way}.")

@@ -36,6 +36,7 @@ REPORT = "sweep.json"
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # files and TensorBoard, which nobody reads beside MLflow
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours lets the trials save
+    "RAY_AIR_NEW_OUTPUT": "0",  # of the two outputs, the one that can be silent
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 
