@@ -20,10 +20,11 @@ app.command("pipelines.__main__:dataset_report", name="dataset-report", help="Wr
 app.command("training.__main__:train", name="train", help="Train on a latent dataset, on Ray, tracked in MLflow.")
 app.command("training.__main__:distil", name="distil", help="Teach a checkpoint's music to students of fewer steps.")
 app.command("training.__main__:evaluate", name="evaluate", help="Score a checkpoint beside its baselines.")
+app.command("training.__main__:sweep", name="sweep", help="Compare trainings of several depths, widths, losses and guidances.")
 app.command("training.__main__:track", name="track", help="Send MLflow what it has not taken of a run.")
 app.command("training.__main__:promote", name="promote", help="Make a registered version the one that is loaded by an alias.")
 app.command("training.__main__:codec", name="codec", help="Train the embedded codec on song folders.")
-app.command("infra.submit:submit", name="submit", help="Run prepare, train or evaluate as a job on a Ray cluster.")
+app.command("infra.submit:submit", name="submit", help="Run prepare, train, evaluate or sweep as a job on a Ray cluster.")
 app.command("serving.__main__:serve", name="serve", help="Answer vocals over HTTP, with a page for musicians.")
 
 

@@ -3,9 +3,10 @@
 import logging
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn, get_args
 
-from cyclopts import App, CycloptsError
+import cyclopts
+from cyclopts import App, CycloptsError, Parameter
 
 from infra.errors import UserError
 from infra.logs import configure
@@ -14,6 +15,15 @@ from infra.settings import Settings
 DONE, SOME_WORK_FAILED, WRONG_USAGE = 0, 1, 2
 
 log = logging.getLogger(__name__)
+
+
+def _parted(kind: Any, tokens: Sequence[Any]) -> tuple[Any, ...]:
+    element = get_args(kind)[0]
+    return tuple(cyclopts.convert(element, [part.strip()]) for token in tokens for part in token.value.split(",") if part.strip())
+
+
+LISTED = Parameter(converter=_parted, consume_multiple=True, negative="")
+"""For a tuple[X, ...]: `--depth 2,3,4`, `--depth 2 3 4` and `--depth 2 --depth 3` alike."""
 
 
 def run(app: App, tokens: Sequence[str] | None = None, *, user_errors: tuple[type[Exception], ...] = ()) -> int:

@@ -111,6 +111,17 @@ def job_environment() -> dict[str, str]:
     return {**ray_environment(), **{name: os.environ[name] for name in names if os.environ.get(name)}}
 
 
+def access_environment(settings: Settings) -> dict[str, str]:
+    """What another process of ours needs to reach the same storage and the same tracking, keys included."""
+    given = {
+        "AWS_ENDPOINT_URL": settings.s3.endpoint_url, "AWS_DEFAULT_REGION": settings.s3.region,
+        "AWS_ACCESS_KEY_ID": settings.s3.access_key_id, "AWS_SECRET_ACCESS_KEY": settings.s3.secret_access_key,
+        "AWS_SESSION_TOKEN": settings.s3.session_token, "AWS_CA_BUNDLE": settings.s3.ca_bundle,
+        "BACKLINE_LOG_LEVEL": settings.log_level,
+    }  # fmt: skip
+    return {name: value for name, value in given.items() if value} | registry_environment(settings)
+
+
 def registry_environment(settings: Settings) -> dict[str, str]:
     """What another process needs to find a registered model."""
     given = {"MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri, "MLFLOW_REGISTRY_URI": settings.mlflow_registry_uri}

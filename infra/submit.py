@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-ROOMS = {"prepare": "pipelines", "train": "training", "evaluate": "training"}
+ROOMS = {"prepare": "pipelines", "train": "training", "evaluate": "training", "sweep": "training"}
 AGENT_TIMEOUT_S = 60.0
 # Never shipped: environments, results, history. (.gitignore is honoured besides.)
 EXCLUDES = [".git", ".venv", "runs", ".cache", "tests", "infra/benchmarks"]
@@ -24,12 +24,12 @@ EXCLUDES = [".git", ".venv", "runs", ".cache", "tests", "infra/benchmarks"]
 
 def submit(
     address: str,
-    command: Literal["prepare", "train", "evaluate"],
+    command: Literal["prepare", "train", "evaluate", "sweep"],
     /,
     *arguments: Annotated[str, Parameter(allow_leading_hyphen=True)],
     wait: bool = True,
 ) -> int:
-    """Run prepare, train or evaluate as a job on the Ray cluster at ADDRESS (http://host:8265).
+    """Run prepare, train, evaluate or sweep as a job on the Ray cluster at ADDRESS (http://host:8265).
 
     Parameters
     ----------

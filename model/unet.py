@@ -8,7 +8,7 @@ attention masks them; so a padded segment's valid frames equal those of the segm
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Self
 
@@ -68,6 +68,25 @@ def small() -> UNetConfig:
 
 
 PRESETS: dict[str, Callable[[], UNetConfig]] = {"paper": paper, "small": small}
+DEEPEST = 7
+"""Levels at which a segment of 1,024 frames has 16 left at the bottleneck, one window of attention."""
+
+
+def sized(config: UNetConfig, *, depth: int = 0, width: float = 1.0) -> UNetConfig:
+    """The same network with `depth` levels (0: its own) and every level `width` times as wide, in whole groups of the normalisation.
+
+    Levels are taken off, or added with the last one's width, at the bottom. Raises ModelError.
+    """
+    levels = depth or len(config.channels)
+    if not 2 <= levels <= DEEPEST:
+        raise ModelError(f"depth is {depth}, outside 2 to {DEEPEST} levels: choose one inside, or 0 for the preset's own")
+    if not 0 < width <= 16:
+        raise ModelError(f"width is {width:g}, outside 0 to 16: give a factor inside, for example 0.5")
+    more = max(0, levels - len(config.channels))
+    channels = (*config.channels[:levels], *(config.channels[-1],) * more)
+    blocks = (*config.vocal_blocks[:levels], *(config.vocal_blocks[-1],) * more)
+    groups = config.groups
+    return replace(config, channels=tuple(max(groups, groups * round(width * wide / groups)) for wide in channels), vocal_blocks=blocks)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""`python -m training train|distil|evaluate|codec`: the entry points of a Ray job, and the commands that `backline` shows."""
+"""`python -m training train|distil|evaluate|sweep|codec`: the entry points of a Ray job, and the commands that `backline` shows."""
 
 import sys
 from typing import Annotated
@@ -13,6 +13,7 @@ from training.config import TrainConfig
 from training.distil import DistilConfig
 from training.evaluation import EvaluateConfig
 from training.release import ReleaseConfig
+from training.sweep import SweepConfig
 
 # As a shell says of a process that SIGTERM ended.
 INTERRUPTED = 143
@@ -55,6 +56,21 @@ def evaluate(config: Annotated[EvaluateConfig, Parameter(name="*")]) -> int:
     sys.stdout.write(markdown(report))
     sys.stdout.write(f"\nwritten to {report.out}\n")
     return 0
+
+
+@app.command
+def sweep(config: Annotated[SweepConfig, Parameter(name="*")]) -> int:
+    """Compare trainings of several depths, widths, losses and guidances: loss against fit."""
+    from training.sweep_report import markdown
+    from training.sweep_run import sweep as run
+
+    report = run(config)
+    sys.stdout.write(markdown(report))
+    sys.stdout.write(f"\nwritten to {report.config['out']}\n")
+    statuses = {result.status for result in report.trials}
+    if "stopped" in statuses:
+        return INTERRUPTED
+    return commands.SOME_WORK_FAILED if "failed" in statuses else commands.DONE
 
 
 @app.command

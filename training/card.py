@@ -10,7 +10,7 @@ from infra.records import MANIFEST, Manifest, code_version, read_manifest
 from infra.storage import Place
 from model.checkpoint import Checkpoint
 from model.unet import AccompanimentUNet, count_parameters
-from training.config import TrainConfig
+from training.config import TrainConfig, size_name
 from training.evaluation_markdown import markdown
 from training.evaluation_report import EvaluationReport
 
@@ -33,7 +33,7 @@ def card(about: About, checkpoint: Checkpoint, state: dict[str, Any], report: Ev
     millions = count_parameters(AccompanimentUNet(checkpoint.network)) / 1e6
     sampling = checkpoint.sampling
     rows = {
-        "network": f"preset {given['preset']}, {millions:.1f} M parameters, averaged weights, stored as {about.precision}",
+        "network": f"preset {size_name(given)}, {millions:.1f} M parameters, averaged weights, stored as {about.precision}",
         "codec": f"{checkpoint.codec.id} ({checkpoint.codec.weights_sha256[:12]})",
         "sampling": f"{sampling.solver}, {sampling.steps} steps, guidance {sampling.guidance:g}",
         "data": about.data,

@@ -3,11 +3,13 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from model.diffusion import DiffusionLossConfig
 from model.geometry import SEGMENT_FRAMES
+from model.unet import PRESETS, UNetConfig, sized
 
 # What a field left at 0 becomes. `paper` is the paper's training on a GPU (method: AdamW 3.5e-4, batch 16); `small` learns on two CPU
 # cores in minutes: short crops, a higher rate, and an average of the weights that forgets within the run.
@@ -57,6 +59,10 @@ class TrainConfig:
     out: str
     """The run's place: best/, last/, metrics.jsonl and, without a tracking server, mlflow.db."""
     preset: Literal["paper", "small"] = "paper"
+    depth: int = 0
+    """Levels of the network, each of half the frames of the one before."""
+    width: float = 1.0
+    """Factor on the channels of every level of the preset, in whole groups of the normalisation."""
     workers: int = 1
     """Ray Train workers; 0 runs the loop in this process, without Ray."""
     min_workers: int = 0
@@ -131,6 +137,9 @@ class TrainConfig:
         for name, value in PRESET_VALUES[self.preset].items():
             if getattr(self, name) == 0:
                 object.__setattr__(self, name, type(getattr(self, name))(value))
+        if self.depth == 0:
+            object.__setattr__(self, "depth", len(PRESETS[self.preset]().channels))
+        sized(PRESETS[self.preset](), depth=self.depth, width=self.width)  # says what is wrong with them
         if self.data_mode not in get_args(DataMode):
             raise ValueError(f"data_mode is {self.data_mode!r}, which is not one of {', '.join(get_args(DataMode))}: choose one of these")
         counts = ("steps", "batch_size", "crop_frames", "validate_every", "validation_segments", "validation_timesteps", "log_every")
@@ -180,12 +189,18 @@ class TrainConfig:
         """The most segments that go through the network at once."""
         return self.micro_batch_size or self.batch_size
 
+    @property
+    def network(self) -> UNetConfig:
+        """The sizes of the network."""
+        return sized(PRESETS[self.preset](), depth=self.depth, width=self.width)
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     def hash(self) -> str:
         """Eight hex digits of the recipe. Not in them: the dataset, how long it runs, where it is written, how it is watched."""
-        values = {name: value for name, value in self.to_dict().items() if name not in WATCHING}
+        usual = before_sizes(self.preset)  # the hashes of these are older than the fields
+        values = {name: value for name, value in self.to_dict().items() if name not in WATCHING and (name, value) not in usual.items()}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -195,6 +210,19 @@ WATCHING = (
     "save_every", "codec", "experiment", "samples", "samples_every", "register", "max_failures", "data_mode",
 )  # fmt: skip
 MAY_CHANGE = (*WATCHING, "steps", "validate_every", "validation_segments", "anneal_by_time")
+
+
+def before_sizes(preset: str) -> dict[str, Any]:
+    """The values, in runs that were saved before they could be chosen, of the network's sizes."""
+    return {"depth": len(PRESETS[preset]().channels), "width": 1.0}
+
+
+def size_name(given: Mapping[str, Any]) -> str:
+    """The preset, and what of its sizes was changed; `given`: a config as a dictionary."""
+    usual = before_sizes(given["preset"])
+    depth, width = (given.get(name, usual[name]) for name in ("depth", "width"))
+    levels = f" of {depth} levels" if depth != usual["depth"] else ""
+    return f"{given['preset']}{levels}" + (f", {width:g} times as wide" if width != 1 else "")
 
 
 def paper(*, data: str, out: str, workers: int = 1) -> TrainConfig:

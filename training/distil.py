@@ -14,7 +14,7 @@ from infra.settings import Settings
 from infra.storage import Place, localise
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.diffusion import DiffusionLossConfig
-from model.unet import PRESETS
+from model.unet import DEEPEST, PRESETS, sized
 from training.config import Distillation, TrainConfig
 from training.launch import TrainResult, train
 from training.state import put_folder
@@ -109,13 +109,16 @@ def distil(config: DistilConfig) -> list[TrainResult]:
 def phase_config(config: DistilConfig, index: int, teacher: Checkpoint, place: Place) -> TrainConfig:
     """The training of one phase, by a teacher that lies at `place`."""
     steps = config.phases[index]
+    preset, depth, width = sizes_of(teacher, place)
     guidance = teacher.sampling.guidance if index or config.guidance is None else config.guidance
     return TrainConfig(
         data=config.data,
         out=(Place(config.out) / f"steps-{steps}").uri,
         init=place.uri,
         distillation=Distillation(steps=steps, guidance=guidance, guidance_rescale=config.guidance_rescale),
-        preset=preset_of(teacher, place),
+        preset=preset,
+        depth=depth,
+        width=width,
         workers=config.workers,
         resume=config.resume,
         seed=config.seed + index,  # other crops and noise in each phase
@@ -143,9 +146,17 @@ def phase_config(config: DistilConfig, index: int, teacher: Checkpoint, place: P
     )
 
 
-def preset_of(checkpoint: Checkpoint, place: Place) -> Literal["paper", "small"]:
+def sizes_of(checkpoint: Checkpoint, place: Place) -> tuple[Literal["paper", "small"], int, float]:
+    """Preset, depth and width that make the checkpoint's network."""
     presets: tuple[Literal["paper", "small"], ...] = ("paper", "small")
+    found = checkpoint.network
+    depth = min(len(found.channels), DEEPEST)
     for preset in presets:
-        if PRESETS[preset]() == checkpoint.network:
-            return preset
+        usual = sized(PRESETS[preset](), depth=depth)
+        # Widths are rounded to whole groups, so several factors give the same network.
+        low = max((wide - usual.groups / 2) / own for wide, own in zip(found.channels, usual.channels, strict=False))
+        high = min((wide + usual.groups / 2) / own for wide, own in zip(found.channels, usual.channels, strict=False))
+        for width in (1.0, (low + high) / 2):
+            if 0 < width <= 16 and sized(PRESETS[preset](), depth=depth, width=width) == found:
+                return preset, depth, width
     raise UserError(f"--teacher {place} is of no preset ({', '.join(presets)}): distil a checkpoint that `backline train` wrote")

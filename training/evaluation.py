@@ -6,6 +6,7 @@ codec once. Rows that game a metric (a copy of the vocal) are there to be seen. 
 Shapes: C channels, N samples, T frames.
 """
 
+import itertools
 import logging
 from dataclasses import dataclass, field
 from typing import Literal
@@ -33,7 +34,17 @@ from model.unet import count_parameters
 from training import figures
 from training.evaluation_markdown import SEGMENT_S, markdown
 from training.evaluation_report import EvaluationReport
-from training.evaluation_rows import HeldOut, decode_pair, decode_row, reference_rows, round_trip, rows_of, spread, strangers
+from training.evaluation_rows import (
+    HeldOut,
+    baseline_rows,
+    claim_rows,
+    decode_pair,
+    decode_row,
+    reference_rows,
+    round_trip,
+    spread,
+    strangers,
+)
 from training.evaluation_scoring import Clock, Scoring
 from training.scores import GENERATED, OTHER
 
@@ -63,6 +74,8 @@ class EvaluateConfig:
     """Of the distances: smoke (weight-free), codec (its latents), clap, a CLAP folder or hub name, or auto (clap where it can be had)."""
     reference: int = 32
     """Real accompaniments of the training split that distances are taken from, as long as the others; 0 = no distances."""
+    baselines: bool = True
+    """Score beside real and another song's accompaniments what cheats, what is no music, and what the codec costs."""
     aesthetics: Literal["auto", "on", "off"] = "auto"
     """AudioBox-Aesthetics: auto = where its package and weights are there."""
     aesthetics_weights: str | None = None
@@ -82,8 +95,10 @@ class EvaluateConfig:
             raise ValueError("embedding is empty: give smoke, codec, clap, auto, or a CLAP model's folder or hub name")
 
 
-def evaluate(config: EvaluateConfig) -> EvaluationReport:
+def evaluate(config: EvaluateConfig, *, called: str = "evaluation") -> EvaluationReport:
     """Scores a checkpoint on held-out segments, beside its baselines; writes the tables and some audio, and logs all to MLflow.
+
+    called: under which name in the run, of which one may have several.
 
     Raises: UserError or ModelError when checkpoint, dataset and codec do not belong together, nothing is held out, or what was asked for
     cannot be had.
@@ -97,7 +112,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         chosen = spread(store, config.samples)
         codec = load_codec(codec_spec(config.codec, settings) or checkpoint.codec.id, device=device())
         accompanist = Accompanist(checkpoint, codec, device=device())
-        embedding = load_embedding(config.embedding, codec=codec, device=device())
+        embedding = load_embedding(config.embedding, codec=codec, device=device()) if config.reference else None
         scorer, aesthetics_note = scorer_of(config)
     if len(chosen) < config.samples:
         log.warning(
@@ -119,12 +134,14 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         with clock("decode"):
             known = other_store is store and other_row in chosen
             other_CN = pairs[chosen.index(other_row)].real_CN if known else decode_row(other_store, other_row, codec, config.seconds)[1]
-        with clock("round trip"):
-            twice_CN = round_trip(pairs[index].real_CN, codec)
-        scoring.add(pairs[index], rows_of(pairs, generated, index, other_CN, twice_CN))
+        rows = claim_rows(pairs, generated, index, other_CN)
+        if config.baselines:
+            with clock("round trip"):
+                rows = itertools.chain(rows, baseline_rows(pairs, generated, index, round_trip(pairs[index].real_CN, codec)))
+        scoring.add(pairs[index], rows)
     measured = scoring.measures
     distances = None
-    if config.reference:
+    if embedding is not None:
         borrowed = {other_store.song_ids[row] for other_store, row in others}
         with clock("reference"):
             reference = embedded_reference(data, config, codec, embedding, borrowed)
@@ -142,6 +159,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         out=out.uri,
         wins=float(np.mean([a.overall > b.overall for a, b in zip(measured[GENERATED], measured[OTHER], strict=True)])),
         advantage=scoring.advantage(GENERATED, OTHER),
+        segments=scoring.segments(),
         distances=distances,
         aesthetics=scoring.aesthetics(),
         aesthetics_note=aesthetics_note,
@@ -151,7 +169,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         stage_s=dict(clock.stage_s),
     )
     log.info("seconds: %s", ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in clock.stage_s.items()))
-    track(config, report, checkpoint, run_handle(place), data, out, settings, write(report, out, pairs[: config.audio_files], generated))
+    files = write(report, out, pairs[: config.audio_files], generated)
+    track(config, called, report, checkpoint, run_handle(place), data, out, settings, files)
     return report
 
 
@@ -199,8 +218,8 @@ def write(report: EvaluationReport, out: Place, pairs: list[HeldOut], generated:
 
 
 def track(
-    config: EvaluateConfig, report: EvaluationReport, checkpoint: Checkpoint, handle: RunHandle | None, data: Place, out: Place,
-    settings: Settings, files: dict[str, bytes],
+    config: EvaluateConfig, called: str, report: EvaluationReport, checkpoint: Checkpoint, handle: RunHandle | None, data: Place,
+    out: Place, settings: Settings, files: dict[str, bytes],
 ) -> None:  # fmt: skip
     """Adds all figures and what was written to the training's run, or to a run of its own."""
     if handle is not None and handle.run_id is None and not handle.key:  # of a time when a server that was away left nothing to find
@@ -211,9 +230,9 @@ def track(
         tracker.dataset(name=data.name, digest=checkpoint.dataset.digest, uri=data.uri, context="evaluation")
     else:
         tracker = Tracker(handle, out, repeats=True)
-    tracker.metrics({f"evaluation/{name}": value for name, value in report.metrics().items()}, report.step)
+    tracker.metrics({f"{called}/{name}": value for name, value in report.metrics().items()}, report.step)
     for name, content in files.items():  # not the folder: a run of its own has its store in there
-        tracker.content(content, f"evaluation/{name}")
+        tracker.content(content, f"{called}/{name}")
     if handle is None:
         tracker.end("FINISHED")
     else:

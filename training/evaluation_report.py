@@ -12,7 +12,7 @@ from typing import Any
 from model.distances import Interval
 from training.scores import GENERATED, OTHER, REAL, EvaluationRow, Measures
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,16 @@ class AestheticsRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SegmentFit:
+    """How well one segment's generated accompaniment fits, so that two models can be compared vocal by vocal."""
+
+    song_id: str
+    overall: float
+    another_song: float
+    """Of another song's real one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationReport:
     """The tables, and what they were made from."""
 
@@ -69,6 +79,7 @@ class EvaluationReport:
     """Share of segments where the generated accompaniment fits better than another song's real one."""
     advantage: Interval | None = None
     """Mean of overall fit, generated less another song's, segment by segment."""
+    segments: tuple[SegmentFit, ...] = ()
     distances: Distances | None = None
     aesthetics: tuple[AestheticsRow, ...] = ()
     aesthetics_note: str = ""
@@ -143,6 +154,7 @@ class EvaluationReport:
         if document.get("distances"):
             given = document["distances"]
             values["distances"] = Distances(**{**given, "rows": tuple(_intervals(DistanceRow, row) for row in given["rows"])})
+        values["segments"] = tuple(SegmentFit(**row) for row in document.get("segments", ()))
         values["aesthetics"] = tuple(_intervals(AestheticsRow, row) for row in document.get("aesthetics", ()))
         return EvaluationReport(**values)
 

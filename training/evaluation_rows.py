@@ -33,14 +33,18 @@ class HeldOut:
         return f"{self.song_id}-{self.segment}"
 
 
-def rows_of(
-    pairs: list[HeldOut], generated: list[np.ndarray], index: int, other_CN: np.ndarray, round_trip_CN: np.ndarray
-) -> Iterator[tuple[str, np.ndarray]]:
-    """The kinds of accompaniment that are scored against vocal `index`."""
-    real_CN = pairs[index].real_CN
+def claim_rows(pairs: list[HeldOut], generated: list[np.ndarray], index: int, other_CN: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """What is scored against vocal `index`: the accompaniment of which something is claimed, and what it is held against."""
     yield GENERATED, generated[index]
-    yield REAL, real_CN
+    yield REAL, pairs[index].real_CN
     yield OTHER, other_CN
+
+
+def baseline_rows(
+    pairs: list[HeldOut], generated: list[np.ndarray], index: int, round_trip_CN: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The other kinds of accompaniment, which say what a figure means."""
+    real_CN = pairs[index].real_CN
     stranger = generated_stranger(pairs, index)
     if stranger is not None:
         yield STRANGER, generated[stranger]

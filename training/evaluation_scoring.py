@@ -21,9 +21,9 @@ from model.distances import (
 )
 from model.embeddings import Embedding
 from model.fit import Listener
-from training.evaluation_report import AestheticsRow, DistanceRow, Distances
+from training.evaluation_report import AestheticsRow, DistanceRow, Distances, SegmentFit
 from training.evaluation_rows import HeldOut
-from training.scores import EvaluationRow, Measures, advantage, means_over_songs, measure, summarise
+from training.scores import GENERATED, OTHER, EvaluationRow, Measures, advantage, means_over_songs, measure, summarise
 
 
 class Clock:
@@ -42,7 +42,7 @@ class Clock:
 class Scoring:
     """Everything that is measured of the rows, segment after segment."""
 
-    def __init__(self, embedding: Embedding, scorer: Aesthetics | None, clock: Clock) -> None:
+    def __init__(self, embedding: Embedding | None, scorer: Aesthetics | None, clock: Clock) -> None:
         self.measures: dict[str, list[Measures]] = defaultdict(list)
         self.song_ids: list[str] = []
         self._embedding, self._scorer, self._clock = embedding, scorer, clock
@@ -57,8 +57,9 @@ class Scoring:
             measured = {}
             for name, audio_CN in accompaniments:
                 measured[name] = pool.submit(measure, pair.vocal_CN, pair.real_CN, audio_CN, listener)
-                with self._clock("embed"):
-                    self._windows[name].append(self._embedding.embed(audio_CN))
+                if self._embedding is not None:
+                    with self._clock("embed"):
+                        self._windows[name].append(self._embedding.embed(audio_CN))
                 if self._scorer is not None:
                     with self._clock("aesthetics"):
                         self._scores[name].append(self._scorer.score(audio_CN))
@@ -69,11 +70,18 @@ class Scoring:
     def rows(self) -> tuple[EvaluationRow, ...]:
         return tuple(summarise(name, values, self.song_ids) for name, values in self.measures.items())
 
+    def segments(self) -> tuple[SegmentFit, ...]:
+        return tuple(
+            SegmentFit(song_id=song_id, overall=made.overall, another_song=other.overall)
+            for song_id, made, other in zip(self.song_ids, self.measures[GENERATED], self.measures[OTHER], strict=True)
+        )
+
     def advantage(self, one: str, other: str) -> Interval:
         return advantage(self.measures[one], self.measures[other], self.song_ids)
 
     def distances(self, pieces: list[np.ndarray], song_ids: list[str]) -> Distances:
-        """The rows' distances from the reference, given as the windows (R, D) and the song of each of its segments."""
+        """The rows' distances from the reference, given as the windows (R, D) and the song of each of its segments; with an embedding."""
+        assert self._embedding is not None
         reference = EmbeddedSet.of(pieces, song_ids)
         frechet, kernel = FrechetDistance(reference.windows_RD), KernelDistance(reference)
         rows = []

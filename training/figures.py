@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import scipy.signal
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from model.geometry import SAMPLE_RATE_HZ
 
@@ -41,6 +42,25 @@ def error_by_timestep(curves: Mapping[int, list[tuple[int, float]]]) -> bytes:
     if steps:
         axes.legend()
     axes.grid(alpha=0.3)
+    return png(figure)
+
+
+def loss_against_fit(
+    panels: Mapping[str, list[tuple[str, int, float, tuple[float, float, float]]]], loss_name: str, notes: Mapping[str, str]
+) -> bytes:
+    """A panel a scale of guidance, whose trials are (label, depth, loss, (fit, low, high)); colours are depths. notes: below a title."""
+    figure = Figure(figsize=(5.2 * max(1, len(panels)), 4.6), layout="constrained")
+    depths = sorted({depth for points in panels.values() for _, depth, _, _ in points})
+    for index, (title, points) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), index + 1, xlabel=loss_name, ylabel="fit to the vocal (bars: 90% over songs)")
+        axes.set_title(f"{title}\n{notes.get(title, '')}", fontsize=10)
+        for label, depth, loss, (fit, low, high) in points:
+            colour = matplotlib.colormaps["viridis"](0.9 * depths.index(depth) / max(1, len(depths) - 1))
+            axes.errorbar(loss, fit, yerr=[[max(0.0, fit - low)], [max(0.0, high - fit)]], fmt="o", color=colour, capsize=3)
+            axes.annotate(label, (loss, fit), xytext=(5, 5), textcoords="offset points", fontsize=8)
+        axes.margins(x=0.2)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.grid(alpha=0.3)
     return png(figure)
 
 

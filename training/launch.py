@@ -58,10 +58,14 @@ class TrainResult:
     """Entries that MLflow has not taken, which wait in RUN/untracked/."""
 
 
-def train(config: TrainConfig, *, parent_run_id: str | None = None) -> TrainResult:
+def train(
+    config: TrainConfig, *, parent_run_id: str | None = None, store: Store | None = None, notices: Notices | None = None,
+    report: Callable[[dict[str, float]], None] | None = None,
+) -> TrainResult:  # fmt: skip
     """Trains as the config says, on the cluster that this process is on, or one of its own, and tracks it.
 
-    parent_run_id: the MLflow run that this one is a part of.
+    parent_run_id: the MLflow run that this one is a part of. store: where that one is kept, by default what the settings say. notices:
+    what may ask it to stop. report: as of `training.loop.run`; only without workers.
 
     Raises: UserError when the run cannot be begun or resumed as asked; the error of a worker that failed more often than `max_failures`.
     """
@@ -83,7 +87,7 @@ def train(config: TrainConfig, *, parent_run_id: str | None = None) -> TrainResu
         send_untracked(out)
         return result_of(out, outcome, run_handle(out) or RunHandle(tracking_uri=""), 0)
 
-    store = store_of(out, settings.mlflow_tracking_uri)
+    store = store or store_of(out, settings.mlflow_tracking_uri)
     name = f"{out.name}-{config.hash()}"
     tags = {"backline.preset": config.preset, "backline.config": config.hash()}
     tracker = open_run(
@@ -95,14 +99,14 @@ def train(config: TrainConfig, *, parent_run_id: str | None = None) -> TrainResu
     note_training(data, out.uri, manifest.digest)
     log_dataset(tracker, data, manifest)
     replay(tracker, out)
-    notices = Notices()
+    notices = notices or Notices()
     with ending(tracker, store, notices):
         if config.workers == 0:
             tracker.watch_system()
             with stopped_by_signals(notices):
                 outcome = run(
                     config, data=data, out=out, init=init, workers=Workers(device=torch.device(device())), tracker=tracker,
-                    heard=Listener(config, tracker, data, out), notices=notices,
+                    heard=Listener(config, tracker, data, out), notices=notices, report=report,
                 )  # fmt: skip
         else:
             outcome = run_on_ray(config, data, out, init, name, tracker.handle, settings.log_level, notices)

@@ -18,7 +18,7 @@ from infra.tracking import Tracker
 from model.checkpoint import Checkpoint, LatentStatistics, load_checkpoint
 from model.codec_base import CodecIdentity, tensors_sha256
 from model.diffusion import DiffusionLoss, Schedule, velocity_loss
-from model.unet import PRESETS, AccompanimentUNet
+from model.unet import AccompanimentUNet
 from training.batches import Batch, Batches, statistics_of, validation_batches
 from training.config import TrainConfig
 from training.meter import Meter
@@ -78,7 +78,7 @@ def run(
     # Load
     manifest = read_manifest(data)
     codec, dataset = codec_identity(manifest), dataset_identity(config.data, manifest)
-    schedule = Schedule(steps=PRESETS[config.preset]().diffusion_steps).to(workers.device)
+    schedule = Schedule(steps=config.network.diffusion_steps).to(workers.device)
     initial = None if config.init is None else initial_checkpoint(config, init or Place(config.init), codec)
     statistics = statistics_of(manifest) if initial is None else initial.statistics
     began_from = None if initial is None else tensors_sha256(initial.state)
@@ -176,7 +176,7 @@ def run(
                 if validates and heard is not None:
                     heard(checkpoint, progress.step)
             if validates and report is not None:
-                report({"step": progress.step, **latest(history)})
+                report({"step": progress.step, "minutes": progress.minutes, **latest(history)})
     ended = progress.ended(config)
     stopped = stops and not ended
     ended = ended or STOPPED
@@ -185,10 +185,13 @@ def run(
 
 
 def initial_checkpoint(config: TrainConfig, place: Place, codec: CodecIdentity) -> Checkpoint:
-    """The checkpoint to begin from; UserError when its network is another preset's or its latents are another codec's."""
+    """The checkpoint to begin from; UserError when its network is of another size or its latents are another codec's."""
     checkpoint = load_checkpoint(localise(place))
-    if checkpoint.network != PRESETS[config.preset]():
-        raise UserError(f"--init {place} is not a checkpoint of preset {config.preset}: give the --preset that it was trained with")
+    if checkpoint.network != config.network:
+        raise UserError(
+            f"--init {place} is not a checkpoint of preset {config.preset}, depth {config.depth}, width {config.width:g}: give the "
+            f"--preset, --depth and --width that it was trained with"
+        )
     if checkpoint.codec != codec:
         raise UserError(
             f"--init {place} belongs to codec {checkpoint.codec.id} ({checkpoint.codec.weights_sha256[:8]}), {config.data} holds latents "
@@ -203,7 +206,7 @@ def build(
     """A network that begins from `initial` or from the seed alone, its average, and AdamW without decay of gains and biases."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = AccompanimentUNet(PRESETS[config.preset]())
+        network = AccompanimentUNet(config.network)
     if initial is not None:
         network.load_state_dict(initial.state)
     network.to(device).train()

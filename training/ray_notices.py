@@ -34,12 +34,12 @@ def carry_stop(notices: Notices, desk: Any, over: threading.Event) -> None:
             return
 
 
-class TrainNotices(Notices):
-    """In a worker of Ray Train: the leader watches the desk, and all ask Ray about their machines."""
+class DeskNotices(Notices):
+    """In a process of Ray's: it watches the desk."""
 
-    def __init__(self, desk: Any, leads: bool) -> None:
+    def __init__(self, desk: Any, *, watches: bool = True) -> None:
         super().__init__()
-        if leads:
+        if watches:
             threading.Thread(target=self._watch, args=(desk,), name="stop", daemon=True).start()
 
     def _watch(self, desk: Any) -> None:
@@ -52,6 +52,13 @@ class TrainNotices(Notices):
             except ray.exceptions.RayActorError:  # the driver is gone, and Ray ends this process next
                 return
             time.sleep(LOOK_EVERY_S)
+
+
+class TrainNotices(DeskNotices):
+    """In a worker of Ray Train: the leader watches the desk, and all ask Ray about their machines."""
+
+    def __init__(self, desk: Any, leads: bool) -> None:
+        super().__init__(desk, watches=leads)
 
     def leaving(self) -> bool:
         import ray.train

@@ -16,7 +16,7 @@ from infra.tracking_queue import UNTRACKED
 from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training import figures
 from training.card import About, card
-from training.config import TrainConfig
+from training.config import TrainConfig, size_name
 from training.listening import Listener
 from training.state import STATE_JSON, read_metrics
 
@@ -29,7 +29,8 @@ COMMON_NAMES = ("latents", "data", "dataset")
 
 def run_name(config: TrainConfig, data: Place) -> str:
     """What runs, for a list of runs: preset, dataset, workers, recipe. The run's place is the tag backline.run."""
-    what = config.preset if config.distillation is None else f"{config.preset} student of {config.distillation.steps} steps"
+    size = size_name(config.to_dict())
+    what = size if config.distillation is None else f"{size} student of {config.distillation.steps} steps"
     hands = f", {config.workers} workers" if config.workers > 1 else ""
     return f"{what} on {dataset_name(data)}{hands} · {config.hash()}"
 

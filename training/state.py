@@ -23,7 +23,7 @@ from infra.storage import MissingObjectError, Place
 from model.checkpoint import CONFIG_FILE, Checkpoint, DatasetIdentity, replace_folder, save_checkpoint
 from model.codec_base import CodecIdentity
 from model.unet import AccompanimentUNet
-from training.config import MAY_CHANGE, TrainConfig
+from training.config import MAY_CHANGE, TrainConfig, before_sizes
 
 STATE, STATE_JSON, METRICS = "training_state.safetensors", "training_state.json", "metrics.jsonl"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -195,9 +195,10 @@ def check_resumable(saved: SavedState, config: TrainConfig, codec: CodecIdentity
         was, now = (f"{identity.uri} ({identity.digest[:8]})" for identity in (saved.dataset, dataset))
         raise UserError(f"the run at {config.out} was trained on the dataset {was}, and was given {now}: {mend}")
     given = json.loads(json.dumps(config.to_dict()))
-    changed = [name for name in given if name not in MAY_CHANGE and given[name] != saved.config.get(name)]
+    known = {**before_sizes(saved.config["preset"]), **saved.config}
+    changed = [name for name in given if name not in MAY_CHANGE and given[name] != known.get(name)]
     if changed:
-        was = ", ".join(f"{name} {saved.config.get(name)!r} → {given[name]!r}" for name in changed)
+        was = ", ".join(f"{name} {known.get(name)!r} → {given[name]!r}" for name in changed)
         raise UserError(f"the run at {config.out} cannot go on with other settings ({was}): choose another --out, or give the old values")
 
 

@@ -19,7 +19,7 @@ def test_help_names_every_command() -> None:
     assert answered.returncode == 0
     for name in (
         *("demo", "doctor", "corpus", "listening-set", "prepare", "dataset-report"),
-        *("train", "distil", "evaluate", "generate", "serve", "submit", "track", "promote"),
+        *("train", "distil", "evaluate", "sweep", "generate", "serve", "submit", "track", "promote"),
     ):
         assert f" {name} " in answered.stdout
 
@@ -40,6 +40,10 @@ def test_help_names_every_command() -> None:
         (("distil", "--teacher", "x", "--data", "y", "--out", "z", "--student-steps", "3"), "doubled"),
         (("distil", "--teacher", "/nowhere/at/all", "--data", "y", "--out", "z"), "/nowhere/at/all"),
         (("train", "--data", "x", "--out", "y", "--register", "a/b"), "a/b"),
+        (("train", "--data", "x", "--out", "y", "--depth", "9"), "2 to 7"),
+        (("sweep", "--data", "x", "--out", "y"), "nothing varies"),
+        (("sweep", "--data", "x", "--out", "y", "--depth", "2,deep"), "deep"),
+        (("sweep", "--data", "/nowhere/at/all", "--out", "x", "--depth", "2,3"), "/nowhere/at/all"),
         (("track", "/nowhere/at/all"), "/nowhere/at/all"),
         (("promote", "backline", "1"), "MLFLOW_TRACKING_URI"),
         (("evaluate", "--checkpoint", "models:/backline@champion", "--data", "x", "--out", "y"), "MLFLOW_TRACKING_URI"),

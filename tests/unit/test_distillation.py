@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from infra.errors import UserError
 from infra.storage import Place
 from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics, load_checkpoint, save_checkpoint
 from model.codec_base import CodecIdentity
@@ -16,7 +17,7 @@ from model.diffusion import Denoiser, DiffusionLossConfig, Schedule
 from model.distillation import lesson
 from model.evaluator import ThreadedEvaluator
 from model.sampling import SamplerConfig, Sampling, sample, timesteps
-from model.unet import PRESETS, AccompanimentUNet, UNetConfig
+from model.unet import PRESETS, AccompanimentUNet, UNetConfig, sized
 from model.windows import Lane, Window, denoise
 from tests.tiny_latents import write_latents
 from training.batches import Batch
@@ -206,6 +207,17 @@ def test_phases_halve_and_only_the_first_is_guided(teacher: str) -> None:
     assert last.max_minutes == 2.0
     assert last.seed != first.seed
     assert DistilConfig(teacher="t", data="d", out="o", student_steps=4, first_steps=4).phases == [4]
+
+
+@pytest.mark.parametrize(("preset", "depth", "width"), [("small", 4, 1.0), ("paper", 4, 1.0), ("small", 3, 0.7), ("paper", 5, 0.3)])
+def test_a_teacher_of_any_size_is_found_again(teacher: str, preset: str, depth: int, width: float) -> None:
+    network = sized(PRESETS[preset](), depth=depth, width=width)
+    checkpoint = dataclasses.replace(load_checkpoint(Path(teacher)), network=network)
+    config = DistilConfig(teacher=teacher, data="data", out="out")
+    assert phase_config(config, 0, checkpoint, Place(teacher)).network == network
+    foreign = dataclasses.replace(checkpoint, network=dataclasses.replace(network, window=3))
+    with pytest.raises(UserError, match="of no preset"):
+        phase_config(config, 0, foreign, Place(teacher))
 
 
 @pytest.mark.parametrize(("student", "first"), [(4, 12), (4, 2), (3, 16)])

@@ -36,7 +36,7 @@ def report_of(*, generated: float = 0.5, real: float = 0.6, other: float = 0.1) 
 def test_json_comes_back_whole_and_names_its_version() -> None:
     report = report_of()
     document = json.loads(report.to_json())
-    assert document["schema_version"] == 2
+    assert document["schema_version"] == 3
     assert document["rows"][4]["name"] == SILENCE
     assert EvaluationReport.from_json(report.to_json()) == report
 
@@ -49,7 +49,7 @@ def test_files_of_the_first_version_and_of_a_later_one_are_read() -> None:
     assert old.rows == report_of().rows
     assert "50% of segments" in markdown(old)
     assert "## Distance" not in markdown(old)
-    assert EvaluationReport.from_json(json.dumps({**document, "schema_version": 3, "listeners": 12})).schema_version == 3
+    assert EvaluationReport.from_json(json.dumps({**document, "schema_version": 4, "listeners": 12})).schema_version == 4
 
 
 def test_the_page_begins_with_the_result() -> None:

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from training.config import MAY_CHANGE, TrainConfig, paper, small_demo
+from model.errors import ModelError
+from training.config import MAY_CHANGE, TrainConfig, paper, size_name, small_demo
 
 
 def config(**changes) -> TrainConfig:
@@ -45,6 +46,26 @@ def test_the_hash_changes_with_the_result_only() -> None:
     assert base.hash() == dataclasses.replace(base, out="elsewhere", workers=2, resume=True, log_every=1).hash()
     assert base.hash() != dataclasses.replace(base, learning_rate=1e-3).hash()
     assert base.hash() != dataclasses.replace(base, seed=1).hash()
+
+
+def test_the_sizes_of_the_network_are_in_the_hash_unless_they_are_the_presets() -> None:
+    base = config(preset="small")
+    assert base.depth == 4
+    assert base == config(preset="small", depth=4, width=1.0)
+    # As runs were named before depth and width could be chosen: a resumed run keeps its name.
+    assert config(data="a", out="b").hash() == "f1122ffb"
+    assert config(data="a", out="b", preset="small", seed=3).hash() == "f7170458"
+    hashes = {base.hash(), config(preset="small", depth=5).hash(), config(preset="small", width=0.5).hash()}
+    assert len(hashes) == 3
+    assert config(preset="small", depth=5).network.channels == (64, 96, 128, 144, 144)
+    assert size_name(config(preset="small", depth=5, width=0.5).to_dict()) == "small of 5 levels, 0.5 times as wide"
+    assert size_name({"preset": "paper"}) == "paper"
+
+
+@pytest.mark.parametrize(("changes", "said"), [({"depth": 1}, "2 to 7"), ({"depth": 8}, "2 to 7"), ({"width": 0.0}, "factor")])
+def test_a_network_that_cannot_be_is_refused(changes: dict, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        config(**changes)
 
 
 def test_the_config_is_json_and_names_real_fields() -> None:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 
@@ -108,6 +109,20 @@ def test_patience_and_minutes_end_a_run(data: str, tmp_path: Path) -> None:
     assert "minutes are over" in timed.ended
     assert load_checkpoint(tmp_path / "timed").step == timed.step
     assert run(config(data, tmp_path / "timed", steps=100_000, validate_every=100_000, max_minutes=0.02)).step == timed.step
+
+
+def test_a_run_that_was_saved_before_networks_had_sizes_goes_on(data: str, tmp_path: Path) -> None:
+    run(config(data, tmp_path, steps=2))
+    path = tmp_path / "last" / "training_state.safetensors"
+    with safetensors.safe_open(path, "pt") as saved:
+        described = json.loads(saved.metadata()["state"])
+    del described["config"]["depth"], described["config"]["width"]
+    safetensors.torch.save_file(states_of(tmp_path), path, {"state": json.dumps(described)})
+    with pytest.raises(UserError, match="depth 4 → 5"):
+        run(config(data, tmp_path, steps=4, depth=5))
+    with pytest.raises(UserError, match=r"width 1.0 → 0.5"):
+        run(config(data, tmp_path, steps=4, width=0.5))
+    assert run(config(data, tmp_path, steps=4)).step == 4
 
 
 def test_another_codec_or_setting_is_refused_in_a_sentence(data: str, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from model.errors import ModelError
-from model.unet import PRESETS, AccompanimentUNet, UNetConfig, count_parameters, paper, small
+from model.unet import PRESETS, AccompanimentUNet, UNetConfig, count_parameters, paper, sized, small
 
 TINY = UNetConfig(channels=(16, 32, 48), vocal_blocks=(1, 2, 1), heads=2, head_channels=16, time_channels=32)
 
@@ -135,3 +135,24 @@ def test_faults_are_named(unet: AccompanimentUNet) -> None:
 def test_config_refuses_what_cannot_be_built(change: dict[str, object], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         UNetConfig(**{"channels": (16, 32, 48), "vocal_blocks": (1, 1, 1), **change})
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4, 5, 7])
+def test_a_network_of_any_depth_and_width_runs_on_any_length(depth: int) -> None:
+    config = sized(small(), depth=depth, width=0.3)
+    assert len(config.channels) == len(config.vocal_blocks) == depth
+    assert all(wide % config.groups == 0 for wide in config.channels)
+    network = AccompanimentUNet(config)
+    latent_BCT = torch.randn(2, 64, 37)
+    assert network(latent_BCT, torch.tensor([5, 700]), network.encode_vocal(latent_BCT)).shape == latent_BCT.shape
+
+
+def test_sizes_are_those_asked_for() -> None:
+    assert sized(paper()) == paper()
+    assert sized(small(), depth=2).channels == (64, 96)
+    assert sized(small(), depth=6).channels == (64, 96, 128, 144, 144, 144)
+    assert sized(paper(), width=0.5).channels == (32, 64, 128, 256)
+    assert sized(paper(), width=1e-6).channels == (8, 8, 8, 8)
+    for changes, said in (({"depth": 1}, "2 to 7"), ({"depth": 8}, "2 to 7"), ({"width": -1.0}, "factor"), ({"width": 17.0}, "factor")):
+        with pytest.raises(ModelError, match=said):
+            sized(small(), **changes)
