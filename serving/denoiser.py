@@ -18,6 +18,7 @@ from torch import Tensor
 
 from model.evaluator import Evaluator
 from model.windows import Lane
+from model.workers import one_thread_workers
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,9 @@ class Denoiser:
         self._step_began_s: float | None = None
         self.evaluations, self.steps, self.busy_s, self.failures = 0, 0, 0.0, 0
         """Counted since the start: evaluations, rounds of them, seconds in rounds; failures of the network in succession."""
-        self._thread = threading.Thread(target=self._run, name="denoiser", daemon=True)
-        self._thread.start()
+        # Its own operations are small; split over threads, these would spin beside those that do the evaluations.
+        self._thread = one_thread_workers(1, "denoiser")
+        self._ended = self._thread.submit(self._run)
 
     def denoise(self, lanes: Sequence[Lane], progress: Callable[[int], None]) -> Iterator[tuple[Lane, Tensor]]:
         """Moves a request's lanes to their ends: each window's settled frames (1, 64, T) with its lane, as soon as they are there.
@@ -110,7 +112,8 @@ class Denoiser:
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join()
+        self._ended.result()
+        self._thread.shutdown()
 
     def _enter(self, job: _Job, lanes: Sequence[Lane]) -> None:
         with self._changed:

@@ -2,9 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 
 from infra.audio_files import AudioError
+from model.workers import one_thread_workers
 from serving.app import Message
 from serving.engine import Call, CancelledRequestError, DeadlineError, Engine
 from serving.problems import Problem, audio_problem
@@ -18,7 +18,7 @@ class Replies:
 
     def __init__(self, engine: Engine, *, concurrent: int) -> None:
         self.engine = engine
-        self._threads = ThreadPoolExecutor(max_workers=concurrent, thread_name_prefix="request")
+        self._threads = one_thread_workers(concurrent, "request")
 
     async def play(self, vocal: bytes, request: AccompanimentRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Message, None]:
         """One request. A fault of the user's is a problem; ours is raised. Closed or cancelled, it ends within a step of denoising."""

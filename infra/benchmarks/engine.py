@@ -9,7 +9,6 @@ import statistics
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -19,6 +18,7 @@ import numpy as np
 from infra.benchmarks.subject import machine
 from model.checkpoint import SHIPPED_CHECKPOINT
 from model.geometry import SAMPLE_RATE_HZ
+from model.workers import one_thread_workers
 from serving.engine import Call, CancelledRequestError, Engine
 from serving.loading import load_engine
 from serving.schema import AccompanimentRequest
@@ -43,7 +43,7 @@ def throughput(engine: Engine, requests: list[tuple[np.ndarray, AccompanimentReq
         latencies_s.append(time.perf_counter() - began_s)
 
     began_s, cpu_s = time.perf_counter(), time.process_time()
-    with ThreadPoolExecutor(clients) as threads:
+    with one_thread_workers(clients, "request") as threads:
         list(threads.map(ask, requests))
     return time.perf_counter() - began_s, statistics.median(latencies_s), time.process_time() - cpu_s
 
@@ -81,14 +81,14 @@ def main() -> None:
             )
         print(f"| {seconds:g} s | median | | | | | **{statistics.median(gains):.2f}** | | |", flush=True)
 
-    short, long_call = (vocal(10.0), AccompanimentRequest(seed=1)), Call()
+    short, long_CN, long_call = (vocal(10.0), AccompanimentRequest(seed=1)), vocal(given.long_s), Call()
     began_s = time.perf_counter()
     engine.generate(*short)
     alone_s = time.perf_counter() - began_s
 
     def play_long() -> None:
         try:
-            engine.generate(vocal(given.long_s), AccompanimentRequest(seed=2), long_call)
+            engine.generate(long_CN, AccompanimentRequest(seed=2), long_call)
         except CancelledRequestError:
             return
 
@@ -103,7 +103,7 @@ def main() -> None:
     long_call.cancel()
     thread.join()
     began_s = time.perf_counter()
-    pieces = engine.play(vocal(given.long_s), AccompanimentRequest(seed=2, stream=True))
+    pieces = engine.play(long_CN, AccompanimentRequest(seed=2, stream=True))
     next(pieces)
     first_s = time.perf_counter() - began_s
     for _ in pieces:
