@@ -1,0 +1,93 @@
+"""The Python client against the real application and a real engine."""
+
+from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
+
+import pytest
+import serving_parts as parts
+from fastapi.testclient import TestClient
+
+from model.accompany import Accompanist
+from serving.admission import digest
+from serving.app import AppConfig, Message, create_app
+from serving.client import Client, RefusedError
+from serving.engine import Engine, EngineConfig
+from serving.loading import load_engine
+from serving.problems import Problem
+from serving.replies import LocalBackend
+from serving.schema import AccompanimentRequest
+
+
+class OftenFull(LocalBackend):
+    """Refuses as often as `refusals` says before it answers."""
+
+    refusals = 0
+
+    async def play(self, vocal: bytes, request: AccompanimentRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Message, None]:
+        if self.refusals:
+            self.refusals -= 1
+            yield Problem(status=503, detail="all places are taken", retry_after_s=7)
+            return
+        async for message in super().play(vocal, request, timeout_s=timeout_s):
+            yield message
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OftenFull]:
+    folder = parts.tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+    loaded = load_engine(checkpoint=str(folder), codec=None, device="cpu", threads=2, max_duration_s=60.0, hang_after_s=60.0)
+    short = Accompanist(loaded.accompanist.checkpoint, loaded.accompanist.codec, window_frames=64, overlap_frames=16, slope_frames=8)
+    engine = Engine(short, EngineConfig(max_duration_s=60.0))
+    yield OftenFull(engine)
+    engine.close()
+    loaded.close()
+
+
+@pytest.fixture
+def slept_s() -> list[float]:
+    return []
+
+
+@pytest.fixture
+def client(backend: OftenFull, slept_s: list[float]) -> Iterator[Client]:
+    config = AppConfig(api_key_digests=(digest("key"),), max_upload_bytes=2**23)
+    with TestClient(create_app(backend, config)) as http:
+        yield Client(key="key", attempts=3, http=http, sleep=slept_s.append)
+
+
+def test_an_accompaniment(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "vocal.wav").write_bytes(parts.vocal())
+    answer = client.accompany(tmp_path / "vocal.wav", seed=7, steps=2, candidates=2, format="flac")
+    assert (answer.media_type, answer.model, answer.seed) == ("audio/flac", parts.MODEL_NAME, 7)
+    assert set(answer.fit) == {"harmony", "rhythm", "overall", "leakage"}
+    assert len(answer.candidate_fits) == 2
+    assert answer.timing_ms["diffuse"] > 0
+    assert client.accompany(parts.vocal(), seed=7, steps=2, candidates=2, format="flac").audio == answer.audio
+    assert client.models()[0]["id"] == parts.MODEL_NAME
+
+
+def test_a_stream_is_the_same_file(client: Client) -> None:
+    with client.stream(parts.vocal(30), steps=2) as (answer, pieces):
+        audio = b"".join(pieces)
+    assert answer.audio == b""
+    assert audio == client.accompany(parts.vocal(30), seed=answer.seed, steps=2).audio
+
+
+def test_a_refusal_that_passes_is_waited_for(client: Client, backend: OftenFull, slept_s: list[float]) -> None:
+    backend.refusals = 2
+    assert client.accompany(parts.vocal(), steps=1).audio
+    assert slept_s == [7.0, 7.0]
+    backend.refusals = 3
+    with pytest.raises(RefusedError, match="all places are taken") as refused:
+        client.accompany(parts.vocal(), steps=1)
+    assert (refused.value.status, refused.value.retry_after_s, backend.refusals) == (503, 7.0, 0)
+
+
+def test_what_is_wrong_is_said_at_once(client: Client, slept_s: list[float]) -> None:
+    with pytest.raises(RefusedError, match="415"):
+        client.accompany(b"%PDF-1.7", steps=1)
+    with pytest.raises(RefusedError, match="422: steps"):
+        client.accompany(parts.vocal(), steps=0)
+    assert not slept_s
+    with pytest.raises(ValueError, match="attempts is 0"):
+        Client(attempts=0)
