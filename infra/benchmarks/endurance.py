@@ -86,9 +86,8 @@ def overload(service: RunningService, given: argparse.Namespace) -> None:
             time.sleep(max(0.0, began_s + number / rate - time.monotonic()))
             threads.submit(one, number)
     goodput = sum(at_s <= given.overload_s for at_s in answered_in_time) / given.overload_s
-    print(
-        f"| three times that, {given.overload_s:g} s | {goodput:.2f} a second answered, {100 * goodput / capacity:.0f}% of capacity | {asked} |"
-    )
+    share = 100 * goodput / capacity
+    print(f"| three times that, {given.overload_s:g} s | {goodput:.2f} a second answered, {share:.0f}% of capacity | {asked} |")
 
 
 def kills(service: RunningService, given: argparse.Namespace) -> None:
@@ -111,10 +110,9 @@ def kills(service: RunningService, given: argparse.Namespace) -> None:
         list(threads.map(asked.ask, range(given.requests)))
     over.set()
     killer.join()
-    share = 100 * asked.statuses[200] / given.requests
-    print(
-        f"| {given.requests} requests, {given.clients} clients, {killed} kills in {time.monotonic() - began_s:.0f} s | {share:.1f}% with audio | {asked} |"
-    )
+    share, took_s = 100 * asked.statuses[200] / given.requests, time.monotonic() - began_s
+    what = f"{given.requests} requests, {given.clients} clients, {killed} kills in {took_s:.0f} s"
+    print(f"| {what} | {share:.1f}% with audio | {asked} |")
 
 
 def main() -> None:
@@ -132,9 +130,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8123)
     given = parser.parse_args()
     config = ServeConfig(checkpoint=given.checkpoint, port=given.port, replicas=given.replicas)
-    print(
-        f"{machine('cpu')}; vocals of {given.seconds:g} s, {given.steps} steps, {given.replicas} replica(s)\n\n| what | figure | answers |\n|---|---|---|"
-    )
+    print(f"{machine('cpu')}; vocals of {given.seconds:g} s, {given.steps} steps, {given.replicas} replica(s)\n")
+    print("| what | figure | answers |\n|---|---|---|")
     with start(config) as service:
         Asking(service.url, given.seconds, given.steps, 120).ask(0)
         (overload if given.what == "overload" else kills)(service, given)
