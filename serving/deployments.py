@@ -1,12 +1,11 @@
 """The service on Ray Serve: a thin HTTP ingress, which imports no torch, and model replicas that each hold an engine."""
 
-import asyncio
 import logging
+import re
 import signal
 import socket
 import threading
-import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from types import FrameType
@@ -15,27 +14,28 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ray import serve as ray_serve
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions, ProxyLocation
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import DeploymentStatus, LoggingConfig, ReplicaState
+from ray.serve.schema import LoggingConfig
 
 from infra.cluster import connect
 from infra.errors import UserError
-from infra.places import is_registered, pinned
+from infra.places import checkpoint_folder, is_registered, pinned
 from infra.settings import Settings, registry_environment
+from model.errors import ModelError
 from serving.admission import digest
 from serving.app import AppConfig, Message, create_app
-from serving.problems import Problem, ProblemError
-from serving.schema import AccompanimentRequest, AccompanimentResult, ModelInfo
+from serving.backends import DEFAULT_MODEL, ModelsBackend, ReplicaBackend
+from serving.schema import AccompanimentRequest, ModelInfo
 from serving.telemetry import IngressMetrics, ReplicaMetrics
 
 log = logging.getLogger(__name__)
 
 APPLICATION = "backline"
 MODEL_DEPLOYMENT = "Model"
+MODEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 READY_CACHE_S = 1.0
 CONTROLLER_TIMEOUT_S = 5.0
 INFO_TIMEOUT_S = 5.0
@@ -43,6 +43,7 @@ MOST_FAILURES = 3
 """Failed steps in succession after which a replica's device is given up."""
 LIGHT_CPUS = 0.01
 """CPU tickets of an ingress replica: it carries bytes, and must fit beside the model on the smallest machine."""
+QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 # An upload is held by the ingress until its answer goes out; this is only the ceiling for everything else (health, page, refusals).
 INGRESS_ONGOING = 1_000
 
@@ -55,6 +56,8 @@ class ServeConfig:
 
     checkpoint: str | None = None
     """Place of a checkpoint or of a training run, or models:/NAME@ALIAS; BACKLINE_CHECKPOINT, else the one that ships with backline."""
+    models: tuple[str, ...] = ()
+    """More models, each NAME=PLACE, which the form's field `model` chooses; each has replicas of its own, as many as `replicas` says."""
     codec: str | None = None
     """Codec spec, where the checkpoint's own codec is kept elsewhere than when it was trained; by default the checkpoint's."""
     host: str = "127.0.0.1"
@@ -94,6 +97,8 @@ class ServeConfig:
     """A replica that is to go finishes its requests within this time."""
     address: str | None = None
     """Ray cluster to join; RAY_ADDRESS, else a cluster on this machine for as long as the service runs."""
+    reload_every_s: float = 60.0
+    """How often `backline serve` looks whether an alias of the registry means another version, and rolls it out; 0 = never."""
     num_cpus: int | None = None
     """CPU tickets of a cluster that is started here; by default the machine's CPUs, at least 4."""
 
@@ -115,6 +120,14 @@ class ServeConfig:
             raise UserError(f"replica_gpus is {self.replica_gpus}: give 0, a fraction up to 1, or a whole number")
         if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
             raise UserError(f"device is {self.device!r}, which is none of auto, cpu, cuda: choose one of them")
+
+        for entry in self.models:
+            name, _, place = entry.partition("=")
+            if not MODEL_NAME.fullmatch(name) or not place:
+                raise UserError(f"models has {entry!r}, which is not NAME=PLACE, NAME of letters, digits and . _ -: give tuned=runs/tuned")
+        names = [entry.partition("=")[0] for entry in self.models]
+        if len(set(names)) < len(names):
+            raise UserError(f"models names one twice ({', '.join(names)}): give each a name of its own")
 
     @property
     def most_replicas(self) -> int:
@@ -158,96 +171,14 @@ class ModelServer:
             raise RuntimeError(f"the network failed {self._engine.denoiser.failures} times in succession")
 
 
-class ReplicaBackend:
-    """The backend of an ingress replica: model replicas behind a Serve handle."""
-
-    def __init__(self, model: DeploymentHandle, application: str, *, may_sleep: bool, retry_after_s: float = 5.0) -> None:
-        """may_sleep: no replica at all is a healthy state; a request wakes one."""
-        self._model = model
-        self._application = application
-        self._may_sleep = may_sleep
-        self._retry_after_s = retry_after_s
-        self._info: ModelInfo | None = None
-        self._ready: tuple[float, str | None] = (-READY_CACHE_S, None)
-
-    async def play(self, vocal: bytes, request: AccompanimentRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Message, None]:
-        """A request is a function of its seed, so one that died with its replica is simply asked again, once; of a stream that had begun,
-        the bytes that were sent are made again and skipped."""
-        sent = 0
-        began_s = time.monotonic()
-        for last in (False, True):
-            left_s = None if timeout_s is None else max(0.001, timeout_s - (time.monotonic() - began_s))
-            answers: Any = self._model.options(stream=True).play.remote(vocal, request, left_s)
-            skip = sent
-            try:
-                async for message in answers:
-                    if isinstance(message, AccompanimentResult) and not sent:
-                        sent = len(message.audio)
-                        yield message
-                    elif isinstance(message, AccompanimentResult | bytes):
-                        data = message if isinstance(message, bytes) else message.audio
-                        fresh, skip = data[skip:], max(0, skip - len(data))
-                        sent += len(fresh)
-                        if fresh:
-                            yield fresh
-                    else:
-                        yield message
-                return
-            except BackPressureError:
-                yield self._unavailable("Full", "all places in the queue are taken; try again after the time in Retry-After")
-                return
-            except DeploymentUnavailableError:
-                yield self._unavailable("Not ready", "no model could be loaded; the service's log has the reason")
-                return
-            except (RayActorError, ReplicaUnavailableError) as error:
-                log.warning("a model replica died with a request%s: %s", "" if last else ", asking another", error)
-            finally:
-                answers.cancel()
-        yield self._unavailable("Replica lost", "the replicas working on this request died; try again after the time in Retry-After")
-
-    async def models(self) -> list[ModelInfo]:
-        """Asked once: it does not change for as long as a deployment lives."""
-        if self._info is None:
-            try:
-                async with asyncio.timeout(INFO_TIMEOUT_S):
-                    self._info = await self._model.info.remote()
-            except (TimeoutError, RayActorError, BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
-                problem = self._unavailable(
-                    "Not ready", "the model is still being loaded, or busy; try again after the time in Retry-After"
-                )
-                raise ProblemError(problem) from error
-        return [self._info]
-
-    async def not_ready(self) -> str | None:
-        """What Serve's controller knows, so that a busy model does not look like a missing one; asked at most once a second."""
-        checked_s, reason = self._ready
-        if time.monotonic() - checked_s >= READY_CACHE_S:
-            try:
-                async with asyncio.timeout(CONTROLLER_TIMEOUT_S):
-                    status = await asyncio.to_thread(ray_serve.status)
-            except TimeoutError:
-                return "Ray Serve's controller does not answer"
-            application = status.applications.get(self._application)
-            model = application.deployments.get(MODEL_DEPLOYMENT) if application else None
-            running = model.replica_states.get(ReplicaState.RUNNING, 0) if model else 0
-            asleep = self._may_sleep and model is not None and model.status == DeploymentStatus.HEALTHY
-            reason = (
-                None
-                if running or asleep
-                else f"no model replica is running ({model.message or model.status.value if model else 'not deployed'})"
-            )
-            self._ready = (time.monotonic(), reason)
-        return reason
-
-    def _unavailable(self, title: str, detail: str) -> Problem:
-        return Problem(status=503, title=title, detail=detail, retry_after_s=self._retry_after_s)
-
-
 class Ingress:
     """HTTP in front of the model replicas."""
 
-    def __init__(self, model: DeploymentHandle, config: AppConfig, may_sleep: bool) -> None:
-        self._backend = ReplicaBackend(model, ray_serve.get_replica_context().app_name, may_sleep=may_sleep)
+    def __init__(self, models: dict[str, DeploymentHandle], config: AppConfig, may_sleep: bool) -> None:
+        """models: the first is the default; its deployment is MODEL_DEPLOYMENT."""
+        name = ray_serve.get_replica_context().app_name
+        backends = {model: ReplicaBackend(handle, name, deployment_of(model), may_sleep=may_sleep) for model, handle in models.items()}
+        self._backend = ModelsBackend(backends)
         self._config = config
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -260,10 +191,8 @@ INGRESS: Deployment = ray_serve.deployment(name="Ingress")(ray_serve.ingress()(I
 
 
 def application(config: ServeConfig) -> Application:
-    """Both deployments, bound. API keys come from BACKLINE_API_KEYS of the process that builds; only their digests are deployed."""
+    """The ingress and the models, bound. API keys are those of BACKLINE_API_KEYS here; only their digests are deployed."""
     settings = Settings.from_environment()
-    # Replicas start at different times, and must all load the version that the alias means now.
-    config = replace(config, checkpoint=pinned(config.checkpoint, settings))
     full = BackpressureConfig(status_code=503, retry_after_s=5)
     scaling: dict[str, Any] = {"num_replicas": config.replicas}
     if config.most_replicas != config.replicas:
@@ -277,19 +206,25 @@ def application(config: ServeConfig) -> Application:
                 downscale_delay_s=120,
             )
         }
-    model = MODEL.options(
-        **scaling,
-        max_ongoing_requests=config.concurrent,
-        # The ingress counts exactly what it lets in; this holds should there be many ingresses.
-        max_queued_requests=config.max_pending,
-        backpressure_config=full,
-        graceful_shutdown_timeout_s=config.drain_s,
-        health_check_period_s=2,
-        health_check_timeout_s=30,
-        # A checkpoint that is not there will not be there at the twentieth attempt either.
-        max_constructor_retry_count=3,
-        ray_actor_options={"num_cpus": config.replica_cpus, "num_gpus": config.replica_gpus, **where_models_are(config, settings)},
-    ).bind(config)
+    places = {DEFAULT_MODEL: config.checkpoint, **dict(entry.split("=", 1) for entry in config.models)}
+    models = {}
+    for name, place in places.items():
+        # Replicas start at different times, and must all load the version that the alias means now.
+        one = replace(config, checkpoint=pinned(place, settings), models=())
+        models[name] = MODEL.options(
+            name=deployment_of(name),
+            **scaling,
+            max_ongoing_requests=config.concurrent,
+            # The ingress counts exactly what it lets in; this holds should there be many ingresses.
+            max_queued_requests=config.max_pending,
+            backpressure_config=full,
+            graceful_shutdown_timeout_s=config.drain_s,
+            health_check_period_s=2,
+            health_check_timeout_s=30,
+            # A checkpoint that is not there will not be there at the twentieth attempt either.
+            max_constructor_retry_count=3,
+            ray_actor_options={"num_cpus": config.replica_cpus, "num_gpus": config.replica_gpus, **where_models_are(one, settings)},
+        ).bind(one)
     limits = AppConfig(
         max_upload_bytes=int(config.max_upload_mb * 2**20),
         upload_timeout_s=config.upload_timeout_s,
@@ -306,7 +241,12 @@ def application(config: ServeConfig) -> Application:
         backpressure_config=full,
         graceful_shutdown_timeout_s=config.drain_s,
         ray_actor_options={"num_cpus": LIGHT_CPUS},
-    ).bind(model, limits, config.replicas == 0)
+    ).bind(models, limits, config.replicas == 0)
+
+
+def deployment_of(model: str) -> str:
+    """The name of a model's deployment."""
+    return f"{MODEL_DEPLOYMENT}-{model}" if model else MODEL_DEPLOYMENT
 
 
 def where_models_are(config: ServeConfig, settings: Settings) -> dict[str, Any]:
@@ -350,25 +290,54 @@ def start(config: ServeConfig, *, wait_until_ready: bool = True) -> RunningServi
     """
     with ExitStack() as stack:
         cluster = stack.enter_context(connect(config.address, config.num_cpus))
-        quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
         # On a cluster that serves something already, only what is ours is taken down again.
         shared = bool(ray_serve.status().proxies)
         if not shared and (config.address or Settings.from_environment().ray_address) in (None, "local"):
             require_free(config.host, config.port)
-        target = ray_serve.RunTarget(target=application(config), name=APPLICATION, route_prefix="/", logging_config=quiet)
+        target = _target(config)
         if shared:
             stack.callback(ray_serve.delete, APPLICATION)
         else:
             stack.callback(ray_serve.shutdown)
         try:
             ray_serve.start(
-                proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=config.host, port=config.port), logging_config=quiet
+                proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=config.host, port=config.port), logging_config=QUIET
             )
             ray_serve.run_many([target], wait_for_applications_running=wait_until_ready)
         except (RuntimeError, TimeoutError, RayError) as error:
             raise UserError(f"the service did not start: {_reason(str(error))}") from error
         host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
         return RunningService(url=f"http://{host}:{config.port}", dashboard_url=cluster.dashboard_url, _stack=stack.pop_all())
+
+
+def versions_of(config: ServeConfig) -> list[str | None]:
+    """What the places of the service's models mean now."""
+    settings = Settings.from_environment()
+    return [pinned(place, settings) for place in (config.checkpoint, *(entry.partition("=")[2] for entry in config.models))]
+
+
+def reload(config: ServeConfig, served: list[str | None]) -> list[str | None]:
+    """Rolls out what aliases mean now, where it is no longer what is served: new replicas load it, and old ones finish what they have.
+    Returns what is served then. A registry that does not answer, or a version that cannot be loaded, leaves what there is."""
+    from model.checkpoint import SHIPPED_CHECKPOINT, load_checkpoint  # torch, which an ingress does without
+
+    try:
+        found = versions_of(config)
+        if found != served:
+            fresh = [place for place in found if place not in served]
+            for place in fresh:
+                # A version that cannot be loaded must not cost the replicas that serve.
+                load_checkpoint(checkpoint_folder(place, Settings.from_environment(), SHIPPED_CHECKPOINT))
+            log.info("rolling out %s", ", ".join(map(str, fresh)))
+            ray_serve.run_many([_target(config)], wait_for_applications_running=True)
+        return found
+    except (UserError, ModelError, RuntimeError, TimeoutError, RayError) as error:
+        log.warning("the models stay as they are: %s", _reason(str(error)))
+        return served
+
+
+def _target(config: ServeConfig) -> ray_serve.RunTarget:
+    return ray_serve.RunTarget(target=application(config), name=APPLICATION, route_prefix="/", logging_config=QUIET)
 
 
 def require_free(host: str, port: int) -> None:
@@ -390,7 +359,9 @@ def serve(config: ServeConfig) -> None:
     try:
         with start(config) as service:
             log.info("backline answers at %s (the page), %s/docs (the interface); Ctrl-C ends it", service.url, service.url)
-            stopping.wait()
+            versions = versions_of(config)
+            while not stopping.wait(config.reload_every_s or None):
+                versions = reload(config, versions)
             log.info("stopping")
     finally:
         for number, handler in before.items():

@@ -3,6 +3,7 @@
 import http
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
@@ -64,6 +65,13 @@ def fields_problem(faults: list[FieldFault]) -> Problem:
     """422 with every field that is wrong."""
     detail = "; ".join(f"{fault.field}: {fault.message}" for fault in faults)
     return Problem(status=422, title="Field missing, unknown or out of range", detail=detail, errors=tuple(faults))
+
+
+def unknown_model(name: str, known: Sequence[str]) -> Problem:
+    """422 with the models that there are."""
+    return fields_problem(
+        [FieldFault(field="model", message=f"{name[:64]!r} is none of {', '.join(dict.fromkeys(known))}; leave it out or choose one")]
+    )
 
 
 def validation_problem(error: ValidationError | RequestValidationError) -> Problem:

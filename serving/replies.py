@@ -1,13 +1,14 @@
 """From the threads of an engine to coroutines: one request as a stream of messages, for a model replica or an engine in this process."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from infra.audio_files import AudioError
 from model.workers import one_thread_workers
 from serving.app import Message
 from serving.engine import Call, CancelledRequestError, DeadlineError, Engine
-from serving.problems import Problem, audio_problem
+from serving.problems import Problem, audio_problem, unknown_model
 from serving.schema import AccompanimentRequest, ModelInfo, RequestProgress
 
 PROGRESS_EVERY_S = 0.25
@@ -78,8 +79,14 @@ class LocalBackend:
     def __init__(self, engine: Engine, *, concurrent: int = 16) -> None:
         self._replies = Replies(engine, concurrent=concurrent)
 
-    def play(self, vocal: bytes, request: AccompanimentRequest, *, timeout_s: float | None = None) -> AsyncIterator[Message]:
-        return self._replies.play(vocal, request, timeout_s=timeout_s)
+    async def play(self, vocal: bytes, request: AccompanimentRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Message, None]:
+        id = self._replies.engine.accompanist.checkpoint.name
+        if request.model not in (None, id):
+            yield unknown_model(request.model or "", [id])
+            return
+        async with aclosing(self._replies.play(vocal, request, timeout_s=timeout_s)) as messages:
+            async for message in messages:
+                yield message
 
     async def models(self) -> list[ModelInfo]:
         return [self._replies.engine.info()]

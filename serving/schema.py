@@ -33,6 +33,9 @@ class AccompanimentRequest(BaseModel):
         allow_inf_nan=False,
         description="How strictly the band follows the vocal; 1 is unguided, the model's own when absent",
     )
+    model: str | None = Field(
+        default=None, max_length=200, description="A model of `GET /v1/models`, by its id or by the operator's name for it; else the first"
+    )
     candidates: int = Field(default=1, ge=1, le=MAX_CANDIDATES, description="Takes to make; the one that fits best is returned")
     output: Output = Field(default="accompaniment", description="`stems` is a ZIP of vocal, accompaniment and mix")
     format: Format = Field(default="wav", description="Of the audio, also inside the ZIP")

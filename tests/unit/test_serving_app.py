@@ -357,6 +357,11 @@ def test_models(client: TestClient, engine: Engine) -> None:
     assert model["parameters"] == sum(tensor.numel() for tensor in engine.accompanist.checkpoint.state.values())
 
 
+def test_a_model_is_chosen_by_its_id(client: TestClient) -> None:
+    assert post(client, model=parts.MODEL_NAME).content == post(client).content
+    assert parts.MODEL_NAME in problem(post(client, model="another"), 422)
+
+
 def test_keys(engine: Engine) -> None:
     config = AppConfig(api_key_digests=(digest("first"), digest("second")))
     with TestClient(create_app(EngineBackend(engine), config)) as client:

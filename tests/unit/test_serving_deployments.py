@@ -26,6 +26,9 @@ def test_the_ingress_needs_no_torch() -> None:
         ({"replica_gpus": 1.5}, "replica_gpus is 1.5"),
         ({"device": "tpu"}, "device is 'tpu'"),
         ({"max_pending": 0}, "max_pending is 0"),
+        ({"models": ("tuned",)}, "'tuned', which is not NAME=PLACE"),
+        ({"models": ("a b=c",)}, "'a b=c', which is not NAME=PLACE"),
+        ({"models": ("a=b", "a=c")}, r"names one twice \(a, a\)"),
     ],
 )
 def test_a_config_says_what_is_wrong_with_it(fields: dict, named: str) -> None:
@@ -51,6 +54,16 @@ def test_the_builder_is_typed() -> None:
         build({"chekpoint": "x"})
     with pytest.raises(UserError, match="port"):
         build({"port": "many"})
+
+
+def test_every_model_has_a_deployment_of_its_own() -> None:
+    models = application(ServeConfig(checkpoint="runs/a", models=("tuned=runs/b", "student=s3://bucket/c=d")))._bound_deployment.init_args[
+        0
+    ]
+    assert list(models) == ["", "tuned", "student"]
+    deployed = [model._bound_deployment for model in models.values()]
+    assert [one.name for one in deployed] == ["Model", "Model-tuned", "Model-student"]
+    assert [one.init_args[0].checkpoint for one in deployed] == ["runs/a", "runs/b", "s3://bucket/c=d"]
 
 
 def test_keys_are_deployed_as_digests(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,138 @@
+"""What stands behind an ingress on Ray Serve: model replicas, asked again elsewhere when one dies, and the choice between models."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from ray import serve as ray_serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import DeploymentStatus, ReplicaState
+
+from serving.app import Message
+from serving.problems import Problem, ProblemError, unknown_model
+from serving.schema import AccompanimentRequest, AccompanimentResult, ModelInfo
+
+log = logging.getLogger(__name__)
+
+DEFAULT_MODEL = ""
+READY_CACHE_S = 1.0
+CONTROLLER_TIMEOUT_S = 5.0
+INFO_TIMEOUT_S = 5.0
+
+
+class ReplicaBackend:
+    """One model: its replicas behind a Serve handle."""
+
+    def __init__(self, model: DeploymentHandle, application: str, deployment: str, *, may_sleep: bool, retry_after_s: float = 5.0) -> None:
+        """may_sleep: no replica at all is a healthy state; a request wakes one."""
+        self._model = model
+        self._application, self._deployment = application, deployment
+        self._may_sleep = may_sleep
+        self._retry_after_s = retry_after_s
+        self._info: ModelInfo | None = None
+        self._ready: tuple[float, str | None] = (-READY_CACHE_S, None)
+
+    async def play(self, vocal: bytes, request: AccompanimentRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Message, None]:
+        """A request is a function of its seed, so one that died with its replica is simply asked again, once; of a stream that had begun,
+        the bytes that were sent are made again and skipped."""
+        sent = 0
+        began_s = time.monotonic()
+        for last in (False, True):
+            left_s = None if timeout_s is None else max(0.001, timeout_s - (time.monotonic() - began_s))
+            answers: Any = self._model.options(stream=True).play.remote(vocal, request, left_s)
+            skip = sent
+            try:
+                async for message in answers:
+                    if isinstance(message, AccompanimentResult) and not sent:
+                        sent = len(message.audio)
+                        yield message
+                    elif isinstance(message, AccompanimentResult | bytes):
+                        data = message if isinstance(message, bytes) else message.audio
+                        fresh, skip = data[skip:], max(0, skip - len(data))
+                        sent += len(fresh)
+                        if fresh:
+                            yield fresh
+                    else:
+                        yield message
+                return
+            except BackPressureError:
+                yield self._unavailable("Full", "all places in the queue are taken; try again after the time in Retry-After")
+                return
+            except DeploymentUnavailableError:
+                yield self._unavailable("Not ready", "no model could be loaded; the service's log has the reason")
+                return
+            except (RayActorError, ReplicaUnavailableError) as error:
+                log.warning("a model replica died with a request%s: %s", "" if last else ", asking another", error)
+            finally:
+                answers.cancel()
+        yield self._unavailable("Replica lost", "the replicas working on this request died; try again after the time in Retry-After")
+
+    async def info(self) -> ModelInfo:
+        """Asked once: it does not change for as long as a deployment lives. Raises ProblemError 503."""
+        if self._info is None:
+            try:
+                async with asyncio.timeout(INFO_TIMEOUT_S):
+                    self._info = await self._model.info.remote()
+            except (TimeoutError, RayActorError, BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
+                problem = self._unavailable(
+                    "Not ready", "the model is still being loaded, or busy; try again after the time in Retry-After"
+                )
+                raise ProblemError(problem) from error
+        return self._info
+
+    async def not_ready(self) -> str | None:
+        """What Serve's controller knows, so that a busy model does not look like a missing one; asked at most once a second."""
+        checked_s, reason = self._ready
+        if time.monotonic() - checked_s >= READY_CACHE_S:
+            try:
+                async with asyncio.timeout(CONTROLLER_TIMEOUT_S):
+                    status = await asyncio.to_thread(ray_serve.status)
+            except TimeoutError:
+                return "Ray Serve's controller does not answer"
+            application = status.applications.get(self._application)
+            model = application.deployments.get(self._deployment) if application else None
+            running = model.replica_states.get(ReplicaState.RUNNING, 0) if model else 0
+            asleep = self._may_sleep and model is not None and model.status == DeploymentStatus.HEALTHY
+            reason = (
+                None
+                if running or asleep
+                else f"no model replica is running ({model.message or model.status.value if model else 'not deployed'})"
+            )
+            self._ready = (time.monotonic(), reason)
+        return reason
+
+    def _unavailable(self, title: str, detail: str) -> Problem:
+        return Problem(status=503, title=title, detail=detail, retry_after_s=self._retry_after_s)
+
+
+class ModelsBackend:
+    """Several models; a request names one by the name that it was given here or by its id, or takes the first."""
+
+    def __init__(self, backends: dict[str, ReplicaBackend]) -> None:
+        self._backends = backends
+
+    async def play(self, vocal: bytes, request: AccompanimentRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Message, None]:
+        """See `ReplicaBackend.play`; a model that is not known is a problem of the caller's."""
+        backend = self._backends.get(request.model or DEFAULT_MODEL)
+        if backend is None:
+            known = {info.id: one for one, info in zip(self._backends.values(), await self.models(), strict=True)}
+            backend = known.get(request.model or DEFAULT_MODEL)
+            if backend is None:
+                yield unknown_model(request.model or "", [name for name in self._backends if name] + list(known))
+                return
+        async with aclosing(backend.play(vocal, request, timeout_s=timeout_s)) as messages:
+            async for message in messages:
+                yield message
+
+    async def models(self) -> list[ModelInfo]:
+        """The default first."""
+        return list(await asyncio.gather(*(backend.info() for backend in self._backends.values())))
+
+    async def not_ready(self) -> str | None:
+        """Of the default model."""
+        return await self._backends[DEFAULT_MODEL].not_ready()

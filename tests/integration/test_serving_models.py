@@ -1,0 +1,92 @@
+"""Several models behind one service, and a new champion rolled out under load: real Ray Serve, real registry."""
+
+import dataclasses
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+import serving_parts as parts
+from test_serving_http import TIMEOUT_S, free_port
+
+from infra.cluster import Cluster
+from infra.registry import Candidate, promote
+from infra.settings import Settings
+from infra.storage import Place
+from infra.tracking import open_run, store_of
+from model.checkpoint import load_checkpoint, save_checkpoint
+from serving.deployments import ServeConfig, reload, start, versions_of
+
+pytestmark = pytest.mark.ray
+BROKEN = "broken"
+ALIKE = {
+    "model": "backline", "folder": "checkpoint", "validation_loss": 1.0, "dataset_digest": "d", "codec": "c", "measure": "m",
+    "description": "a card",
+}  # fmt: skip
+
+
+def register(folder: Path, tracking_uri: str, names: list[str]) -> None:
+    """Versions 1, 2, … of the model `backline`: the same tiny network under these names."""
+    checkpoint = load_checkpoint(parts.tiny_checkpoint(folder / "tiny"))
+    for number, name in enumerate(names, start=1):
+        place = Place(str(folder / f"run-{number}"))
+        tracker = open_run(store_of(place, tracking_uri), experiment="e", name=name, run=place)
+        save_checkpoint(folder / name, dataclasses.replace(checkpoint, name=name))
+        if name == BROKEN:
+            (weights,) = (folder / name).glob("*.safetensors")
+            weights.write_bytes(weights.read_bytes()[:1_000])
+        tracker.folder(folder / name, "checkpoint")
+        tracker.register(Candidate(name=name, step=number, **ALIKE))
+        tracker.end("FINISHED")
+
+
+def test_a_champion_is_rolled_out_without_a_lost_request(ray_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ray_cluster.address
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    register(tmp_path, uri, ["first", "second", BROKEN])
+    config = ServeConfig(
+        checkpoint="models:/backline@champion", models=(f"other={tmp_path / 'second'}",), port=free_port(), replica_threads=1,
+        max_pending=8, drain_s=30,
+    )  # fmt: skip
+    with start(config) as service, httpx.Client(base_url=service.url, timeout=TIMEOUT_S) as client, ThreadPoolExecutor(1) as threads:
+
+        def ask(**fields: str) -> httpx.Response:
+            return client.post("/v1/accompaniments", files={"vocal": ("v.wav", parts.vocal())}, data={**parts.QUICK, **fields})
+
+        assert [model["id"] for model in client.get("/v1/models").json()["models"]] == ["first", "second"]
+        chosen = {name: ask(model=name) for name in ("other", "second", "first")}
+        assert [answer.headers["x-backline-model"] for answer in chosen.values()] == ["second", "second", "first"]
+        unknown = ask(model="third")
+        assert unknown.status_code == 422
+        assert "other, first, second" in unknown.json()["detail"]
+
+        served = versions_of(config)
+        assert reload(config, served) == served
+        promote("backline", "2", "champion", Settings.from_environment())
+        over, answers = threading.Event(), []
+
+        def keep_asking() -> None:
+            while not over.is_set():
+                answers.append(ask())
+
+        asking = threads.submit(keep_asking)
+        try:
+            assert reload(config, served) == ["models:/backline/2", served[1]]
+            until_s = time.monotonic() + 60
+            while time.monotonic() < until_s and not (answers and answers[-1].headers.get("x-backline-model") == "second"):
+                time.sleep(0.2)
+        finally:
+            over.set()
+        asking.result()
+        assert {answer.status_code for answer in answers} == {200}
+        named = [answer.headers["x-backline-model"] for answer in answers]
+        assert named[-1] == "second"
+        assert named == sorted(named)
+
+        served = versions_of(config)
+        promote("backline", "3", "champion", Settings.from_environment())
+        assert reload(config, served) == served
+        assert ask().headers["x-backline-model"] == "second"
