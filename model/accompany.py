@@ -100,7 +100,8 @@ class StageClock:
 
     def _count(self) -> None:
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+            # This thread's work: a whole device may not be waited for while another thread captures a graph.
+            torch.cuda.current_stream(self._device).synchronize()
         now_s = time.perf_counter()
         if self._open:
             self.stage_s[self._open[-1]] += now_s - self._since_s
@@ -339,6 +340,8 @@ class _Song:
             if part_CN.shape[1]:
                 part_CN.flags.writeable = False
                 yield part_CN
+        if filled < audio_CN.shape[1]:
+            raise ModelError(f"the accompaniment ended after {filled} of {audio_CN.shape[1]} samples; the model that made it is at fault")
 
 
 class _StepCount:

@@ -38,7 +38,7 @@ class Evaluation:
 
 
 class Evaluator(ABC):
-    """A network on its device. One thread may `encode` while another asks for evaluations."""
+    """A network on its device. Any threads may `encode` while one asks for evaluations."""
 
     slots: int
     """Evaluations that run at the same time; more are queued."""

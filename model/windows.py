@@ -104,7 +104,8 @@ class Lane:
         frames over which a window takes over from the former."""
         self.width = 1 if guidance == 1 else 2
         """Evaluations a step."""
-        self._waiting, self._prepared = deque(windows), deque[list[VocalFeatures]]()
+        # Whoever prepares takes from one and adds to the other; whoever evaluates takes from the others. So these may be two threads.
+        self._unprepared, self._prepared, self._waiting = deque(windows), deque[list[VocalFeatures]](), deque(windows)
         self._slope, self._condition, self._draw = slope, condition, draw
         self._schedule, self._sampler, self._guidance, self._rescale = schedule, sampler, guidance, rescale
         self._window: Window | None = None
@@ -120,13 +121,9 @@ class Lane:
         return len(self._waiting)
 
     @property
-    def ahead(self) -> int:
-        """Windows that are prepared and have not been entered."""
-        return len(self._prepared)
-
-    @property
     def unprepared(self) -> int:
-        return len(self._waiting) - len(self._prepared)
+        """Windows whose conditions have not been worked out."""
+        return len(self._unprepared)
 
     @property
     def costs(self) -> list[int]:
@@ -140,16 +137,14 @@ class Lane:
 
     def prepare(self) -> None:
         """Finds what the next window that is not prepared is conditioned on, so that `evaluations` need not. Another thread may do it."""
-        self._prepared.append(self._conditioned(self._waiting[len(self._prepared)]))
-
-    def _conditioned(self, window: Window) -> list[VocalFeatures]:
-        return [features for features in self._condition(window) if features is not None]
+        window = self._unprepared.popleft()
+        self._prepared.append([features for features in self._condition(window) if features is not None])
 
     def _enter(self) -> None:
         if not self._prepared:
             self.prepare()
+        self._conditions = self._prepared.popleft()
         window = self._window = self._waiting.popleft()
-        self._conditions = self._prepared.popleft()  # last: who prepares the next one looks whether this is gone
         draws = self._draw(window)
         self._solving: Solving = solve(next(draws), self._schedule, self._sampler, lambda: next(draws))
         self._x_BCT, self._t = next(self._solving)

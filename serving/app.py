@@ -3,11 +3,13 @@
 Imports no torch: behind Ray Serve this runs in the ingress replicas, which only carry bytes.
 """
 
+import asyncio
+import functools
 import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -41,6 +43,7 @@ log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent / "page"
 STREAM_CHUNK_BYTES = 64 * 1024
+DEADLINE_SLACK_S = 1.0
 # Only said in the OpenAPI document; `Keys` does the checking, before the body is read.
 KEYED = [Depends(HTTPBearer(auto_error=False)), Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
 PROBLEM_MEDIA_TYPE = "application/problem+json"
@@ -127,9 +130,8 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
         """
         start_s = time.monotonic()
         id = request_id(request.headers.get("x-request-id"))
-        with ExitStack() as stack:
+        with _counting_refusals(seen, start_s), ExitStack() as stack:
             stack.callback(lambda: seen.pending(gate.pending))  # after the gate has let go
-            stack.enter_context(_counting_refusals(seen, start_s))
             try:
                 stack.enter_context(gate.admit(keys.caller(request.headers)))
                 timeout_s = _timeout_s(request, config.request_timeout_s)
@@ -145,9 +147,18 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
             if asked.seed is None:
                 # Drawn here, so that another replica can make the same audio should the first one die.
                 asked = asked.model_copy(update={"seed": secrets.randbelow(2**32)})
-            messages = backend.play(upload.vocal, asked, timeout_s=max(0.001, timeout_s - (sent_s - start_s)))
-            result = await _result(messages, following, id)
+            left_s = max(0.001, timeout_s - (sent_s - start_s))
+            messages = backend.play(upload.vocal, asked, timeout_s=left_s)
+            try:
+                # The replica counts from when it gets the request; who waits on the way there is counted here.
+                async with asyncio.timeout(left_s + DEADLINE_SLACK_S):
+                    result = await _result(messages, following, id)
+            except TimeoutError:
+                result = problems.deadline_problem()
             if isinstance(result, Problem):
+                await messages.aclose()
+                if result.status != 503:
+                    gate.served()
                 log.info("request %s: %d after %.2f s", id, result.status, time.monotonic() - start_s)
                 raise ProblemError(result)
             # Whatever the replica does not account for was waiting: for a free replica, or on the way there and back.
@@ -162,8 +173,8 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
             seen.answered(200, total_s, result)
             if result.more:
                 # The place at the gate is held until the last byte.
-                stack.callback(gate.served)
-                return _Held(result, messages, headers=headers, held=stack.pop_all())
+                tell = functools.partial(following.tell, id)
+                return _Held(result, messages, headers=headers, held=stack.pop_all(), tell=tell, sent=gate.served)
             await messages.aclose()
             gate.served()
             if asked.stream:
@@ -263,10 +274,18 @@ class _Held(StreamingResponse):
     """A file that is sent as it is made; it lets go of what it holds when it ends, also when it never began."""
 
     def __init__(
-        self, result: AccompanimentResult, messages: AsyncGenerator[Message, None], *, headers: dict[str, str], held: ExitStack
+        self,
+        result: AccompanimentResult,
+        messages: AsyncGenerator[Message, None],
+        *,
+        headers: dict[str, str],
+        held: ExitStack,
+        tell: Callable[[RequestProgress], None],
+        sent: Callable[[], None],
     ) -> None:
+        """tell: of progress. sent: called when all of it was."""
         super().__init__(self._bytes(result, messages), media_type=result.media_type, headers=headers)
-        self._messages, self._held = messages, held
+        self._messages, self._held, self._tell, self._sent = messages, held, tell, sent
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._held:
@@ -275,15 +294,17 @@ class _Held(StreamingResponse):
             finally:
                 await self._messages.aclose()
 
-    @staticmethod
-    async def _bytes(result: AccompanimentResult, messages: AsyncIterator[Message]) -> AsyncIterator[bytes]:
+    async def _bytes(self, result: AccompanimentResult, messages: AsyncIterator[Message]) -> AsyncIterator[bytes]:
         yield result.audio
         async for message in messages:
             if isinstance(message, bytes):
                 yield message
+            elif isinstance(message, RequestProgress):
+                self._tell(message)
             elif isinstance(message, Problem):
                 # It can only end the connection, so that no client takes the part for the whole.
                 raise ProblemError(message)
+        self._sent()
 
 
 def _headers(result: AccompanimentResult, total_s: float) -> dict[str, str]:

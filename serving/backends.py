@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 from ray import serve as ray_serve
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatus, ReplicaState
@@ -66,7 +66,7 @@ class ReplicaBackend:
             except DeploymentUnavailableError:
                 yield self._unavailable("Not ready", "no model could be loaded; the service's log has the reason")
                 return
-            except (RayActorError, ReplicaUnavailableError) as error:
+            except (RayActorError, ReplicaUnavailableError, ObjectLostError) as error:
                 log.warning("a model replica died with a request%s: %s", "" if last else ", asking another", error)
             finally:
                 answers.cancel()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from model.evaluator import Evaluator
 from model.windows import Lane
-from model.workers import one_thread_workers
+from model.workers import one_thread_worker
 
 log = logging.getLogger(__name__)
 
@@ -69,31 +69,31 @@ class Denoiser:
         self.evaluations, self.steps, self.busy_s, self.failures = 0, 0, 0.0, 0
         """Counted since the start: evaluations, rounds of them, seconds in rounds; failures of the network in succession."""
         # Its own operations are small; split over threads, these would spin beside those that do the evaluations.
-        self._thread = one_thread_workers(1, "denoiser")
-        self._ended = self._thread.submit(self._run)
+        self._thread = one_thread_worker(self._run, "denoiser")
 
     def denoise(self, lanes: Sequence[Lane], progress: Callable[[int], None]) -> Iterator[tuple[Lane, Tensor]]:
         """Moves a request's lanes to their ends: each window's settled frames (1, 64, T) with its lane, as soon as they are there.
 
-        For any thread. What windows are conditioned on is worked out in the calling thread, one window ahead. progress: told after each
+        For any thread. What windows are conditioned on is worked out in the calling thread, a window ahead. progress: told after each
         step how many of these lanes took it, and 0 while none did, in the denoiser's thread; what it raises ends this request within
         a step, and is raised here.
         """
         job = _Job(progress=progress)
+        windows = sum(lane.windows_left for lane in lanes)  # before the denoiser enters any
         for lane in lanes:
-            if not lane.ahead:
+            if lane.unprepared == lane.windows_left:
                 lane.prepare()
         self._enter(job, lanes)
         try:
-            for _ in range(sum(lane.windows_left for lane in lanes)):
-                for lane in lanes:
-                    if lane.unprepared and not lane.ahead:
-                        lane.prepare()
-                        self._notify()
+            for lane in lanes:
+                self._prepare_next(lane)
+            for _ in range(windows):
                 found = job.settled.get()
                 if isinstance(found, BaseException):
                     raise found
                 yield found
+                # The window after this one is under way; the one after that is made ready meanwhile.
+                self._prepare_next(found[0])
         finally:
             self._leave(job)
 
@@ -112,8 +112,7 @@ class Denoiser:
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._ended.result()
-        self._thread.shutdown()
+        self._thread.join()
 
     def _enter(self, job: _Job, lanes: Sequence[Lane]) -> None:
         with self._changed:
@@ -135,9 +134,11 @@ class Denoiser:
             if job in self._jobs:
                 self._jobs.remove(job)
 
-    def _notify(self) -> None:
-        with self._changed:
-            self._changed.notify()
+    def _prepare_next(self, lane: Lane) -> None:
+        if lane.unprepared:
+            lane.prepare()
+            with self._changed:
+                self._changed.notify()
 
     def _end(self, job: _Job, end: BaseException) -> None:
         self._leave(job)
@@ -182,7 +183,10 @@ class Denoiser:
             log.exception("a step of %d lanes failed", len(chosen))
             self.failures += 1
             for job in {seat.job for seat in chosen}:
-                self._end(job, fault)
+                # One for each: an exception gathers the frames, and so the vocal, of every thread that raises it.
+                failed = RuntimeError(f"a step of the network failed: {fault}")
+                failed.__cause__ = fault.with_traceback(None)
+                self._end(job, failed)
             return
         finally:
             self._step_began_s = None

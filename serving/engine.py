@@ -49,7 +49,7 @@ class EngineConfig:
 
     max_duration_s: float = 600.0
     max_audio_s: float = 1800.0
-    """Seconds of vocals in work at a time, about 1.5 MB each; requests beyond them wait."""
+    """Seconds of vocals in work at a time, about 1.5 MB each; requests beyond them wait, decoded (0.35 MB a second)."""
     hang_after_s: float = 300.0
     """An engine of which nothing that is asked has gone on for so long counts as hung (a device that does not answer)."""
 
@@ -146,6 +146,7 @@ class Engine:
         call = call or Call()
         start_s = time.perf_counter()
         vocal_CN = self._decode(vocal)
+        call.look()
         decoded_s = time.perf_counter() - start_s
         self._calls.add(call)
         self._went_on()
@@ -215,6 +216,7 @@ class Engine:
         def denoise(lanes: Sequence[Lane], progress: Callable[[int], None]) -> Iterator[tuple[Lane, Tensor]]:
             for lane in lanes:
                 lane.prepare()
+                call.look()
             call.ready()
             return self.denoiser.denoise(lanes, progress)
 
@@ -282,9 +284,13 @@ class Engine:
             duration_s=vocal_CN.shape[1] / SAMPLE_RATE_HZ,
             stages=_stages(stages, clock.stage_s, call.waited_s),
         )
-        for piece_CN in pieces:
+        left = vocal_CN.shape[1] - heard_CN.shape[1]
+        while left > 0:
+            piece_CN = next(pieces)
+            left -= piece_CN.shape[1]
             if data := file.write(piece_CN):
                 yield data
+        pieces.close()  # after the last piece it would listen to the whole, which nobody reads any more
         if data := file.close():
             yield data
 

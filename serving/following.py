@@ -29,8 +29,11 @@ class Following:
         """While it lasts the request is known; after it, it is done."""
         self._latest[id] = RequestProgress(state="queued")
         self._latest.move_to_end(id)
-        while len(self._latest) > MOST_KEPT:
-            self._latest.popitem(last=False)
+        if len(self._latest) > MOST_KEPT:
+            # Those under way stay; the gate bounds them.
+            oldest = next((known for known, progress in self._latest.items() if progress.state == "done"), None)
+            if oldest is not None:
+                del self._latest[oldest]
         try:
             yield
         finally:

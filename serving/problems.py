@@ -61,6 +61,12 @@ def audio_problem(error: AudioError) -> Problem:
     return Problem(status=400, title="Unreadable audio", detail=str(error))
 
 
+def deadline_problem() -> Problem:
+    """504."""
+    detail = "not done in the time that it was given (X-Backline-Timeout-Seconds, or the service's limit); ask again, or for less"
+    return Problem(status=504, title="Deadline passed", detail=detail)
+
+
 def fields_problem(faults: list[FieldFault]) -> Problem:
     """422 with every field that is wrong."""
     detail = "; ".join(f"{fault.field}: {fault.message}" for fault in faults)

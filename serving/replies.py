@@ -8,7 +8,7 @@ from infra.audio_files import AudioError
 from model.workers import one_thread_workers
 from serving.app import Message
 from serving.engine import Call, CancelledRequestError, DeadlineError, Engine
-from serving.problems import Problem, audio_problem, unknown_model
+from serving.problems import audio_problem, deadline_problem, unknown_model
 from serving.schema import AccompanimentRequest, ModelInfo, RequestProgress
 
 PROGRESS_EVERY_S = 0.25
@@ -38,10 +38,7 @@ class Replies:
             except AudioError as error:
                 say(audio_problem(error))
             except DeadlineError:
-                detail = (
-                    "not done in the time that it was given (X-Backline-Timeout-Seconds, or the service's limit); ask again, or for less"
-                )
-                say(Problem(status=504, title="Deadline passed", detail=detail))
+                say(deadline_problem())
             except CancelledRequestError:
                 pass  # nobody listens any more
             except Exception as error:  # ours: raised where the request is awaited
@@ -49,22 +46,29 @@ class Replies:
             finally:
                 say(None)
 
-        self._threads.submit(work)
+        future = self._threads.submit(work)
         told: RequestProgress | None = None
         try:
             while True:
+                message: Message | Exception | None
                 try:
-                    message = await asyncio.wait_for(messages.get(), PROGRESS_EVERY_S)
+                    async with asyncio.timeout(PROGRESS_EVERY_S):
+                        message = await messages.get()
                 except TimeoutError:
-                    if call.progress != told:
-                        told = call.progress
-                        yield told
-                    continue
+                    if future.cancelled():
+                        raise RuntimeError("the engine was closed") from None
+                    message = call.progress
                 if message is None:
                     return
                 if isinstance(message, Exception):
                     raise message
-                yield message
+                if message != told:
+                    yield message
+                if not isinstance(message, RequestProgress) and call.progress != told:
+                    message = call.progress
+                    yield message
+                if isinstance(message, RequestProgress):
+                    told = message
         finally:
             call.cancel()
 

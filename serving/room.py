@@ -13,7 +13,7 @@ class Room:
     """At most `seconds` of audio, or one request that is longer."""
 
     def __init__(self, seconds: float) -> None:
-        self._free_s, self._whole_s = seconds, seconds
+        self._free_s, self._whole_s, self._held = seconds, seconds, 0
         self._changed = threading.Condition()
         self._line: deque[object] = deque()
 
@@ -25,10 +25,12 @@ class Room:
         with self._changed:
             self._line.append(place)
             try:
-                while self._line[0] is not place or self._free_s < seconds:
-                    look()
+                look()
+                while self._line[0] is not place or (self._held and self._free_s < seconds):
                     self._changed.wait(LOOK_EVERY_S)
+                    look()
                 self._free_s -= seconds
+                self._held += 1
             finally:
                 self._line.remove(place)
                 self._changed.notify_all()
@@ -36,5 +38,7 @@ class Room:
             yield
         finally:
             with self._changed:
-                self._free_s += seconds
+                self._held -= 1
+                # Empty again, it is as large as ever: sums of fractions drift.
+                self._free_s = self._free_s + seconds if self._held else self._whole_s
                 self._changed.notify_all()

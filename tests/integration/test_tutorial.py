@@ -22,7 +22,7 @@ BLOCKS = re.findall(r"^```sh\n(.*?)^```", TUTORIAL, flags=re.MULTILINE | re.DOTA
 COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
 # What makes the reader's minutes seconds; everything else is run as it is written.
 SHORT = {
-    "--max-minutes 10 --anneal-by-time": "--steps 2 --batch-size 2 --crop-frames 32 --validation-segments 1 --samples 0",
+    "--max-minutes 10": "--max-minutes 0.2 --steps 2 --batch-size 2 --crop-frames 32 --validation-segments 1 --samples 0",
     "--candidates 4": "--candidates 2 --steps 2",
     "--out champion.wav": "--out champion.wav --steps 2",
     "--out scores/first": "--out scores/first --samples 1 --seconds 3 --reference 2 --generation.steps 1",

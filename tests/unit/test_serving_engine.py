@@ -1,5 +1,7 @@
 """The engine without Ray or HTTP: determinism, limits, cancellation."""
 
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -46,6 +48,27 @@ def test_threads_do_not_hear_each_other(engine: Engine) -> None:
         together = list(threads.map(lambda asked: engine.generate(*asked).audio, requests))
     assert together == alone
     assert engine.stalled_s() == 0
+
+
+def test_no_window_is_lost_in_a_crowd(engine: Engine) -> None:
+    """Threads that change hands as often as they can: every request of several windows is whole, and the same each time."""
+    engine, often_s = long_engine(engine), sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            made = list(threads.map(lambda _: engine.generate(parts.vocal(6), AccompanimentRequest(seed=1, steps=1)).audio, range(48)))
+    finally:
+        sys.setswitchinterval(often_s)
+    assert len(set(made)) == 1
+    engine.close()
+
+
+def test_a_process_ends_that_closed_no_engine(folder: Path) -> None:
+    program = (
+        "from serving.loading import load_engine\n"
+        f"load_engine(checkpoint={str(folder)!r}, codec=None, device='cpu', threads=1, max_duration_s=20.0, hang_after_s=60.0)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120, cwd=Path(__file__).resolve().parents[2])
 
 
 def test_samples_are_taken_as_well_as_files(engine: Engine) -> None:
@@ -245,7 +268,7 @@ def test_a_failed_step_ends_its_requests_and_no_others(engine: Engine) -> None:
     evaluator = Failing(checkpoint.build(torch.device("cpu")), threads=1)
     failing = Engine(Accompanist(checkpoint, engine.accompanist.codec, evaluator=evaluator))
     evaluator.failing = True
-    with pytest.raises(RuntimeError, match="the device is gone"):
+    with pytest.raises(RuntimeError, match="a step of the network failed: the device is gone"):
         failing.generate(parts.vocal(), QUICK)
     assert failing.denoiser.failures == 1
     assert failing.generate(parts.vocal(), QUICK).audio == engine.generate(parts.vocal(), QUICK).audio
