@@ -56,7 +56,7 @@ def test_no_window_is_lost_in_a_crowd(engine: Engine) -> None:
     sys.setswitchinterval(1e-5)
     try:
         with ThreadPoolExecutor(8) as threads:
-            made = list(threads.map(lambda _: engine.generate(parts.vocal(6), AccompanimentRequest(seed=1, steps=1)).audio, range(48)))
+            made = list(threads.map(lambda _: engine.generate(parts.vocal(6), AccompanimentRequest(seed=1, steps=1)).audio, range(24)))
     finally:
         sys.setswitchinterval(often_s)
     assert len(set(made)) == 1
