@@ -45,7 +45,7 @@ def run_trial(
     """Trains and scores one trial, or the rest of it. A mistake of the user's fails the trial, not the sweep."""
     config = sweep.training(trial)
     place = Place(config.out)
-    goes_on = True
+    goes_on, stopped_by_rule = True, False
     for row in read_reports(place):
         goes_on = tell(compared(row, sweep)) and goes_on
     former = read_result(place)
@@ -53,7 +53,7 @@ def run_trial(
         return former
 
     def report(metrics: dict[str, float]) -> None:
-        nonlocal goes_on
+        nonlocal goes_on, stopped_by_rule
         share = max(metrics["step"] / config.steps, metrics["minutes"] / config.max_minutes if config.max_minutes else 0.0)
         if share < 1:  # who is at the end is not pruned
             error = unweighted(metrics)
@@ -63,6 +63,7 @@ def run_trial(
             goes_on = tell(compared(row, sweep))
             if not goes_on:
                 log.info("%s is pruned at step %d", trial.name, metrics["step"])
+                stopped_by_rule = not notices.stopping
                 notices.stop()
 
     status, reason = "stopped", "asked to stop"
@@ -75,7 +76,7 @@ def run_trial(
             ended = "" if trained.stopped else trained.ended
         if ended:
             # Who is at the end is not pruned, whatever was said of it on the way.
-            score(sweep, place, lambda: goes_on and notices.stopping)
+            score(sweep, place, lambda: notices.stopping and not stopped_by_rule)
             if len(scores_of(sweep, place)) == len(sweep.guidance):
                 status, reason = "finished", ended
         elif not goes_on:
