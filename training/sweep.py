@@ -5,6 +5,7 @@ once for each of its values.
 """
 
 import itertools
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -98,10 +99,21 @@ class SweepConfig:
             raise ValueError(f"samples is {self.samples}, below 1: give the number of held-out segments to score")
         if self.seconds and self.seconds < 4:
             raise ValueError(f"seconds is {self.seconds}, too short to hear a fit: give 4 or more, or 0 for whole segments")
+        for name in ("width", "guidance"):
+            if written := _alike([(f"{value:g}", value) for value in getattr(self, name)]):
+                raise ValueError(
+                    f"{name} is {written[0]!r} and {written[1]!r}, which are both {written[0]:g} in a folder's name: give values that "
+                    "differ in their first six digits"
+                )
         for guidance in self.guidance:
             self.generation(guidance)
-        for trial in self.trials:  # says what is wrong with a size or a setting before anything is trained
-            self.training(trial)
+        # This also says what is wrong with a size or a setting before anything is trained.
+        networks = [((self.training(trial).network, trial.loss_weighting, trial.seed), trial.width) for trial in self.trials]
+        if same := _alike(networks):
+            raise ValueError(
+                f"width is {same[0]:g} and {same[1]:g}, which make the same network, for its channels come in whole groups: give widths "
+                "that lie further apart, for example 0.5 and 1"
+            )
         if len(self.trials) == 1 and len(self.guidance) == 1:
             raise ValueError("nothing varies in this sweep: give several values of one thing at least, for example --depth 2,3,4,5")
 
@@ -145,6 +157,16 @@ class SweepConfig:
             samples=0,
             register=None,
         )
+
+
+def _alike(named: Iterable[tuple[Hashable, float]]) -> tuple[float, float] | None:
+    """The first two values of one name."""
+    found: dict[Hashable, float] = {}
+    for name, value in named:
+        if name in found:
+            return found[name], value
+        found[name] = value
+    return None
 
 
 # What may differ between a sweep and its resumption: which trials, how they are scored beside what is scored already, how many at a time.

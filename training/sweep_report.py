@@ -45,7 +45,7 @@ class TrialResult:
 
     trial: Trial
     status: str
-    """One of STATUSES; stopped: it was told to and goes on when the sweep is run again."""
+    """One of STATUSES; stopped: it was told to and goes on when the sweep is run again; waiting: not begun, or running."""
     reason: str
     parameters: int
     flops: int
@@ -58,6 +58,8 @@ class TrialResult:
     """The same, unweighted."""
     mlflow_run_id: str | None
     scores: tuple[Score, ...]
+    trained: bool
+    """Whether its training came to its end, by its own rules."""
 
     @staticmethod
     def of(document: dict[str, Any]) -> "TrialResult":
@@ -71,7 +73,8 @@ class TrialResult:
             )
             for row in document["scores"]
         )
-        return TrialResult(**{**document, "trial": Trial(**document["trial"]), "scores": scores})
+        trained = document.get("trained", document["status"] == "finished")  # the first sweeps did not say it
+        return TrialResult(**{**document, "trial": Trial(**document["trial"]), "scores": scores, "trained": trained})
 
     def score(self, guidance: float) -> Score | None:
         return next((score for score in self.scores if score.guidance == guidance), None)
@@ -111,8 +114,8 @@ class SweepReport:
         return ", ".join(varied) or f"depth {trial.depth}"
 
     def points(self, guidance: float) -> list[tuple[TrialResult, float, Score]]:
-        """The finished trials, with loss and score."""
-        found = [(result, self.loss(result), result.score(guidance)) for result in self.trials if result.status == "finished"]
+        """The trials that were trained to the end, with loss and score; another guidance of theirs may still be to be heard."""
+        found = [(result, self.loss(result), result.score(guidance)) for result in self.trials if result.trained]
         return [(result, loss, score) for result, loss, score in found if loss is not None and score is not None]
 
 
@@ -157,7 +160,7 @@ def findings(report: SweepReport) -> list[str]:
         found = rank_correlation([loss for _, loss, _ in points], [score.fit.value for _, _, score in points])
         if found is None:
             why = "loss or fit is the same in all" if len(points) >= 3 else "loss and fit can be ranked from three on"
-            said.append(f"{at}: {len(points)} finished {'trial' if len(points) == 1 else 'trials'}; {why}.")
+            said.append(f"{at}: {len(points)} scored {'trial' if len(points) == 1 else 'trials'}; {why}.")
             continue
         way = f"a lower loss went with a {'better' if found.rho < 0 else 'worse'} fit" if found.p < 0.05 else "no connection is shown"
         said.append(f"{at}: rank correlation (Spearman) of loss and fit {found.rho:+.2f}, n = {found.n}, p = {found.p:.2f}: {way}.")
@@ -166,11 +169,16 @@ def findings(report: SweepReport) -> list[str]:
 
 
 def deeper(report: SweepReport, at: str, points: list[tuple[TrialResult, float, Score]]) -> list[str]:
-    """Of several depths: whether the deepest has the lower loss, and the better fit to the same vocals."""
+    """Of several depths: whether the deepest has the lower loss, and the better fit to the same vocals. Only trials that both depths have
+    otherwise alike are compared."""
     depths = sorted({result.trial.depth for result, _, _ in points})
     if len(depths) < 2:
         return []
-    shallow, deep = ([point for point in points if point[0].trial.depth == depth] for depth in (depths[0], depths[-1]))
+    groups = [{alike(point[0].trial): point for point in points if point[0].trial.depth == depth} for depth in (depths[0], depths[-1])]
+    both = [rest for rest in groups[0] if rest in groups[1]]
+    if not both:
+        return []
+    shallow, deep = ([group[rest] for rest in both] for group in groups)
     before, after = (float(np.mean([loss for _, loss, _ in group])) for group in (shallow, deep))
     gain = paired([score for _, _, score in deep], [score for _, _, score in shallow])
     if gain is None:
@@ -191,6 +199,11 @@ def deeper(report: SweepReport, at: str, points: list[tuple[TrialResult, float, 
     ]
 
 
+def alike(trial: Trial) -> tuple[float, str, int]:
+    """All of a trial but its depth."""
+    return trial.width, trial.loss_weighting, trial.seed
+
+
 def markdown(report: SweepReport) -> str:
     """The whole page: what was found, the picture, the table."""
     counts = {status: sum(result.status == status for result in report.trials) for status in STATUSES}
@@ -201,7 +214,7 @@ def markdown(report: SweepReport) -> str:
     lines.append(
         f"Dataset {report.dataset} ({report.dataset_digest[:12]}). Loss and fit are of the trial's best checkpoint. Fit: overall, 0 to 1, "
         "of accompaniments generated for held-out vocals; in brackets 90% bootstrap intervals over songs. GFLOP: of one training sample, "
-        "forward and backward."
+        "forward and backward." + (" Waiting: not begun, or running." if counts["waiting"] else "")
     )
     failed = [f"- {report.label(result.trial)}: {result.reason}" for result in report.trials if result.status == "failed"]
     return "\n".join([*lines, *(["", "Failed:", "", *failed] if failed else [])]) + "\n"

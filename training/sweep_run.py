@@ -6,9 +6,10 @@ The truth about a trial is in its folder: Tune's own records are thrown away, an
 import dataclasses
 import json
 import logging
+import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +23,7 @@ from infra.settings import Settings, access_environment, export, ray_environment
 from infra.storage import MissingObjectError, Place
 from infra.tracking import NOTE_TAG, Store, Tracker, open_run, read_handle, store_of
 from model.codec import load_codec
+from model.errors import ModelError
 from training.launch import WORKER_ENVIRONMENT, ending
 from training.notices import Notices, stopped_by_signals
 from training.ray_notices import DeskNotices, carry_stop
@@ -117,10 +119,7 @@ def run_on_tune(
                     log.info("%s  step %d, %.0f%%  loss %.4f", trial, result["step"], 100 * result["share"], result["loss"])
 
             def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
-                report = report_of(config, manifest)
-                write(report, Place(config.out))
-                result = next(result for result in report.trials if result.trial.name == trial.config["trial"])
-                log.info("%s %s at step %d", result.trial.name, result.status, result.step)
+                tell_so_far(config, manifest, trial.config["trial"])
 
         tuner = tune.Tuner(
             tune.with_resources(work_of(config, settings, store, tracker.handle.run_id, desk), resources),
@@ -153,6 +152,19 @@ def run_on_tune(
     }
 
 
+def tell_so_far(config: SweepConfig, manifest: Manifest, ended: str) -> None:
+    """The report as it is when a trial has ended. Others are running, and what they are writing may not be readable: the report at the
+    end tells all, so that the sweep goes on without this one."""
+    try:
+        report = report_of(config, manifest)
+        write(report, Place(config.out))
+    except (UserError, ModelError, OSError, ValueError) as error:
+        log.warning("the report is not rewritten now that %s has ended (%s: %s); it will be", ended, type(error).__name__, error)
+        return
+    result = next(result for result in report.trials if result.trial.name == ended)
+    log.info("%s %s at step %d", result.trial.name, result.status, result.step)
+
+
 def work_of(config: SweepConfig, settings: Settings, store: Store, parent: str | None, desk: Any) -> Callable[[dict[str, Any]], None]:
     """What each trial's process runs. How to reach storage and tracking travels in the closure."""
     environment = access_environment(settings) | ray_environment()
@@ -183,13 +195,22 @@ def shares(config: SweepConfig, cluster: Cluster) -> tuple[int, dict[str, float]
     """How many trials at a time, and the CPUs and GPUs of each. Tickets of a cluster of our own exceed this machine's cores."""
     import ray
 
-    resources = ray.cluster_resources()
-    tickets, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
-    cores = min(tickets, os.cpu_count() or 1) if cluster.started_here else tickets
-    concurrent = min(config.concurrent or gpus or max(1, cores // 2), len(config.trials))
-    share: dict[str, float] = {"CPU": max(1, cores // concurrent)}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return divided(nodes, config.concurrent, len(config.trials), (os.cpu_count() or 1) if cluster.started_here else None)
+
+
+def divided(nodes: Sequence[Mapping[str, float]], asked: int, trials: int, cores: int | None = None) -> tuple[int, dict[str, float]]:
+    """How many trials at a time, and each one's share, which one node can give: Ray places a trial on one.
+
+    nodes: CPUs and GPUs of each. asked: trials at a time, 0 = by what there is. cores: the most CPUs that may be shared out.
+    """
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    able = [int(node.get("CPU", 0)) for node in nodes if node.get("GPU", 0) or not gpus]
+    cpus = min(sum(able), cores or sum(able))
+    concurrent = min(asked or gpus or max(1, cpus // 2), trials)
+    share: dict[str, float] = {"CPU": max(1, min(cpus // concurrent, max(able, default=1)))}
     if gpus:
-        share["GPU"] = min(1.0, gpus / concurrent)
+        share["GPU"] = 1 / math.ceil(concurrent / gpus)
     return concurrent, share
 
 

@@ -7,23 +7,26 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
 
 from infra.errors import UserError
-from infra.storage import MissingObjectError, Place, localise
+from infra.records import read_manifest
+from infra.storage import MissingObjectError, Place
 from infra.tracking import Store, Tracker, read_handle
-from model.checkpoint import Checkpoint, load_checkpoint
+from model.checkpoint import CONFIG_FILE
 from model.compute import training_flops
 from model.errors import ModelError
 from model.unet import AccompanimentUNet, UNetConfig, count_parameters
+from training.config import TrainConfig
 from training.evaluation import EvaluateConfig, evaluate
 from training.evaluation_report import EvaluationReport
 from training.launch import train
 from training.notices import Notices
-from training.state import STATE_JSON
+from training.state import STATE_JSON, Progress, check_resumable, codec_identity, dataset_identity, read_saved
 from training.sweep import SweepConfig, Trial
 from training.sweep_report import Score, TrialResult
 
@@ -42,86 +45,114 @@ def run_trial(
     """Trains and scores one trial, or the rest of it. A mistake of the user's fails the trial, not the sweep."""
     config = sweep.training(trial)
     place = Place(config.out)
-    goes_on = True
+    goes_on, stopped_by_rule = True, False
     for row in read_reports(place):
-        goes_on = tell(row) and goes_on
+        goes_on = tell(compared(row, sweep)) and goes_on
     former = read_result(place)
     if former is not None and is_over(former, sweep):
         return former
 
     def report(metrics: dict[str, float]) -> None:
-        nonlocal goes_on
+        nonlocal goes_on, stopped_by_rule
         share = max(metrics["step"] / config.steps, metrics["minutes"] / config.max_minutes if config.max_minutes else 0.0)
         if share < 1:  # who is at the end is not pruned
-            row = {"step": metrics["step"], "share": share, "loss": measure(metrics, sweep)}
+            error = unweighted(metrics)
+            assert error is not None  # a sweep has held-out songs
+            row = {"step": metrics["step"], "share": share, "loss": metrics["validation/loss"], "error": error}
             (place / REPORTS).write_bytes("".join(json.dumps(said) + "\n" for said in [*read_reports(place), row]).encode())
-            goes_on = tell(row)
+            goes_on = tell(compared(row, sweep))
             if not goes_on:
                 log.info("%s is pruned at step %d", trial.name, metrics["step"])
+                stopped_by_rule = not notices.stopping
                 notices.stop()
 
-    status, reason, scores = "stopped", "asked to stop", tuple[Score, ...]()
+    status, reason = "stopped", "asked to stop"
     try:
-        if goes_on and not notices.stopping:
-            trained = train(config, parent_run_id=parent_run_id, store=store, notices=notices, report=report)
-            if not trained.stopped:
-                scores = score(sweep, place, notices)
-                if len(scores) == len(sweep.guidance):
-                    status, reason = "finished", trained.ended
-        if not goes_on and status != "finished":
+        ended = training_end(config)  # then `train` has nothing to do but to wait for MLflow
+        if goes_on and not ended and not notices.stopping:
+            # The driver copies the sweep's store to its place, once.
+            shared = store and replace(store, keep_at=None)
+            trained = train(config, parent_run_id=parent_run_id, store=shared, notices=notices, report=report)
+            ended = "" if trained.stopped else trained.ended
+        if ended:
+            # Who is at the end is not pruned, whatever was said of it on the way.
+            score(sweep, place, lambda: notices.stopping and not stopped_by_rule)
+            if len(scores_of(sweep, place)) == len(sweep.guidance):
+                status, reason = "finished", ended
+        elif not goes_on:
             status, reason = "pruned", "its loss was not among the better half"
     except (UserError, ModelError) as error:
         status, reason = "failed", " ".join(str(error).split())
         log.error("%s failed: %s", trial.name, reason)
-    result = result_of(trial, place, sweep, status=status, reason=reason, scores=scores)
-    (place / RESULT).write_bytes(json.dumps(dataclasses.asdict(result), indent=1).encode())
     tell_mlflow(place, status)
+    result = result_of(trial, place, sweep, status=status, reason=reason)
+    (place / RESULT).write_bytes(json.dumps(dataclasses.asdict(result), indent=1).encode())  # last: then nothing is left to do
     return result
 
 
-def score(sweep: SweepConfig, place: Place, notices: Notices) -> tuple[Score, ...]:
-    """One evaluation of the best checkpoint for each guidance that it lacks; fewer than asked when it is to stop."""
-    scores = []
+def training_end(config: TrainConfig) -> str:
+    """Why this training is over, or nothing. Raises: UserError when what is saved there is another training."""
+    saved = read_saved(Place(config.out))
+    if saved is None:
+        return ""
+    manifest = read_manifest(Place(config.data))
+    check_resumable(saved, config, codec_identity(manifest), dataset_identity(config.data, manifest))
+    return saved.progress.ended(config)
+
+
+def score(sweep: SweepConfig, place: Place, stopping: Callable[[], bool]) -> None:
+    """One evaluation of the best checkpoint for each guidance that it lacks, until it is to stop."""
+    done = {score.guidance for score in scores_of(sweep, place)}
     for guidance in sweep.guidance:
-        if notices.stopping:
-            break
-        out = place / f"guidance-{guidance:g}"
-        report = read_evaluation(out)
-        if report is None or report.model != best_of(place).name:
-            report = evaluate(
-                EvaluateConfig(
-                    checkpoint=place.uri, data=sweep.data, out=out.uri, samples=sweep.samples, seconds=sweep.seconds, audio_files=1,
-                    generation=sweep.generation(guidance), codec=sweep.codec, reference=0, baselines=False, aesthetics="off",
-                    experiment=sweep.experiment,
-                ),
-                called=out.name,
-            )  # fmt: skip
-        scores.append(Score.of(guidance, report))
+        if guidance in done:
+            continue
+        if stopping():
+            return
+        out = heard_at(place, guidance)
+        evaluate(
+            EvaluateConfig(
+                checkpoint=place.uri, data=sweep.data, out=out.uri, samples=sweep.samples, seconds=sweep.seconds, audio_files=1,
+                generation=sweep.generation(guidance), codec=sweep.codec, reference=0, baselines=False, aesthetics="off",
+                experiment=sweep.experiment,
+            ),
+            called=out.name,
+        )  # fmt: skip
+
+
+def scores_of(sweep: SweepConfig, place: Place) -> tuple[Score, ...]:
+    """What is there already, of the best checkpoint, for the sweep's guidances."""
+    best, scores = best_of(place), []
+    for guidance in sweep.guidance if best else ():
+        report = read_evaluation(heard_at(place, guidance))
+        if report is not None and report.model == best["name"]:
+            scores.append(Score.of(guidance, report))
     return tuple(scores)
 
 
-def result_of(trial: Trial, place: Place, sweep: SweepConfig, *, status: str, reason: str, scores: tuple[Score, ...] = ()) -> TrialResult:
-    """What is known of a trial from what it left behind."""
+def heard_at(place: Place, guidance: float) -> Place:
+    return place / f"guidance-{guidance:g}"
+
+
+def result_of(trial: Trial, place: Place, sweep: SweepConfig, *, status: str, reason: str) -> TrialResult:
+    """What is known of a trial from what it left behind. It may be running: no weights are read."""
     config = sweep.training(trial)
     parameters, flops = sizes(config.network, config.crop_frames)
     handle = read_handle(place)
-    try:
-        progress = json.loads((place / "last" / STATE_JSON).read_bytes())["progress"]
-        metrics = best_of(place).metrics
-    except MissingObjectError:
-        progress, metrics = {"step": 0, "minutes": 0.0}, {}
+    progress = Progress(**read_json(place, "last", STATE_JSON).get("progress", {}))
+    metrics = best_of(place).get("metrics", {})
     return TrialResult(
         trial=trial,
         status=status,
         reason=reason,
         parameters=parameters,
         flops=flops,
-        step=progress["step"],
-        minutes=progress["minutes"],
+        step=progress.step,
+        minutes=progress.minutes,
+        trained=bool(progress.ended(config)),
         validation_loss=metrics.get("validation/loss"),
         validation_error=unweighted(metrics),
         mlflow_run_id=None if handle is None else handle.run_id,
-        scores=scores,
+        scores=scores_of(sweep, place),
     )
 
 
@@ -140,11 +171,10 @@ def is_over(result: TrialResult, sweep: SweepConfig) -> bool:
     return result.status == "finished" and {score.guidance for score in result.scores} >= set(sweep.guidance)
 
 
-def measure(metrics: dict[str, float], sweep: SweepConfig) -> float:
-    """What trials are compared by: the validation loss, or where they weigh it otherwise, its unweighted error."""
-    value = metrics["validation/loss"] if sweep.compares_losses else unweighted(metrics)
-    assert value is not None  # a sweep has held-out songs
-    return value
+def compared(row: dict[str, float], sweep: SweepConfig) -> dict[str, float]:
+    """A report as the pruning rule takes it. Its loss is what trials are compared by now: the validation loss, or where they weigh it
+    otherwise, its unweighted error."""
+    return {"step": row["step"], "share": row["share"], "loss": row["loss" if sweep.compares_losses else "error"]}
 
 
 def unweighted(metrics: dict[str, float]) -> float | None:
@@ -166,8 +196,20 @@ def tell_mlflow(place: Place, status: str) -> None:
         tracker.close()
 
 
-def best_of(place: Place) -> Checkpoint:
-    return load_checkpoint(localise(place / "best"))
+def best_of(place: Place) -> dict[str, Any]:
+    """What checkpoint.json says of the best so far; empty before the first."""
+    return read_json(place, "best", CONFIG_FILE)
+
+
+def read_json(place: Place, folder: str, name: str) -> dict[str, Any]:
+    """A file of a folder that a save may be putting in place right now; empty when there is none."""
+    for where in (folder, f".{folder}.former", folder):
+        try:
+            found: dict[str, Any] = json.loads((place / where / name).read_bytes())
+        except MissingObjectError:
+            continue
+        return found
+    return {}
 
 
 def read_result(place: Place) -> TrialResult | None:
@@ -178,10 +220,12 @@ def read_result(place: Place) -> TrialResult | None:
 
 
 def read_reports(place: Place) -> list[dict[str, Any]]:
+    """Rows of {step, share, loss, error}. The first sweeps kept but one of the two; such rows are of no known kind and left out."""
     try:
-        return [json.loads(line) for line in (place / REPORTS).read_bytes().splitlines()]
+        rows = [json.loads(line) for line in (place / REPORTS).read_bytes().splitlines()]
     except MissingObjectError:
         return []
+    return [row for row in rows if "error" in row]
 
 
 def read_evaluation(out: Place) -> EvaluationReport | None:

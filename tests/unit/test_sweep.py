@@ -15,15 +15,23 @@ from infra.errors import UserError
 from infra.records import read_manifest
 from infra.settings import Settings
 from infra.storage import Place
+from infra.tracking import Store
+from model.checkpoint import load_checkpoint
 from model.distances import Interval
 from model.errors import ModelError
 from tests.tiny_latents import write_latents
+from training import sweep_trial
 from training.__main__ import app
-from training.evaluation_report import SegmentFit
+from training.config import TrainConfig
+from training.evaluation import EvaluateConfig
+from training.evaluation_report import EvaluationReport, SegmentFit
+from training.loop import Outcome, run
+from training.notices import Notices
+from training.scores import GENERATED, EvaluationRow, Measures
 from training.sweep import SweepConfig, Trial, changed, depth_sweep, guidance_sweep
 from training.sweep_report import Score, SweepReport, TrialResult, findings, markdown, paired, picture, rank_correlation
-from training.sweep_run import check, write
-from training.sweep_trial import is_over, measure
+from training.sweep_run import check, divided, tell_so_far, write
+from training.sweep_trial import compared, is_over, read_reports, result_of, run_trial
 
 SONGS = ("a", "a", "b", "c", "d", "e")
 
@@ -70,6 +78,9 @@ def test_experiments_are_whole_sweeps() -> None:
         ({"seconds": 2.0}, "4 or more"),
         ({"steps": -1}, "positive"),
         ({"concurrent": -1}, "0 or more"),
+        ({"width": (1.0, 1.01)}, r"1 and 1\.01, which make the same network.* further apart"),
+        ({"width": (0.3333333, 0.33333331)}, r"0\.3333333 and 0\.33333331, which are both 0\.333333 .* first six digits"),
+        ({"guidance": (2.0, 2.0000001)}, r"guidance is 2\.0 and 2\.0000001, .* first six digits"),
     ],
 )
 def test_a_wrong_value_names_its_remedy(changes: dict, said: str) -> None:
@@ -140,10 +151,139 @@ def test_who_comes_to_a_rung_above_the_median_is_pruned() -> None:
     assert pruned == ["worse", "better"]
 
 
+def test_who_passed_a_rung_without_a_report_does_not_fill_it_with_a_later_loss() -> None:
+    from training.sweep_pruning import Rungs
+
+    pruned: list[str] = []
+    rungs = Rungs(0.25, pruned.append)
+    late, early, worse = (SimpleNamespace(trial_id=name, config={"trial": name}) for name in ("late", "early", "worse"))
+    for trial in (late, early, worse):
+        rungs.on_trial_add(None, trial)
+    for share, loss in ((0.6, 0.5), (0.7, 0.4), (0.8, 0.3)):
+        rungs.on_trial_result(None, late, {"share": share, "loss": loss})
+    rungs.on_trial_result(None, early, {"share": 0.3, "loss": 1.0})
+    assert pruned == []  # nobody's loss is as young
+    rungs.on_trial_result(None, worse, {"share": 0.3, "loss": 1.1})
+    rungs.on_trial_result(None, early, {"share": 0.6, "loss": 0.6})
+    assert pruned == ["worse", "early"]
+
+
 def test_losses_that_are_weighed_otherwise_are_compared_without_their_weights() -> None:
-    metrics = {"validation/loss": 0.2, "validation/error_t100": 1.0, "validation/error_t700": 3.0}
-    assert measure(metrics, config()) == 0.2
-    assert measure(metrics, config(loss_weighting=("min-snr", "uniform"))) == 2.0
+    row = {"step": 4, "share": 0.5, "loss": 0.2, "error": 2.0}
+    assert compared(row, config()) == {"step": 4, "share": 0.5, "loss": 0.2}
+    assert compared(row, config(loss_weighting=("min-snr", "uniform"))) == {"step": 4, "share": 0.5, "loss": 2.0}
+
+
+def tiny(data: str, out: Path, **changes) -> SweepConfig:
+    settings = {"steps": 2, "batch_size": 1, "crop_frames": 16, "validate_every": 1, "guidance": (2.0,), **changes}
+    return config(data=data, out=str(out), **settings)
+
+
+def heard(place: Place, guidance: float) -> None:
+    """Writes what an evaluation of the trial's best checkpoint leaves."""
+    even = Measures(**{field.name: 0.5 for field in dataclasses.fields(Measures)})
+    report = EvaluationReport(
+        rows=(EvaluationRow(name=GENERATED, segments=1, mean=even, low=even, high=even),), songs=1, seconds=4.0, checkpoint=place.uri,
+        model=load_checkpoint(place.path / "best").name, step=2, dataset="d", out=place.uri, wins=1.0,
+    )  # fmt: skip
+    (place / f"guidance-{guidance:g}" / "evaluation.json").write_bytes(report.to_json().encode())
+
+
+@pytest.fixture
+def without_mlflow(monkeypatch: pytest.MonkeyPatch) -> list[Store | None]:
+    """Trials are trained by the loop alone, and each evaluation is written at once; the stores that trainings were given."""
+    stores: list[Store | None] = []
+
+    def train(config: TrainConfig, *, store: Store | None, notices: Notices, report, **_) -> Outcome:
+        stores.append(store)
+        return run(config, notices=notices, report=report)
+
+    def evaluate(config: EvaluateConfig, *, called: str) -> None:
+        heard(Place(config.checkpoint), float(called.removeprefix("guidance-")))
+
+    monkeypatch.setattr(sweep_trial, "train", train)
+    monkeypatch.setattr(sweep_trial, "evaluate", evaluate)
+    return stores
+
+
+def test_who_is_trained_to_the_end_is_scored_whatever_the_rule_says(without_mlflow: list, tmp_path: Path) -> None:
+    data = write_latents(tmp_path / "data")
+    swept = tiny(data, tmp_path / "out")
+    trial = swept.trials[0]
+    place = Place(swept.training(trial).out)
+    told: list[dict] = []
+
+    def prune(row: dict[str, float]) -> bool:
+        told.append(row)
+        return False
+
+    kept = Place(str(tmp_path / "mlflow.db"))
+    store = Store(tracking_uri=f"sqlite:///{tmp_path}/elsewhere.db", keep_at=kept)
+    # The rule's word comes with one step left, in which the training ends.
+    first = run_trial(swept, trial, notices=Notices(), tell=prune, store=store)
+    assert (first.status, first.reason, first.trained) == ("finished", "all 2 steps done", True)
+    assert [score.guidance for score in first.scores] == [2.0]
+    assert without_mlflow == [dataclasses.replace(store, keep_at=None)]  # only the driver copies the database
+
+    # Both losses of a report are kept: with another weighting beside it, the trial is compared otherwise.
+    (row,) = read_reports(place)
+    assert told == [{"step": 1, "share": 0.5, "loss": row["loss"]}]
+    grown = dataclasses.replace(swept, loss_weighting=("min-snr", "uniform"))
+    run_trial(grown, trial, notices=Notices(), tell=prune)
+    assert told[1:] == [{"step": 1, "share": 0.5, "loss": row["error"]}]
+    assert row["error"] != row["loss"]
+
+    # Killed before it could say what became of it, and the rule prunes it now: it is neither trained again nor pruned.
+    (place / "trial.json").delete()
+    assert run_trial(swept, trial, notices=Notices(), tell=prune) == first
+    assert len(without_mlflow) == 1
+
+    # Another guidance, and Ctrl-C before it is heard: what was scored stays, and stays in the picture.
+    more, stopping = dataclasses.replace(swept, guidance=(2.0, 3.0)), Notices()
+    stopping.stop()
+    stopped = run_trial(more, trial, notices=stopping, tell=lambda _: True)
+    assert (stopped.status, stopped.scores) == ("stopped", first.scores)
+    assert len(report_of(stopped).points(2.0)) == 1
+    whole = run_trial(more, trial, notices=Notices(), tell=lambda _: True)
+    assert (whole.status, [score.guidance for score in whole.scores]) == ("finished", [2.0, 3.0])
+
+    # A finished training of other settings is not scored as this one.
+    other = run_trial(dataclasses.replace(more, learning_rate=1e-5, guidance=(4.0,)), trial, notices=Notices(), tell=lambda _: True)
+    assert other.status == "failed"
+    assert "cannot go on with other settings" in other.reason
+
+
+def test_a_trial_is_done_when_mlflow_knows(without_mlflow: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swept = tiny(write_latents(tmp_path / "data"), tmp_path / "out")
+    written: list[bool] = []
+    monkeypatch.setattr(sweep_trial, "tell_mlflow", lambda place, _: written.append((place / "trial.json").exists()))
+    run_trial(swept, swept.trials[0], notices=Notices(), tell=lambda _: True)
+    assert written == [False]
+    assert len(without_mlflow) == 1
+
+
+def test_a_report_needs_no_weights_of_running_trials(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = write_latents(tmp_path / "data")
+    swept = tiny(data, tmp_path / "out")
+    trial = swept.trials[0]
+    place = Place(swept.training(trial).out)
+    run(swept.training(trial))
+    (place.path / "best").rename(place.path / ".best.former")  # as in the middle of a save
+    (place.path / ".best.former" / "model.safetensors").unlink()
+    found = result_of(trial, place, swept, status="waiting", reason="")
+    assert found.validation_loss is not None
+    assert (found.step, found.trained) == (2, True)
+    (place / ".best.former" / "checkpoint.json").write_bytes(b"{")
+    tell_so_far(swept, read_manifest(Place(data)), trial.name)
+    assert "is not rewritten" in caplog.text
+
+
+def test_a_trial_asks_for_no_more_than_a_node_has() -> None:
+    assert divided([{"CPU": 4.0}] * 4, 2, 8) == (2, {"CPU": 4})
+    assert divided([{"CPU": 16.0}], 0, 8, cores=6) == (3, {"CPU": 2})
+    assert divided([{"CPU": 8.0, "GPU": 1.0}] * 2, 3, 8) == (3, {"CPU": 5, "GPU": 0.5})
+    # A node without a GPU, however large, is no place for a trial that asks for one.
+    assert divided([{"CPU": 64.0}, {"CPU": 4.0, "GPU": 1.0}], 0, 8) == (1, {"CPU": 4, "GPU": 1.0})
 
 
 def score(fit: float, *, guidance: float = 1.0, spread: float = 0.1) -> Score:
@@ -156,7 +296,7 @@ def result(depth: int, loss: float, fit: float | None, status: str = "finished")
     return TrialResult(
         trial=Trial(depth=depth, width=1.0, loss_weighting="min-snr", seed=0), status=status, reason="why", parameters=2_000_000,
         flops=1_000_000_000, step=600, minutes=3.0, validation_loss=loss, validation_error=loss + 1, mlflow_run_id="run",
-        scores=() if fit is None else (score(fit),),
+        scores=() if fit is None else (score(fit),), trained=status == "finished",
     )  # fmt: skip
 
 
@@ -201,6 +341,17 @@ def test_the_papers_observation_is_said_as_it_is_found(losses: tuple, fits: tupl
     assert "n = 4" in told
 
 
+def test_depths_are_compared_by_what_both_have() -> None:
+    def at(depth: int, loss: float, fit: float, **changes) -> TrialResult:
+        found = result(depth, loss, fit)
+        return dataclasses.replace(found, trial=dataclasses.replace(found.trial, **changes))
+
+    # A wide network, of which only the shallow one is finished, has a loss and a fit that depth has nothing to do with.
+    trials = (at(2, 0.4, 0.5), at(2, 0.1, 0.9, width=2.0), at(5, 0.3, 0.6), at(5, 9.0, 0.1, seed=1))
+    assert "validation loss 0.3000 against 0.4000, fit +0.100" in " ".join(findings(report_of(*trials)))
+    assert not [said for said in findings(report_of(*trials[1:])) if "against" in said]
+
+
 def test_the_page_and_the_picture_hold_every_trial() -> None:
     pruned = dataclasses.replace(result(4, 0.35, None), status="pruned")
     failed = dataclasses.replace(result(5, 0.9, None), status="failed", reason="the loss is nan")
@@ -210,6 +361,8 @@ def test_the_page_and_the_picture_hold_every_trial() -> None:
     assert "| depth 3 | 2.00 M | 1.00 | 600 | 3.0 | 0.2000 | 0.50 (0.45 to 0.55) | finished |" in page
     assert "- depth 5: the loss is nan" in page
     assert "can be ranked from three on" in page
+    assert "Waiting: not begun, or running" not in page
+    assert "Waiting: not begun, or running" in markdown(report_of(dataclasses.replace(pruned, status="waiting")))
     image = imread(io.BytesIO(picture(report)))
     assert image.shape[0] > 200
     assert image[..., :3].std() > 0.02
