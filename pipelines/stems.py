@@ -6,6 +6,7 @@ that was killed between the two left.
 
 from collections import defaultdict
 from collections.abc import Container
+from contextlib import suppress
 
 import numpy as np
 
@@ -34,11 +35,13 @@ def kept_stems(out: Place) -> dict[str, set[str]]:
     if root.is_s3:
         for name, _ in root.entries():
             song_id, _, file = name.partition("/")
-            found[song_id].add(file)
+            if file:
+                found[song_id].add(file)
     elif root.path.is_dir():
         for folder in root.path.iterdir():
-            if folder.is_dir():
-                found[folder.name].update(path.name for path in folder.iterdir())
+            # A file, or gone since it was listed: a check may run beside a prepare.
+            with suppress(FileNotFoundError, NotADirectoryError):
+                found[folder.name] = {path.name for path in folder.iterdir()}
     return found
 
 
