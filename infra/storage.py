@@ -195,6 +195,15 @@ class Place:
             else:
                 self.path.unlink(missing_ok=True)
 
+    def delete_tree(self) -> None:
+        """Remove every object below; locally the folder itself, with what killed writes left in it, which no listing shows."""
+        with _explained(self):
+            if self.is_s3:
+                for name, _ in list(self.entries()):
+                    (self / name).delete()
+            elif self.path.exists():
+                shutil.rmtree(self.path)
+
     def check(self) -> None:
         """StorageError with its remedy unless this place can be listed; for S3 one request, so that work does not start in vain."""
         with _explained(self):

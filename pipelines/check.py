@@ -83,7 +83,7 @@ def check(config: CheckConfig) -> CheckSummary:
     faults += [f"song {song_id} is in the snapshot {count} times" for song_id, count in Counter(names).items() if count > 1]
     stems = kept_stems(data)
     faults += [
-        f"{FOLDER}/{song_id} holds {', '.join(sorted(held))}, not {' and '.join(NAMES)}: remove that folder"
+        f"{FOLDER}/{song_id} holds {', '.join(sorted(held))}, not {' and '.join(NAMES)}: the next prepare removes what is amiss"
         for song_id, held in sorted(stems.items())
         if song_id in stored.songs and held != set(NAMES)
     ]

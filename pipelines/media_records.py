@@ -10,6 +10,8 @@ from infra.storage import MissingObjectError, Place
 
 logger = logging.getLogger(__name__)
 
+RECORDS = "records"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PageMetadata:
@@ -56,7 +58,7 @@ class AcquiredMedia:
 
 def record_place(store: Place, url: str) -> Place:
     """Where the record of this web address lies."""
-    return store / f"records/{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
+    return store / f"{RECORDS}/{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
 
 
 def read_record(store: Place, url: str) -> AcquiredMedia | None:

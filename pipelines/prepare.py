@@ -28,7 +28,7 @@ from pipelines.ledger import start_ledger
 from pipelines.read import Stops
 from pipelines.segment import SegmentConfig
 from pipelines.separate import open_separator
-from pipelines.settle import Recordings, settle, without_copies
+from pipelines.settle import Recordings, remove_forbidden, settle, without_copies
 from pipelines.shared_hosts import start_shared_hosts
 from pipelines.songs import FoundSong
 from pipelines.sources import CatalogueConfig, Source, list_songs, parse_source
@@ -167,7 +167,9 @@ def _prepare(config: PrepareConfig, stack: ExitStack) -> PrepareSummary:
         dataset.begin_separation(out, separator.id, separator.weights_sha256)
     tables = Tables()
     present = {song.url: song for song in songs}
-    stored = without_left(out, read_stored(out, tables), source, present.keys())
+    stored = read_stored(out, tables)
+    remove_forbidden(_media(config, out), stored, {song.url for song in songs if config.acquire.permits(song.license)})
+    stored = without_left(out, stored, source, present.keys())
     missing = _missing(songs, stored, source, config)
     log.info("%s: %d songs, %d of them to do", source, len(songs), len(missing))
     clock.lap("list")

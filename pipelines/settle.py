@@ -5,7 +5,9 @@ One row a recording, none for what is gone. What stays does not depend on the or
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,12 @@ from numpy.typing import NDArray
 
 from infra.records import latents
 from infra.storage import Place
-from infra.tables import read_table, write_table
+from infra.tables import READERS, read_table, write_table
 from model.fingerprint import FingerprintIndex, bit_error_rate, sketch
 from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines import dataset
 from pipelines.acquire import LICENSE, remove_media
+from pipelines.media_records import RECORDS, record_place
 from pipelines.read import taken_down, unknown_identity
 from pipelines.segment import SongIdentity
 from pipelines.songs import FoundSong
@@ -80,9 +83,10 @@ def settle(
         for song_id, row in before.songs.items()
         if row["url"] in worked and worked[row["url"]] != song_id and song_id not in addresses
     }
-    # Before any row goes or moves: as long as it stands, a killed run is done again.
-    for url in sorted(forbidden & {row["url"] for row in (*before.songs.values(), *before.rejects)}):
-        remove_media(media, url)
+    # Before any row goes or moves: as long as it stands, a killed run is done again. Of those without a row, which may have a download all
+    # the same, a kill here leaves the reject: see `remove_forbidden`. Not in the graph: a permitted song may be reading the same file.
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(partial(remove_media, media), sorted(forbidden)))
     for song_id in replaced:
         if (url := before.songs[song_id]["url"]) in forbidden:
             dataset.drop_segment_rejects(out, url, song_id)
@@ -91,6 +95,21 @@ def settle(
     dataset.remove_rows(out, now, replaced | adopted.keys(), keep=[dataset.song_place(out, song_id) for song_id in adopted])
     now = read_stored(out, tables)
     return without_copies(out, present, now, recordings, elsewhere, tables, media)
+
+
+def remove_forbidden(media: Place, stored: Stored, permitted: Set[str]) -> None:
+    """Take away the downloads of the addresses that are rejects for their licence; not of those in `permitted`, which may be had now.
+
+    For a run's start: one that was killed after it wrote such a reject, and before it settled, has left the download, and the address
+    counts as done. Before any reject goes, for only rejects tell of it.
+    """
+    urls = {str(row["url"]) for row in stored.rejects if row["stage"] == LICENSE and row["segment"] is None} - permitted
+    if not urls:
+        return
+    # The record goes last, so it tells where something is left to do: one listing instead of two requests an address.
+    left = {name for name, _ in (media / RECORDS).entries()}
+    for url in sorted(url for url in urls if record_place(media, url).name in left):
+        remove_media(media, url)
 
 
 def adopt(out: Place, stored: Stored, songs: Mapping[str, tuple[FoundSong, SongIdentity]]) -> None:

@@ -1,10 +1,12 @@
 """Stems that songs were separated into, kept to be heard: stems/SONG_ID/vocals.flac and accompaniment.flac below the dataset.
 
-They are written before the song's row, so a stored song has both; what no stored song answers to goes with the next commit.
+They are written before the song's row. What no stored song answers to goes with the next commit, and so does half a pair, which a run
+that was killed between the two left.
 """
 
 from collections import defaultdict
 from collections.abc import Container
+from contextlib import suppress
 
 import numpy as np
 
@@ -27,17 +29,28 @@ def write_stems(out: Place, song: ReadSong) -> None:
 
 
 def kept_stems(out: Place) -> dict[str, set[str]]:
-    """Song id → names of its files."""
+    """Song id → names of its files; locally those of killed writes too, which hold sound and which `Place.entries` hides."""
     found: dict[str, set[str]] = defaultdict(set)
-    for name, _ in (out / FOLDER).entries():
-        song_id, _, file = name.partition("/")
-        found[song_id].add(file)
+    root = out / FOLDER
+    if root.is_s3:
+        for name, _ in root.entries():
+            song_id, _, file = name.partition("/")
+            if file:
+                found[song_id].add(file)
+    elif root.path.is_dir():
+        for folder in root.path.iterdir():
+            # A file, or gone since it was listed: a check may run beside a prepare.
+            with suppress(FileNotFoundError, NotADirectoryError):
+                found[folder.name] = {path.name for path in folder.iterdir()}
     return found
 
 
 def remove_stems_but(out: Place, song_ids: Container[str]) -> None:
-    """Remove every stem but those of `song_ids`."""
+    """Remove every stem but the whole pairs of `song_ids`."""
     for song_id, names in kept_stems(out).items():
-        if song_id not in song_ids:
-            for name in sorted(names):
-                (out / f"{FOLDER}/{song_id}/{name}").delete()
+        folder = out / FOLDER / song_id
+        if song_id not in song_ids or not names.issuperset(NAMES):
+            folder.delete_tree()
+        else:
+            for name in sorted(names.difference(NAMES)):
+                (folder / name).delete()

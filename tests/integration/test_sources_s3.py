@@ -4,6 +4,7 @@ from pathlib import Path
 
 from infra.storage import Place
 from pipelines.sources import list_songs, parse_source
+from pipelines.stems import NAMES, kept_stems, remove_stems_but
 from tests.source_examples import write_catalogue, write_folder, write_moisesdb, write_musdb18, write_musdb18_hq
 
 SEARCH = "yt-dlp:ytsearch1"
@@ -41,3 +42,12 @@ def test_a_catalogue_finds_its_media_in_a_library_on_s3(tmp_path: Path, bucket: 
     (tmp_path / "c.csv").write_text("title,artist\nRed,Bob\n")
     (song,) = list_songs(parse_source(f"catalogue:{tmp_path}/c.csv"), provider=f"library:{bucket}/library")
     assert [file.address for file in song.media] == [f"{bucket}/library/album/01 Bob - Red.flac"]
+
+
+def test_stems_in_a_bucket_stay_as_whole_pairs_of_stored_songs(bucket: str) -> None:
+    out = Place(bucket) / "latents"
+    for song_id, names in (("stored", NAMES), ("half", NAMES[:1]), ("gone", NAMES)):
+        for name in names:
+            (out / f"stems/{song_id}/{name}").write_bytes(b"fLaC")
+    remove_stems_but(out, {"stored", "half"})
+    assert kept_stems(out) == {"stored": set(NAMES)}

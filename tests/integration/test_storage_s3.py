@@ -30,6 +30,10 @@ def test_read_write_list_delete(bucket: str) -> None:
     (root / "b.txt").delete()
     with pytest.raises(MissingObjectError, match=r"b\.txt"):
         (root / "b.txt").read_bytes()
+    (root / "ab").write_bytes(b"another name")
+    (root / "a").delete_tree()
+    (root / "a").delete_tree()
+    assert root.list() == [root / "ab"]
 
 
 def test_of_many_writers_exactly_one_puts_if_absent(bucket: str) -> None:

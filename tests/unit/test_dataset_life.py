@@ -187,7 +187,7 @@ def killed_before(operation: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[l
     """The process ends before its write or removal number `operation`; gives how many were reached."""
     count = [0]
     with monkeypatch.context() as patch:
-        for name in ("write_bytes", "put_if_absent", "delete"):
+        for name in ("write_bytes", "put_if_absent", "delete", "delete_tree"):
             real = getattr(Place, name)
 
             def counted(place: Place, *data: bytes, real: Callable[..., object] = real) -> object:

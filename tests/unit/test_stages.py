@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from test_dataset_life import hold_media
 
 from infra.audio_files import decode
 from infra.storage import Place
@@ -114,11 +115,14 @@ def test_a_song_that_kills_while_it_is_acquired_read_or_segmented_is_given_up(jo
     assert (deaths, reject.stage, "tried to segment it" in reject.reason) == (MAX_ATTEMPTS, "crash", True)
 
 
-def test_a_forbidden_licence_is_a_stage_of_its_own(job: Job) -> None:
+def test_a_forbidden_licence_is_a_stage_of_its_own(job: Job, tmp_path: Path) -> None:
+    object.__setattr__(job, "media", Place(str(tmp_path)))
     object.__setattr__(job, "acquire", AcquireConfig(operator="tests@example.org", licenses=("CC0",)))
     found = song("https://h/a", fetch="https://h/a", license="mine")
+    hold_media(job.media, "https://h/a")
     failed = pickle.loads(acquire_row({"found": pickle.dumps(found)}, job)["failed"])
     assert (failed.stage, "'mine' is not one of CC0" in failed.reason) == ("license", True)
+    assert len(job.media.list()) == 2, "settling removes it: a permitted song of the same wave may be reading the same file"
 
 
 def test_stems_are_kept_as_loud_as_they_fit_in_one_gain_and_only_of_separated_songs(

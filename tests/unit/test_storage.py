@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.atomic import write_partial
 from infra.errors import UserError
 from infra.settings import S3Access
 from infra.storage import MissingObjectError, Place, StorageError, localise
@@ -40,6 +41,10 @@ def test_read_write_list_delete(tmp_path: Path) -> None:
     (root / "b.txt").delete()
     with pytest.raises(MissingObjectError, match=r"b\.txt"):
         (root / "b.txt").read_bytes()
+    write_partial((root / "a/z.txt").path, b"never renamed")
+    (root / "a").delete_tree()
+    (root / "a").delete_tree()
+    assert list(root.path.iterdir()) == []
 
 
 def test_of_many_writers_exactly_one_puts_if_absent(tmp_path: Path) -> None:
