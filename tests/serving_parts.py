@@ -78,12 +78,15 @@ BAD_VOCALS = {
     "twenty channels": (audio_file(np.zeros((1_000, 20), np.float32)), 400),
     "lying header": (lying_wav(), 400),
     "cut FLAC": (audio_file(sung(2), format="FLAC")[:3_000], 400),
+    "two hundred channels": (audio_file(np.zeros((1_000, 200), np.float32)), 400),
+    "FLAC bomb": (audio_file(np.zeros(8_000 * 3_600, np.int16), rate_hz=8_000, format="FLAC"), 413),
     "too long": (audio_file(np.zeros(8_000 * 65, np.float32), rate_hz=8_000), 413),
 }
 ODD_VOCALS = {
     "8 kHz mono": audio_file(sung(1.0, 8_000), rate_hz=8_000),
     "six channels": audio_file(np.repeat(sung()[:, None], 6, axis=1)),
     "FLAC": audio_file(sung(), format="FLAC"),
+    "polyglot": audio_file(sung()) + b"PK\x03\x04<script>alert(1)</script>%PDF-1.7",
     "OGG": audio_file(sung(), format="OGG", subtype="VORBIS"),
     "MP3": audio_file(sung(), format="MP3", subtype="MPEG_LAYER_III"),
 }
