@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from pipelines.ledger import STAGES, Ledger
+from serving.telemetry import IngressMetrics, ReplicaMetrics
 
 DASHBOARD = json.loads((Path(__file__).resolve().parents[2] / "infra/grafana/prepare.json").read_text())
+SERVING = json.loads((Path(__file__).resolve().parents[2] / "infra/grafana/serving.json").read_text())
 # What of a query is neither a metric nor a label: PromQL's words, Grafana's variables, strings and durations.
 WORDS = {"sum", "by", "rate", "increase", "deriv", "on", "group_left", "or", "vector"}
 
@@ -67,8 +69,35 @@ def test_every_metric_is_shown_and_every_choice_comes_from_one() -> None:
     assert used == {"dataset", "source", "__rate_interval"}
 
 
-def test_panels_have_their_own_ids_and_places() -> None:
-    panels = DASHBOARD["panels"]
+def served() -> dict[str, set[str]]:
+    """The same of the service; Ray adds what Prometheus wants of a histogram."""
+    found = {}
+    for metrics in (IngressMetrics(), ReplicaMetrics()):
+        for metric in vars(metrics).values():
+            kind = type(metric).__name__
+            for suffix in {"Counter": ["_total"], "Histogram": ["_bucket", "_sum", "_count"]}.get(kind, [""]):
+                labels = set(metric.info["tag_keys"])
+                found[f"ray_{metric.info['name']}{suffix}"] = labels | ({"le"} if suffix == "_bucket" else set())
+    return found
+
+
+def test_the_service_s_panels_ask_for_what_it_counts() -> None:
+    known, shown = served(), set()
+    for panel in SERVING["panels"]:
+        for target in panel["targets"]:
+            named = names_of(target["expr"]) - {"histogram_quantile", "avg"}
+            metrics = {name for name in named if name.startswith("ray_")}
+            assert metrics
+            assert metrics <= known.keys(), panel["title"]
+            assert named - metrics <= set().union(*(known[name] for name in metrics)), panel["title"]
+            shown |= metrics
+    stems = {re.sub(r"_(bucket|sum|count)$", "", name) for name in shown}
+    assert stems == {re.sub(r"_(bucket|sum|count)$", "", name) for name in known}
+
+
+@pytest.mark.parametrize("dashboard", [DASHBOARD, SERVING], ids=["prepare", "serving"])
+def test_panels_have_their_own_ids_and_places(dashboard: dict[str, Any]) -> None:
+    panels = dashboard["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     cells = [
         (x, y)
