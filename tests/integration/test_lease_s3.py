@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from infra.errors import UserError
 from infra.lease import FOLDER, Lease, held
 from infra.storage import Place
+from tests.lease_race import eight_at_once
 
 ROOT = Path(__file__).parents[2]
 OTHER = Lease(id="a", work="prepare", machine="another", host="node-7", pid=11, started="1", since="2026-01-01T00:00:00+00:00")
@@ -91,24 +91,7 @@ def test_of_two_processes_at_once_one_gets_it_and_the_other_is_told_who(out: Pla
 
 def test_of_many_threads_that_take_the_next_number_one_gets_it(out: Place) -> None:
     """Eight at one barrier: each writes where there is nothing, so the server must refuse seven."""
-    inside, most, refused = [0], [0], [0]
-    start = threading.Barrier(8)
-
-    def work(_: int) -> None:
-        start.wait()
-        try:
-            with held(out, "prepare"):
-                inside[0] += 1
-                most[0] = max(most[0], inside[0])
-                start.wait()  # until all others were refused
-                inside[0] -= 1
-        except UserError:
-            refused[0] += 1
-            start.wait()
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(work, range(8)))
-    assert (most[0], refused[0]) == (1, 7)
+    assert eight_at_once(out) == (1, 7)
     assert list(out.entries()) == []
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from infra.errors import UserError
 from infra.lease import FOLDER, Lease, held
 from infra.storage import Place
+from tests.lease_race import eight_at_once
 
 ROOT = Path(__file__).parents[2]
 OTHER = Lease(id="a", work="prepare", machine="another", host="node-7", pid=11, started="1", since="2026-01-01T00:00:00+00:00")
@@ -89,24 +89,7 @@ def test_after_a_kill_the_next_goes_on_at_once(out: Place) -> None:
 
 
 def test_of_many_at_once_one_gets_it(out: Place) -> None:
-    inside, most, refused = [0], [0], [0]
-    start = threading.Barrier(8)
-
-    def work(_: int) -> None:
-        start.wait()
-        try:
-            with held(out, "prepare"):
-                inside[0] += 1
-                most[0] = max(most[0], inside[0])
-                start.wait()  # until all others were refused
-                inside[0] -= 1
-        except UserError:
-            refused[0] += 1
-            start.wait()
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(work, range(8)))
-    assert (most[0], refused[0]) == (1, 7)
+    assert eight_at_once(out) == (1, 7)
 
 
 def test_a_lease_of_another_machine_counts_as_long_as_it_is_renewed(out: Place) -> None:
