@@ -14,12 +14,12 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatus, ReplicaState
 
 from serving.app import Message
+from serving.config import DEFAULT_MODEL
 from serving.problems import Problem, ProblemError, unknown_model
 from serving.schema import AccompanimentRequest, AccompanimentResult, ModelInfo
 
 log = logging.getLogger(__name__)
 
-DEFAULT_MODEL = ""
 READY_CACHE_S = 1.0
 CONTROLLER_TIMEOUT_S = 5.0
 INFO_TIMEOUT_S = 5.0
@@ -28,9 +28,11 @@ INFO_TIMEOUT_S = 5.0
 class ReplicaBackend:
     """One model: its replicas behind a Serve handle."""
 
-    def __init__(self, model: DeploymentHandle, application: str, deployment: str, *, may_sleep: bool, retry_after_s: float = 5.0) -> None:
-        """may_sleep: no replica at all is a healthy state; a request wakes one."""
-        self._model = model
+    def __init__(
+        self, handle: DeploymentHandle, application: str, deployment: str, model: str, *, may_sleep: bool, retry_after_s: float = 5.0
+    ) -> None:
+        """model: what its replicas know it by. may_sleep: no replica at all is a healthy state; a request wakes one."""
+        self._handle, self._model = handle, model
         self._application, self._deployment = application, deployment
         self._may_sleep = may_sleep
         self._retry_after_s = retry_after_s
@@ -44,7 +46,7 @@ class ReplicaBackend:
         began_s = time.monotonic()
         for last in (False, True):
             left_s = None if timeout_s is None else max(0.001, timeout_s - (time.monotonic() - began_s))
-            answers: Any = self._model.options(stream=True).play.remote(vocal, request, left_s)
+            answers: Any = self._handle.options(stream=True).play.remote(self._model, vocal, request, left_s)
             skip = sent
             try:
                 async for message in answers:
@@ -77,7 +79,7 @@ class ReplicaBackend:
         if self._info is None:
             try:
                 async with asyncio.timeout(INFO_TIMEOUT_S):
-                    self._info = await self._model.info.remote()
+                    self._info = await self._handle.info.remote(self._model)
             except (TimeoutError, RayActorError, BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
                 problem = self._unavailable(
                     "Not ready", "the model is still being loaded, or busy; try again after the time in Retry-After"
@@ -123,7 +125,7 @@ class ModelsBackend:
             known = {info.id: one for one, info in zip(self._backends.values(), await self.models(), strict=True)}
             backend = known.get(request.model or DEFAULT_MODEL)
             if backend is None:
-                yield unknown_model(request.model or "", [name for name in self._backends if name] + list(known))
+                yield unknown_model(request.model or "", list(self._backends) + list(known))
                 return
         async with aclosing(backend.play(vocal, request, timeout_s=timeout_s)) as messages:
             async for message in messages:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from ray.serve import Deployment
 
 from infra.errors import UserError
 from serving.deployments import ServeConfig, application, build, require_free
@@ -28,7 +29,7 @@ def test_the_ingress_needs_no_torch() -> None:
         ({"max_pending": 0}, "max_pending is 0"),
         ({"models": ("tuned",)}, "'tuned', which is not NAME=PLACE"),
         ({"models": ("a b=c",)}, "'a b=c', which is not NAME=PLACE"),
-        ({"models": ("a=b", "a=c")}, r"names one twice \(a, a\)"),
+        ({"models": ("a=b", "a=c")}, r"names one twice \(default, a, a\)"),
     ],
 )
 def test_a_config_says_what_is_wrong_with_it(fields: dict, named: str) -> None:
@@ -56,14 +57,29 @@ def test_the_builder_is_typed() -> None:
         build({"port": "many"})
 
 
+def deployed(config: ServeConfig) -> dict[str, Deployment]:
+    return {name: model._bound_deployment for name, model in application(config)._bound_deployment.init_args[0].items()}
+
+
 def test_every_model_has_a_deployment_of_its_own() -> None:
-    models = application(ServeConfig(checkpoint="runs/a", models=("tuned=runs/b", "student=s3://bucket/c=d")))._bound_deployment.init_args[
-        0
+    models = deployed(ServeConfig(checkpoint="runs/a", models=("tuned=runs/b", "student=s3://bucket/c=d")))
+    assert list(models) == ["default", "tuned", "student"]
+    assert [one.name for one in models.values()] == ["Model", "Model-tuned", "Model-student"]
+    assert [one.init_args[1:] for one in models.values()] == [
+        ({"default": "runs/a"}, 1),
+        ({"tuned": "runs/b"}, 1),
+        ({"student": "s3://bucket/c=d"}, 1),
     ]
-    assert list(models) == ["", "tuned", "student"]
-    deployed = [model._bound_deployment for model in models.values()]
-    assert [one.name for one in deployed] == ["Model", "Model-tuned", "Model-student"]
-    assert [one.init_args[0].checkpoint for one in deployed] == ["runs/a", "runs/b", "s3://bucket/c=d"]
+
+
+def test_models_may_share_replicas() -> None:
+    models = deployed(ServeConfig(checkpoint="runs/a", models=("tuned=runs/b", "student=runs/c"), models_per_replica=2, replicas=3))
+    assert list(models) == ["default", "tuned", "student"]
+    one = models["default"]
+    assert all(other is one for other in models.values())
+    assert one.name == "Model"
+    assert one.num_replicas == 3
+    assert one.init_args[1:] == ({"default": "runs/a", "tuned": "runs/b", "student": "runs/c"}, 2)
 
 
 def test_keys_are_deployed_as_digests(monkeypatch: pytest.MonkeyPatch) -> None:
