@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 # 2^53 − 1, the largest integer that a JavaScript or JSON client reads back unchanged.
 MAX_SEED = 2**53 - 1
@@ -34,7 +35,10 @@ class AccompanimentRequest(BaseModel):
         description="How strictly the band follows the vocal; 1 is unguided, the model's own when absent",
     )
     model: str | None = Field(
-        default=None, max_length=200, description="A model of `GET /v1/models`, by its id or by the operator's name for it; else the first"
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="A model of `GET /v1/models`, by its id or by the operator's name for it; else the first",
     )
     candidates: int = Field(default=1, ge=1, le=MAX_CANDIDATES, description="Takes to make; the one that fits best is returned")
     output: Output = Field(default="accompaniment", description="`stems` is a ZIP of vocal, accompaniment and mix")
@@ -82,9 +86,9 @@ class RequestProgress(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     state: Literal["queued", "running", "done"]
-    steps_done: int = Field(default=0, description="Denoising steps of all windows and candidates")
-    steps: int = Field(default=0, description="Of these; 0 while it is not known")
-    queue_position: int | None = Field(default=None, description="Requests before this one, while it is queued; null where not known")
+    steps_done: int = Field(default=0, ge=0, description="Denoising steps of all windows and candidates")
+    steps: int = Field(default=0, ge=0, description="Of these; 0 while it is not known")
+    queue_position: int | None = Field(default=None, ge=0, description="Requests before this one, while it is queued; null where not known")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,4 +164,10 @@ class ProblemDetails(BaseModel):
     title: str
     status: int
     detail: str
-    errors: list[FieldFault] | None = Field(default=None, description="With 422: what is wrong with each field")
+    errors: list[FieldFault] | SkipJsonSchema[None] = Field(default=None, description="With 422: what is wrong with each field")
+
+
+class FieldsProblem(ProblemDetails):
+    """422."""
+
+    errors: list[FieldFault] = Field(min_length=1, description="What is wrong with each field")
