@@ -44,7 +44,10 @@ class AccompanimentRequest(BaseModel):
     output: Output = Field(default="accompaniment", description="`stems` is a ZIP of vocal, accompaniment and mix")
     format: Format = Field(default="wav", description="Of the audio, also inside the ZIP")
     stream: bool = Field(
-        default=False, description="Send the body in chunks (transfer-encoding: chunked) instead of one piece of known length"
+        default=False,
+        # A form has only text: what other tools write for a truth is read, too.
+        json_schema_extra={"type": ["boolean", "integer"], "minimum": 0, "maximum": 1},
+        description="Send the body in chunks (transfer-encoding: chunked) instead of one piece of known length",
     )
 
 
