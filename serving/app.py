@@ -241,7 +241,7 @@ def _timeout_s(request: Request, most_s: float) -> float:
     if wanted is None:
         return most_s
     try:
-        seconds = float(wanted)
+        seconds = math.nan if "_" in wanted else float(wanted)
     except ValueError:
         seconds = math.nan
     if not seconds > 0:

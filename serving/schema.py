@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
 # 2^53 − 1, the largest integer that a JavaScript or JSON client reads back unchanged.
@@ -49,6 +49,14 @@ class AccompanimentRequest(BaseModel):
         json_schema_extra={"type": ["boolean", "integer"], "minimum": 0, "maximum": 1},
         description="Send the body in chunks (transfer-encoding: chunked) instead of one piece of known length",
     )
+
+    @field_validator("seed", "steps", "guidance", "candidates", mode="before")
+    @classmethod
+    def _plain(cls, value: object) -> object:
+        """A form's number is text; what only Python reads as one (1_0 for 10) is no number."""
+        if isinstance(value, str) and "_" in value:
+            raise ValueError("Input should be a number in digits")
+        return value
 
 
 class Fit(BaseModel):
