@@ -73,6 +73,8 @@ class ServeConfig:
     """CPU tickets of a model replica."""
     replica_gpus: float = 0.0
     """GPUs of a model replica; a fraction lets replicas share one."""
+    replica_memory_gb: float | None = None
+    """Memory (10^9 bytes) that a node must have free for a model replica; by default it is not asked for."""
     replica_threads: int | None = None
     """Threads that torch uses in a replica; by default the machine's CPUs, at most 8. Give fewer where replicas share a machine."""
     ingress_replicas: int = 1
@@ -118,6 +120,8 @@ class ServeConfig:
             )
         if self.replica_gpus < 0 or (self.replica_gpus > 1 and self.replica_gpus % 1):
             raise UserError(f"replica_gpus is {self.replica_gpus}: give 0, a fraction up to 1, or a whole number")
+        if self.replica_memory_gb is not None and self.replica_memory_gb <= 0:
+            raise UserError(f"replica_memory_gb is {self.replica_memory_gb}, which is not positive: give a number above 0, or leave it out")
         if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
             raise UserError(f"device is {self.device!r}, which is none of auto, cpu, cuda: choose one of them")
 
@@ -223,7 +227,7 @@ def application(config: ServeConfig) -> Application:
             health_check_timeout_s=30,
             # A checkpoint that is not there will not be there at the twentieth attempt either.
             max_constructor_retry_count=3,
-            ray_actor_options={"num_cpus": config.replica_cpus, "num_gpus": config.replica_gpus, **where_models_are(one, settings)},
+            ray_actor_options={**replica_resources(config), **where_models_are(one, settings)},
         ).bind(one)
     limits = AppConfig(
         max_upload_bytes=int(config.max_upload_mb * 2**20),
@@ -247,6 +251,12 @@ def application(config: ServeConfig) -> Application:
 def deployment_of(model: str) -> str:
     """The name of a model's deployment."""
     return f"{MODEL_DEPLOYMENT}-{model}" if model else MODEL_DEPLOYMENT
+
+
+def replica_resources(config: ServeConfig) -> dict[str, Any]:
+    """What a model replica takes of a node."""
+    memory = {} if config.replica_memory_gb is None else {"memory": int(config.replica_memory_gb * 1e9)}
+    return {"num_cpus": config.replica_cpus, "num_gpus": config.replica_gpus, **memory}
 
 
 def where_models_are(config: ServeConfig, settings: Settings) -> dict[str, Any]:
@@ -372,3 +382,10 @@ def _reason(message: str) -> str:
     """The last line of a replica's traceback says most."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return lines[-1] if lines else "no reason given"
+
+
+def __getattr__(name: str) -> Application:
+    """`app`, which `serve build serving.deployments:app` wants: the application of an empty configuration, built only when asked for."""
+    if name == "app":
+        return build({})
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
