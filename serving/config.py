@@ -39,6 +39,8 @@ class ServeConfig:
     """CPU tickets of a model replica."""
     replica_gpus: float = 0.0
     """GPUs of a model replica; a fraction lets replicas share one."""
+    replica_memory_gb: float | None = None
+    """Memory (10^9 bytes) that a node must have free for a model replica; by default it is not asked for."""
     replica_threads: int | None = None
     """Threads that torch uses in a replica; by default the machine's CPUs, at most 8. Give fewer where replicas share a machine."""
     ingress_replicas: int = 1
@@ -84,6 +86,8 @@ class ServeConfig:
             )
         if self.replica_gpus < 0 or (self.replica_gpus > 1 and self.replica_gpus % 1):
             raise UserError(f"replica_gpus is {self.replica_gpus}: give 0, a fraction up to 1, or a whole number")
+        if self.replica_memory_gb is not None and self.replica_memory_gb <= 0:
+            raise UserError(f"replica_memory_gb is {self.replica_memory_gb}, which is not positive: give a number above 0, or leave it out")
         if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
             raise UserError(f"device is {self.device!r}, which is none of auto, cpu, cuda: choose one of them")
         for entry in self.models:

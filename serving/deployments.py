@@ -103,7 +103,7 @@ def application(config: ServeConfig) -> Application:
             health_check_timeout_s=30,
             # A checkpoint that is not there will not be there at the twentieth attempt either.
             max_constructor_retry_count=3,
-            ray_actor_options={"num_cpus": config.replica_cpus, "num_gpus": config.replica_gpus, **where_models_are(group, settings)},
+            ray_actor_options={**replica_resources(config), **where_models_are(group, settings)},
         ).bind(config, group, config.models_per_replica or 1)
         models |= dict.fromkeys(group, shared)
     limits = AppConfig(
@@ -128,6 +128,12 @@ def application(config: ServeConfig) -> Application:
 def deployment_of(model: str) -> str:
     """The name of a model's deployment."""
     return MODEL_DEPLOYMENT if model == DEFAULT_MODEL else f"{MODEL_DEPLOYMENT}-{model}"
+
+
+def replica_resources(config: ServeConfig) -> dict[str, Any]:
+    """What a model replica takes of a node."""
+    memory = {} if config.replica_memory_gb is None else {"memory": int(config.replica_memory_gb * 1e9)}
+    return {"num_cpus": config.replica_cpus, "num_gpus": config.replica_gpus, **memory}
 
 
 def where_models_are(places: dict[str, str | None], settings: Settings) -> dict[str, Any]:
@@ -253,3 +259,10 @@ def _reason(message: str) -> str:
     """The last line of a replica's traceback says most."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return lines[-1] if lines else "no reason given"
+
+
+def __getattr__(name: str) -> Application:
+    """`app`, which `serve build serving.deployments:app` wants: the application of an empty configuration, built only when asked for."""
+    if name == "app":
+        return build({})
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

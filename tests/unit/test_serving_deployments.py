@@ -3,8 +3,10 @@
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 from ray.serve import Deployment
 
 from infra.errors import UserError
@@ -25,6 +27,7 @@ def test_the_ingress_needs_no_torch() -> None:
         ({"replicas": 0}, "replicas 0"),
         ({"replicas": 3, "max_replicas": 2}, "max_replicas 2"),
         ({"replica_gpus": 1.5}, "replica_gpus is 1.5"),
+        ({"replica_memory_gb": 0}, "replica_memory_gb is 0"),
         ({"device": "tpu"}, "device is 'tpu'"),
         ({"max_pending": 0}, "max_pending is 0"),
         ({"models": ("tuned",)}, "'tuned', which is not NAME=PLACE"),
@@ -55,6 +58,21 @@ def test_the_builder_is_typed() -> None:
         build({"chekpoint": "x"})
     with pytest.raises(UserError, match="port"):
         build({"port": "many"})
+
+
+def test_what_a_replica_takes_and_what_may_wait_for_it() -> None:
+    config = ServeConfig(checkpoint="runs/a", replica_gpus=0.5, replica_memory_gb=1.5, concurrent=3, max_pending=7, max_replicas=4)
+    (model,) = (bound._bound_deployment for bound in application(config)._bound_deployment.init_args[0].values())
+    assert model.ray_actor_options == {"num_cpus": 1.0, "num_gpus": 0.5, "memory": 1_500_000_000}
+    assert (model._deployment_config.max_ongoing_requests, model._deployment_config.max_queued_requests) == (3, 7)
+    assert (model._deployment_config.autoscaling_config.min_replicas, model._deployment_config.autoscaling_config.max_replicas) == (1, 4)
+
+
+def test_the_file_for_serve_deploy_is_understood() -> None:
+    (deployed,) = yaml.safe_load((Path(__file__).parents[2] / "infra" / "serve.yaml").read_text())["applications"]
+    assert deployed["import_path"] == "serving.deployments:build"
+    assert {"replica_gpus", "replica_memory_gb", "max_pending", "concurrent"} <= set(deployed["args"])
+    assert build(deployed["args"])._bound_deployment.name == "Ingress"
 
 
 def deployed(config: ServeConfig) -> dict[str, Deployment]:
