@@ -29,6 +29,8 @@ def test_every_variable_is_read() -> None:
             "RAY_ADDRESS": "head:6379",
             "BACKLINE_API_KEYS": "one, two,,",
             "BACKLINE_LOG_LEVEL": "debug",
+            "BACKLINE_LOG_FORMAT": "JSON",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318",
             "BACKLINE_CHECKPOINT": "s3://models/best",
             "BACKLINE_CACHE": "/somewhere",
         }
@@ -36,6 +38,7 @@ def test_every_variable_is_read() -> None:
     assert (settings.s3.endpoint_url, settings.s3.region) == ("http://127.0.0.1:9000", "eu-north-1")
     assert settings.api_keys == ("one", "two")
     assert (settings.log_level, settings.ray_address, settings.checkpoint) == ("DEBUG", "head:6379", "s3://models/best")
+    assert (settings.log_format, settings.otlp_endpoint) == ("json", "http://collector:4318")
     assert (settings.mlflow_tracking_uri, str(settings.cache)) == ("http://mlflow", "/somewhere")
     assert "hidden" not in repr(settings)
 
@@ -46,6 +49,8 @@ def test_every_variable_is_read() -> None:
         ({"AWS_ENDPOINT_URL": "127.0.0.1:9000"}, "AWS_ENDPOINT_URL"),
         ({"AWS_ACCESS_KEY_ID": "id"}, "AWS_SECRET_ACCESS_KEY"),
         ({"BACKLINE_LOG_LEVEL": "loud"}, "BACKLINE_LOG_LEVEL"),
+        ({"BACKLINE_LOG_FORMAT": "xml"}, "BACKLINE_LOG_FORMAT is 'xml'.*text, json"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}, "OTEL_EXPORTER_OTLP_ENDPOINT"),
     ],
 )
 def test_a_wrong_variable_is_named_with_its_remedy(environment: dict[str, str], named: str) -> None:
