@@ -24,12 +24,14 @@ from infra.cluster import connect
 from infra.errors import UserError
 from infra.places import checkpoint_folder, is_registered, pinned
 from infra.settings import Settings, registry_environment
+from infra.storage import Place
 from model.errors import ModelError
 from serving.admission import digest
 from serving.app import AppConfig, Message, create_app
 from serving.backends import DEFAULT_MODEL, ModelsBackend, ReplicaBackend
 from serving.schema import AccompanimentRequest, ModelInfo
-from serving.telemetry import IngressMetrics, ReplicaMetrics
+from serving.telemetry import IngressMetrics, ReplicaMetrics, Reporting
+from serving.tracing import Origin
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +101,8 @@ class ServeConfig:
     """Ray cluster to join; RAY_ADDRESS, else a cluster on this machine for as long as the service runs."""
     reload_every_s: float = 60.0
     """How often `backline serve` looks whether an alias of the registry means another version, and rolls it out; 0 = never."""
+    keep_requests: str | None = None
+    """Where every request's vocal, fields and answer are kept for debugging, a path or an S3 URI; nowhere by default."""
     num_cpus: int | None = None
     """CPU tickets of a cluster that is started here; by default the machine's CPUs, at least 4."""
 
@@ -120,7 +124,8 @@ class ServeConfig:
             raise UserError(f"replica_gpus is {self.replica_gpus}: give 0, a fraction up to 1, or a whole number")
         if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
             raise UserError(f"device is {self.device!r}, which is none of auto, cpu, cuda: choose one of them")
-
+        if self.keep_requests is not None:
+            Place(self.keep_requests)
         for entry in self.models:
             name, _, place = entry.partition("=")
             if not MODEL_NAME.fullmatch(name) or not place:
@@ -137,10 +142,11 @@ class ServeConfig:
 class ModelServer:
     """A model replica: loads checkpoint and codec once, and answers with its engine."""
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServeConfig, reporting: Reporting) -> None:
         from serving.loading import load_engine
         from serving.replies import Replies
 
+        tracer = reporting.begin("model")
         self._config = config
         self._engine = load_engine(
             checkpoint=config.checkpoint,
@@ -151,12 +157,12 @@ class ModelServer:
             max_audio_s=config.max_audio_s,
             hang_after_s=config.hang_after_s,
         )
-        self._replies = Replies(self._engine, concurrent=config.concurrent)
+        self._replies = Replies(self._engine, concurrent=config.concurrent, tracer=tracer)
         ReplicaMetrics().watch(self._engine.denoiser)
 
-    async def play(self, vocal: bytes, request: AccompanimentRequest, timeout_s: float | None) -> AsyncIterator[Message]:
+    async def play(self, vocal: bytes, request: AccompanimentRequest, timeout_s: float | None, origin: Origin) -> AsyncIterator[Message]:
         """One request; a fault of the user's is told as a problem."""
-        async with aclosing(self._replies.play(vocal, request, timeout_s=timeout_s)) as messages:
+        async with aclosing(self._replies.play(vocal, request, timeout_s=timeout_s, origin=origin)) as messages:
             async for message in messages:
                 yield message
 
@@ -174,15 +180,16 @@ class ModelServer:
 class Ingress:
     """HTTP in front of the model replicas."""
 
-    def __init__(self, models: dict[str, DeploymentHandle], config: AppConfig, may_sleep: bool) -> None:
+    def __init__(self, models: dict[str, DeploymentHandle], config: AppConfig, may_sleep: bool, reporting: Reporting) -> None:
         """models: the first is the default; its deployment is MODEL_DEPLOYMENT."""
+        self._tracer = reporting.begin("ingress")
         name = ray_serve.get_replica_context().app_name
         backends = {model: ReplicaBackend(handle, name, deployment_of(model), may_sleep=may_sleep) for model, handle in models.items()}
         self._backend = ModelsBackend(backends)
         self._config = config
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._backend, self._config, IngressMetrics())
+        return create_app(self._backend, self._config, IngressMetrics(), self._tracer)
 
 
 # Bound below the classes, not by decorators: a class stays a class, for readers and type checkers alike.
@@ -193,6 +200,7 @@ INGRESS: Deployment = ray_serve.deployment(name="Ingress")(ray_serve.ingress()(I
 def application(config: ServeConfig) -> Application:
     """The ingress and the models, bound. API keys are those of BACKLINE_API_KEYS here; only their digests are deployed."""
     settings = Settings.from_environment()
+    reporting = Reporting.of(settings)
     full = BackpressureConfig(status_code=503, retry_after_s=5)
     scaling: dict[str, Any] = {"num_replicas": config.replicas}
     if config.most_replicas != config.replicas:
@@ -224,13 +232,14 @@ def application(config: ServeConfig) -> Application:
             # A checkpoint that is not there will not be there at the twentieth attempt either.
             max_constructor_retry_count=3,
             ray_actor_options={"num_cpus": config.replica_cpus, "num_gpus": config.replica_gpus, **where_models_are(one, settings)},
-        ).bind(one)
+        ).bind(one, reporting)
     limits = AppConfig(
         max_upload_bytes=int(config.max_upload_mb * 2**20),
         upload_timeout_s=config.upload_timeout_s,
         max_pending=config.max_pending,
         max_pending_per_caller=config.max_pending_per_caller or max(1, config.max_pending // 2),
         request_timeout_s=config.request_timeout_s,
+        keep_requests=Place(config.keep_requests) if config.keep_requests else None,
         echo_request_id=False,
         api_key_digests=tuple(digest(key) for key in settings.api_keys),
     )
@@ -241,7 +250,7 @@ def application(config: ServeConfig) -> Application:
         backpressure_config=full,
         graceful_shutdown_timeout_s=config.drain_s,
         ray_actor_options={"num_cpus": LIGHT_CPUS},
-    ).bind(models, limits, config.replicas == 0)
+    ).bind(models, limits, config.replicas == 0, reporting)
 
 
 def deployment_of(model: str) -> str:

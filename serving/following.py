@@ -8,8 +8,10 @@ from contextlib import contextmanager
 
 from serving.schema import RequestProgress
 
-# Long enough that nobody guesses another's, and nothing in it that a log or a header could trip over.
-WANTED_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
+# Nothing in it that a log, a header or a file's name could trip over.
+WANTED_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# Long enough that nobody guesses another's.
+LEAST_FOLLOWED = 8
 MOST_KEPT = 1_000
 
 
@@ -26,7 +28,10 @@ class Following:
 
     @contextmanager
     def request(self, id: str) -> Iterator[None]:
-        """While it lasts the request is known; after it, it is done."""
+        """While it lasts the request is known; after it, it is done. A short id, which others may use too, is not followed."""
+        if len(id) < LEAST_FOLLOWED:
+            yield
+            return
         self._latest[id] = RequestProgress(state="queued")
         self._latest.move_to_end(id)
         if len(self._latest) > MOST_KEPT:
