@@ -46,14 +46,17 @@ class Replies:
         def work() -> None:
             span = tracing.continued(self._tracer, "replica", origin)
             log.info("began", extra={"bytes_in": len(vocal)})
-            facts: dict[str, Any] = {}
+            facts, streams = dict[str, Any](), False
             try:
                 call.look()
                 for message in self.engine.play(vocal, request, call):
                     if isinstance(message, AccompanimentResult):
-                        facts = _facts(message)
+                        facts, streams = _facts(message), message.more
+                        if not streams:
+                            log.info("answered", extra=facts)
                     say(message)
-                log.info("answered", extra=facts)
+                if streams:
+                    log.info("answered", extra=facts)
             except AudioError as error:
                 log.info("refused", extra={"reason": type(error).__name__})
                 say(audio_problem(error))
