@@ -89,9 +89,8 @@ class Account(AbstractContextManager["Account"]):
         status, said, reason = self._end(error)
         if self._result is None and isinstance(error, Exception):
             self._observer.answered(status, self._seconds, None)
-        self._facts |= {"status": status, "seconds": self._seconds, "bytes_out": self._sent_bytes}
-        if reason is not None:
-            self._facts["reason"] = reason
+        why = {} if reason is None else {"reason": reason}
+        self._facts = {"status": status, **why, "seconds": self._seconds, **self._facts, "bytes_out": self._sent_bytes}
         log.info(said, extra=self._facts)
         self._span.note(status=status, model=self._facts.get("model"), vocal_s=self._facts.get("vocal_s"))
         if status >= 500:

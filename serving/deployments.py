@@ -22,6 +22,7 @@ from ray.serve.schema import LoggingConfig
 
 from infra.cluster import connect
 from infra.errors import UserError
+from infra.logs import configure
 from infra.places import checkpoint_folder, is_registered, pinned
 from infra.settings import Settings, registry_environment
 from infra.storage import Place
@@ -45,7 +46,6 @@ MOST_FAILURES = 3
 """Failed steps in succession after which a replica's device is given up."""
 LIGHT_CPUS = 0.01
 """CPU tickets of an ingress replica: it carries bytes, and must fit beside the model on the smallest machine."""
-QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 # An upload is held by the ingress until its answer goes out; this is only the ceiling for everything else (health, page, refusals).
 INGRESS_ONGOING = 1_000
 
@@ -310,7 +310,7 @@ def start(config: ServeConfig, *, wait_until_ready: bool = True) -> RunningServi
             stack.callback(ray_serve.shutdown)
         try:
             ray_serve.start(
-                proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=config.host, port=config.port), logging_config=QUIET
+                proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=config.host, port=config.port), logging_config=_quiet()
             )
             ray_serve.run_many([target], wait_for_applications_running=wait_until_ready)
         except (RuntimeError, TimeoutError, RayError) as error:
@@ -346,7 +346,13 @@ def reload(config: ServeConfig, served: list[str | None]) -> list[str | None]:
 
 
 def _target(config: ServeConfig) -> ray_serve.RunTarget:
-    return ray_serve.RunTarget(target=application(config), name=APPLICATION, route_prefix="/", logging_config=QUIET)
+    return ray_serve.RunTarget(target=application(config), name=APPLICATION, route_prefix="/", logging_config=_quiet())
+
+
+def _quiet() -> LoggingConfig:
+    """Ray Serve's own lines, beside ours (`serving.telemetry.Reporting`)."""
+    encoding = "JSON" if Settings.from_environment().log_format == "json" else "TEXT"
+    return LoggingConfig(log_level="WARNING", enable_access_log=False, encoding=encoding)
 
 
 def require_free(host: str, port: int) -> None:
@@ -359,6 +365,8 @@ def require_free(host: str, port: int) -> None:
 
 def serve(config: ServeConfig) -> None:
     """Runs the service until SIGINT or SIGTERM."""
+    settings = Settings.from_environment()
+    configure(settings.log_level, settings.log_format)  # once more: Ray's handlers are there only now
     stopping = threading.Event()
 
     def stop(_: int, __: FrameType | None) -> None:

@@ -283,11 +283,12 @@ def test_a_caller_that_goes_away_frees_its_places(service: RunningService) -> No
     assert answer.status_code == 200, answer.text
 
 
-def test_a_killed_replica_is_replaced_and_its_requests_are_asked_again(service: RunningService) -> None:
+def test_a_killed_replica_is_replaced_and_its_requests_are_asked_again(service: RunningService, collector: Collector) -> None:
     expected = ask(service, steps="30")
     (before,) = replica_processes()
     with ThreadPoolExecutor(2) as threads:
-        in_flight = [threads.submit(ask, service, steps="30") for _ in range(2)]
+        ids = ("asked-twice-a", "asked-twice-b")
+        in_flight = [threads.submit(ask, service, headers={**HEADERS, "X-Request-Id": id}, steps="30") for id in ids]
         while before.cpu_percent(0.1) < 20 and not any(future.done() for future in in_flight):
             pass  # until it works on them
         os.kill(before.pid, signal.SIGKILL)
@@ -296,3 +297,9 @@ def test_a_killed_replica_is_replaced_and_its_requests_are_asked_again(service: 
     wait_until_ready(service)
     assert ask(service, steps="30").content == expected.content
     assert [process.pid for process in replica_processes()] != [before.pid]
+    told = [collector.of(id, "request", "replica") for id in ids]
+    attempts = [[(span.attributes["attempt"], span.failed) for span in spans if span.name == "backend call"] for spans in told]
+    assert [(1, True), (2, False)] in attempts
+    for id, made in zip(ids, attempts, strict=True):
+        died = [line["level"] for line in logged(id) if "asking another" in line["message"]]
+        assert died == ["WARNING"] * (len(made) - 1)

@@ -8,6 +8,7 @@ import pytest
 
 from infra.errors import UserError
 from serving.deployments import ServeConfig, application, build, require_free
+from serving.telemetry import Reporting
 
 
 def test_the_ingress_needs_no_torch() -> None:
@@ -26,6 +27,7 @@ def test_the_ingress_needs_no_torch() -> None:
         ({"replica_gpus": 1.5}, "replica_gpus is 1.5"),
         ({"device": "tpu"}, "device is 'tpu'"),
         ({"max_pending": 0}, "max_pending is 0"),
+        ({"keep_requests": "ftp://host/kept"}, "neither a local path nor s3"),
         ({"models": ("tuned",)}, "'tuned', which is not NAME=PLACE"),
         ({"models": ("a b=c",)}, "'a b=c', which is not NAME=PLACE"),
         ({"models": ("a=b", "a=c")}, r"names one twice \(a, a\)"),
@@ -64,6 +66,17 @@ def test_every_model_has_a_deployment_of_its_own() -> None:
     deployed = [model._bound_deployment for model in models.values()]
     assert [one.name for one in deployed] == ["Model", "Model-tuned", "Model-student"]
     assert [one.init_args[0].checkpoint for one in deployed] == ["runs/a", "runs/b", "s3://bucket/c=d"]
+
+
+def test_replicas_report_as_the_deploying_process_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKLINE_LOG_FORMAT", "json")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
+    models, limits, _, ingress = application(ServeConfig(checkpoint="runs/a"))._bound_deployment.init_args
+    assert ingress == Reporting(log_level="INFO", log_format="json", otlp_endpoint="http://collector:4318")
+    assert models[""]._bound_deployment.init_args[1] == ingress
+    assert limits.keep_requests is None
+    kept = application(ServeConfig(keep_requests="s3://bucket/kept"))._bound_deployment.init_args[1].keep_requests
+    assert str(kept) == "s3://bucket/kept"
 
 
 def test_keys_are_deployed_as_digests(monkeypatch: pytest.MonkeyPatch) -> None:

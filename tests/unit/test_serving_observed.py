@@ -1,5 +1,6 @@
 """What the service tells of its requests, and what it does not: log lines, traces, kept files; a real engine, a real collector."""
 
+import asyncio
 import base64
 import io
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import serving_parts as parts
 from fastapi.testclient import TestClient
-from httpx import Response
+from httpx import Request, Response
 from otlp_collector import Collector, Seen, collecting
 
 from infra.logs import JsonLines
@@ -139,6 +140,40 @@ def test_a_stream_is_told_at_its_end(engine: Engine, lines: Lines) -> None:
     (line,) = [line for line in lines.of("a-broken-stream") if "status" in line]
     assert (line["message"], line["status"], line["reason"]) == ("failed", 500, "RuntimeError")
     assert 0 < line["bytes_out"] < len(answer.content)
+
+
+def test_a_caller_that_leaves_is_told_in_both_places(engine: Engine, lines: Lines) -> None:
+    """The request's task is cancelled, as a server does it, while the engine is at work."""
+    form = Request("POST", "http://host", files={"vocal": (FILE_NAME, parts.vocal(40))}, data={"steps": "200", "candidates": "8"})
+    body = form.read()
+    headers = [(name.lower().encode(), value.encode()) for name, value in {**form.headers, "x-request-id": "one-that-leaves"}.items()]
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "POST", "path": HTTP_PATH, "raw_path": HTTP_PATH.encode(), "query_string": b"",
+        "root_path": "", "scheme": "http", "headers": headers,
+    }  # fmt: skip
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(_: dict) -> None:
+        pytest.fail("an answer")
+
+    async def said(*wanted: str) -> None:
+        async with asyncio.timeout(30):
+            while not set(wanted) <= {line["message"] for line in lines.of("one-that-leaves")}:
+                await asyncio.sleep(0.02)
+
+    async def leave() -> None:
+        asked = asyncio.ensure_future(create_app(LocalBackend(engine), AppConfig())(scope, receive, send))
+        await said("began")
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        await said("left", "cancelled")
+
+    asyncio.run(leave())
+    (line,) = [line for line in lines.of("one-that-leaves") if line["message"] == "left"]
+    assert (line["status"], line["level"]) == (499, "INFO")
 
 
 def test_nothing_of_a_vocal_is_logged_or_left_behind(engine: Engine, lines: Lines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
