@@ -16,6 +16,9 @@ from infra.errors import UserError
 
 # Spans leave in batches, in a thread of the exporter's; what a killed process had not sent is lost.
 SEND_EVERY_MS = 1_000
+# A collector that is away is waited for at the process's end, too: for two batches at most.
+SEND_TIMEOUT_S = 3
+MOST_HELD = 2_048
 
 
 class Tracer:
@@ -35,8 +38,10 @@ class Tracer:
         resource = Resource.create({"service.namespace": "backline"}).merge(Resource({"service.name": f"backline-{component}"}))
         # Not OpenTelemetry's global provider, which belongs to whoever else is in this process: Ray, MLflow.
         self._provider = TracerProvider(resource=resource)
-        exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
-        self._provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=SEND_EVERY_MS))
+        exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=SEND_TIMEOUT_S)
+        self._provider.add_span_processor(
+            BatchSpanProcessor(exporter, schedule_delay_millis=SEND_EVERY_MS, max_queue_size=MOST_HELD, max_export_batch_size=MOST_HELD)
+        )
         self._tracer = self._provider.get_tracer("backline")
 
     def start(self, name: str, context: Any, attributes: dict[str, Any], start_ns: int | None = None) -> Any:

@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import logging
+import socket
 import subprocess
 import sys
 import tempfile
@@ -288,6 +289,18 @@ def test_a_trace_begins_here_without_a_caller_s_and_tells_a_refusal(engine: Engi
         assert spans[0].parent == ""
         assert spans[0].attributes["status"] == 422
         assert spans[2].failed
+
+
+def test_a_collector_that_is_away_costs_no_answer(engine: Engine, lines: Lines) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    tracer = Tracer(f"http://127.0.0.1:{port}", component="ingress")
+    with TestClient(create_app(LocalBackend(engine), AppConfig(), tracer=tracer)) as client:
+        assert post(client, parts.vocal()).status_code == 200
+    began_s = time.monotonic()
+    tracer.close()
+    assert time.monotonic() - began_s < 10
+    assert any("otlp" in line["logger"] and line["level"] in ("WARNING", "ERROR") for line in lines.all())
 
 
 def test_without_the_extra_the_remedy_is_told() -> None:

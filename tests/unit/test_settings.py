@@ -1,13 +1,14 @@
 """Settings: what the environment says, and what it must not say."""
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
 from infra.errors import UserError
-from infra.settings import Settings, export, job_environment, ray_environment
+from infra.settings import Settings, export, job_environment, log_environment, ray_environment
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -64,6 +65,14 @@ def test_export_leaves_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) ->
     export(ray_environment())
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
     assert os.environ["AWS_REQUEST_CHECKSUM_CALCULATION"] == "when_required"
+
+
+def test_a_driver_prints_json_lines_of_replicas_as_they_are() -> None:
+    assert "RAY_DISABLE_WORKER_LOG_PREFIX" not in log_environment(Settings())
+    assert log_environment(Settings(log_format="json"))["RAY_DISABLE_WORKER_LOG_PREFIX"] == "1"
+    never_left_out = re.compile(log_environment(Settings())["RAY_DEDUP_LOGS_ALLOW_REGEX"])
+    assert never_left_out.search("19:03:11 I serving.account: answered [7] status=200")
+    assert never_left_out.search('"logger": "serving.account"')
 
 
 def test_a_job_is_told_where_things_are_and_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
