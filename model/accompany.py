@@ -329,7 +329,8 @@ class _Song:
     def render(self, latents_BCT: Iterator[Tensor], audio_CN: np.ndarray) -> Iterator[np.ndarray]:
         """Fills audio_CN (2, N) with a candidate's audio at the vocal's own level and tuning, and yields each part once it is there."""
         restore = self._accompanist.checkpoint.statistics.restore_accompaniment
-        pieces = (piece_BCN[0].numpy() for piece_BCN in self._accompanist.codec.decode_pieces(map(restore, latents_BCT)))
+        decoded = self._accompanist.codec.decode_pieces(map(restore, latents_BCT), early=len(self._windows) > 1)
+        pieces = (piece_BCN[0].numpy() for piece_BCN in decoded)
         if self._slower != IN_TUNE:
             pieces = stretched_pieces(pieces, 1 / self._slower, audio_CN.shape[1])
         filled = 0

@@ -198,13 +198,13 @@ class Codec(ABC):
         assert audio_BCN is not None, "a stream of frames gives audio or raises"
         return audio_BCN
 
-    def decode_pieces(self, latents: Iterable[Tensor]) -> Iterator[Tensor]:
+    def decode_pieces(self, latents: Iterable[Tensor], *, early: bool = False) -> Iterator[Tensor]:
         """Successive pieces (B, 64, t) of a latent, of any lengths → its audio in pieces (B, 2, n) float32 on the CPU.
 
         The same samples, bit for bit, as `decode` gives for the whole. A chunk of `chunk_frames` comes as soon as the frames to its right
-        that it reads have arrived; only what a later chunk reads is kept (all of it where the receptive field is unknown). Raises
-        ModelError, when it is iterated, where `decode` does: on a piece of another shape or with NaN or infinite values, where
-        the pieces hold no frame, and on a piece of another batch size.
+        that it reads have arrived; only what a later chunk reads is kept (all of it where the receptive field is unknown). early: the
+        first chunk is as much of one as the first piece allows. Raises ModelError, when it is iterated, where `decode` does: on a piece
+        of another shape or with NaN or infinite values, where the pieces hold no frame, and on a piece of another batch size.
         """
         stream = LatentStream(self.device)
         chunk_frames, halo, grid = self.chunk_frames, self.decode_halo, self.grid_frames
@@ -213,15 +213,18 @@ class Codec(ABC):
             stream.append(piece_BCT)
             del piece_BCT
             ready = []
-            while halo is not None and start + chunk_frames + halo.right <= stream.frames:
-                span = span_at(start, stream.frames, chunk_frames, halo, grid)
+            while halo is not None and (there := stream.frames - halo.right - start) >= (1 if early else chunk_frames):
+                span = span_at(start, stream.frames, min(there, chunk_frames), halo, grid)
                 ready.append((stream.read(span), span))
-                start += chunk_frames
+                start, early = span.stop, False
                 stream.forget(span_at(start, stream.frames, chunk_frames, halo, grid).read_start)
             yield from self._each(self._decode_wanted, ready)
         if stream.frames == 0:
             raise ModelError(f"decode: a latent without a frame, want (batch, {LATENT_CHANNELS}, frames) with one frame or more")
-        rest = [span for span in spans(stream.frames, chunk_frames, halo, grid) if span.start >= start]
+        if halo is None:
+            rest = [Span(start=0, stop=stream.frames, read_start=0, read_stop=stream.frames)]
+        else:
+            rest = [span_at(at, stream.frames, chunk_frames, halo, grid) for at in range(start, stream.frames, chunk_frames)]
         yield from self._each(self._decode_wanted, [(stream.read(span), span) for span in rest])
 
     def _each(self, work: Callable[[Item], Tensor], items: Iterable[Item]) -> Iterator[Tensor]:

@@ -8,6 +8,7 @@ Shapes: B batch (slots), C channels, T frames.
 
 import threading
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -19,8 +20,12 @@ from torch import Tensor
 
 from model.errors import ModelError
 from model.geometry import SEGMENT_FRAMES
+from model.packed import packed
 from model.unet import AccompanimentUNet, VocalFeatures
 from model.workers import one_thread_workers
+
+# Networks kept for lengths of window that were asked for last, about 60 MB each. One request after the other is denoised, in the main.
+PACKED_LENGTHS = 3
 
 Execution = Literal["auto", "eager", "graph", "compile"]
 """eager: kernel by kernel. graph: one CUDA graph for all kernels. compile: torch.compile, and on CUDA a graph of what it made. auto: graph
@@ -57,7 +62,7 @@ class Evaluator(ABC):
 
 
 class ThreadedEvaluator(Evaluator):
-    """CPU: each evaluation alone on one thread, as many at a time as there are threads.
+    """CPU: each evaluation alone on one thread, as many at a time as there are threads. The network's weights must not change meanwhile.
 
     Guidance's two branches keep two cores busy, nothing waits at the barriers inside an operation (on a busy machine that is most of the
     time), and the bits are the same on any number of threads.
@@ -72,7 +77,9 @@ class ThreadedEvaluator(Evaluator):
         if execution == "graph":
             raise ModelError("execution='graph': a CPU has no CUDA graphs; use auto, eager or compile")
         self.slots = threads
-        self._network = _network(unet, execution)
+        self._compiled = _network(unet, execution) if execution == "compile" else None
+        self._packed: OrderedDict[int, AccompanimentUNet] = OrderedDict()
+        self._packed_lock = threading.Lock()
         self._pool = one_thread_workers(threads, "denoise")
 
     def encode(self, vocals_BCT: Sequence[Tensor | None], frames: int) -> list[VocalFeatures]:
@@ -90,7 +97,18 @@ class ThreadedEvaluator(Evaluator):
     def _evaluate(self, evaluation: Evaluation) -> Tensor:
         # A copy: kernels may choose by the alignment of what they read.
         x_BCT = evaluation.x_CT.unsqueeze(0).clone(memory_format=torch.contiguous_format)
-        return self._network(x_BCT, torch.tensor([evaluation.t]), evaluation.vocal)[0]
+        return self._network_for(evaluation.vocal.frames)(x_BCT, torch.tensor([evaluation.t]), evaluation.vocal)[0]
+
+    def _network_for(self, frames: int) -> Callable[[Tensor, Tensor, VocalFeatures], Tensor]:
+        if self._compiled is not None:
+            return self._compiled
+        with self._packed_lock:
+            found = self._packed.get(frames) or packed(self.unet)
+            self._packed[frames] = found
+            self._packed.move_to_end(frames)
+            if len(self._packed) > PACKED_LENGTHS:
+                self._packed.popitem(last=False)
+        return found
 
 
 def _network(unet: AccompanimentUNet, execution: Execution) -> Callable[[Tensor, Tensor, VocalFeatures], Tensor]:

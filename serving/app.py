@@ -15,18 +15,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
-from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.types import Receive, Scope, Send
 
 from infra.errors import UserError
 from infra.storage import Place
-from serving import problems, tracing
+from serving import openapi, problems, tracing
 from serving.account import Account
 from serving.admission import Gate, Keys
 from serving.following import Following, request_id
 from serving.keeping import Keeper
+from serving.openapi import RequestId
 from serving.problems import Problem, ProblemError
 from serving.schema import (
     AccompanimentRequest,
@@ -35,7 +35,6 @@ from serving.schema import (
     Health,
     ModelInfo,
     ModelList,
-    ProblemDetails,
     RequestProgress,
 )
 from serving.telemetry import Observer, Unobserved
@@ -45,9 +44,6 @@ from serving.uploads import drop_upload, read_upload
 PAGE = Path(__file__).parent / "page"
 STREAM_CHUNK_BYTES = 64 * 1024
 DEADLINE_SLACK_S = 1.0
-# Only said in the OpenAPI document; `Keys` does the checking, before the body is read.
-KEYED = [Depends(HTTPBearer(auto_error=False)), Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
-PROBLEM_MEDIA_TYPE = "application/problem+json"
 PAGE_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
 # Scripts and styles are files of this service, never inline, and nothing is loaded from anywhere else.
 PAGE_HEADERS = {
@@ -108,6 +104,7 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
     keys = Keys(config.api_key_digests)
     gate = Gate(max_pending=config.max_pending, max_per_caller=config.max_pending_per_caller)
     following = Following()
+    keyed = openapi.security(keyed=bool(config.api_key_digests))
     app = FastAPI(
         title="backline",
         version=version("backline"),
@@ -122,9 +119,10 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
         "/v1/accompaniments",
         tags=["version 1"],
         response_class=Response,
-        responses=_answers(),
-        openapi_extra=_form(),
-        dependencies=KEYED,
+        operation_id="accompaniments",
+        responses=openapi.accompaniment_answers(),
+        openapi_extra=openapi.accompaniment(),
+        dependencies=keyed,
     )
     async def accompaniments(request: Request) -> Response:
         """Play the band behind a vocal.
@@ -187,8 +185,15 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
                 return StreamingResponse(_chunks(result.audio), media_type=result.media_type, headers=headers)
             return Response(result.audio, media_type=result.media_type, headers=headers)
 
-    @app.get("/v1/progress/{id}", tags=["version 1"], response_model=RequestProgress, responses=_problems(401, 404), dependencies=KEYED)
-    async def progress(request: Request, id: str) -> RequestProgress:
+    @app.get(
+        "/v1/progress/{id}",
+        tags=["version 1"],
+        response_model=RequestProgress,
+        operation_id="progress",
+        responses=openapi.problem_answers(401, 404, 500),
+        dependencies=keyed,
+    )
+    async def progress(request: Request, id: RequestId) -> RequestProgress:
         """How far a request is, by the X-Request-Id that it was sent with."""
         keys.caller(request.headers)
         found = following.of(id)
@@ -196,18 +201,25 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
             raise ProblemError(Problem(status=404, detail="no request with this id is known here; it was never sent, or is long done"))
         return found
 
-    @app.get("/v1/models", tags=["version 1"], response_model=ModelList, responses=_problems(401, 503), dependencies=KEYED)
+    @app.get(
+        "/v1/models",
+        tags=["version 1"],
+        response_model=ModelList,
+        operation_id="models",
+        responses=openapi.problem_answers(401, 500, 503),
+        dependencies=keyed,
+    )
     async def models(request: Request) -> ModelList:
         """The models that this service answers with."""
         keys.caller(request.headers)
         return ModelList(models=await backend.models())
 
-    @app.get("/healthz", tags=["operation"], response_model=Health)
+    @app.get("/healthz", tags=["operation"], response_model=Health, operation_id="healthz")
     async def healthz() -> Health:
         """This process is alive."""
         return Health(status="alive")
 
-    @app.get("/readyz", tags=["operation"], response_model=Health, responses=_problems(503))
+    @app.get("/readyz", tags=["operation"], response_model=Health, operation_id="readyz", responses=openapi.problem_answers(503))
     async def readyz() -> Health:
         """A vocal sent now would be answered."""
         reason = await backend.not_ready()
@@ -218,18 +230,8 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
     parts = ((f"/page/{file.name}", file.name) for file in PAGE.iterdir() if file.suffix in (".css", ".js"))
     for path, name in (("/", "index.html"), ("/docs", "docs.html"), *parts):
         app.add_api_route(path, _page(name), methods=["GET", "HEAD"], include_in_schema=False)
-    _describe(app)
+    openapi.describe(app)
     return app
-
-
-def _describe(app: FastAPI) -> None:
-    """The OpenAPI document says what is really answered: problems as problems, not also as plain JSON."""
-    document = app.openapi()
-    for operations in document["paths"].values():
-        for operation in operations.values():
-            for answer in operation["responses"].values():
-                if PROBLEM_MEDIA_TYPE in answer.get("content", {}):
-                    answer["content"].pop("application/json", None)
 
 
 def _page(name: str) -> Any:
@@ -241,15 +243,15 @@ def _page(name: str) -> Any:
 
 def _timeout_s(request: Request, most_s: float) -> float:
     """Seconds that the request may take in all. Raises ProblemError 422."""
-    wanted = request.headers.get("x-backline-timeout-seconds")
+    wanted = request.headers.get(openapi.TIMEOUT_HEADER)
     if wanted is None:
         return most_s
     try:
-        seconds = float(wanted)
+        seconds = math.nan if "_" in wanted else float(wanted)
     except ValueError:
         seconds = math.nan
     if not seconds > 0:
-        fault = FieldFault(field="X-Backline-Timeout-Seconds", message=f"is {wanted[:20]!r}; give a number of seconds above 0")
+        fault = FieldFault(field=openapi.TIMEOUT_HEADER, message=f"is {wanted[:20]!r}; give a number of seconds above 0")
         raise ProblemError(problems.fields_problem([fault]))
     return min(seconds, most_s)
 
@@ -319,45 +321,3 @@ def _headers(result: AccompanimentResult, total_s: float) -> dict[str, str]:
 async def _chunks(data: bytes) -> AsyncIterator[bytes]:
     for start in range(0, len(data), STREAM_CHUNK_BYTES):
         yield data[start : start + STREAM_CHUNK_BYTES]
-
-
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    schema = {"$ref": "#/components/schemas/ProblemDetails"}
-    answers: dict[int | str, dict[str, Any]] = {}
-    for status in statuses:
-        # `model` puts the schema into the components; it is answered as a problem, not as plain JSON.
-        answers[status] = {"model": ProblemDetails, "content": {PROBLEM_MEDIA_TYPE: {"schema": schema}}}
-        if status in (429, 503):
-            answers[status]["headers"] = {"Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}}
-    return answers
-
-
-def _answers() -> dict[int | str, dict[str, Any]]:
-    binary = {"schema": {"type": "string", "format": "binary"}}
-    kinds = ("audio/wav", "audio/flac", "audio/mpeg", "audio/ogg", "application/zip")
-    headers = {
-        "X-Backline-Model": "The model that played",
-        "X-Backline-Seed": "The seed that was used",
-        "X-Backline-Fit": "JSON: harmony, rhythm, overall, leakage, each 0 to 1",
-        "X-Backline-Candidate-Fits": "JSON list: the same of every candidate",
-        "X-Request-Id": "The request's id: the one that was sent, or a new one",
-        "Server-Timing": "Milliseconds of queue, decode, encode, diffuse, fit, render, total",
-    }
-    described = {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()}
-    audio = {"description": "The audio, or a ZIP of stems", "content": dict.fromkeys(kinds, binary), "headers": described}
-    return {200: audio, **_problems(400, 401, 408, 413, 415, 422, 429, 500, 503, 504)}
-
-
-def _form() -> dict[str, Any]:
-    fields = AccompanimentRequest.model_json_schema()
-    vocal = {"type": "string", "format": "binary", "description": "The vocal: WAV, FLAC, MP3, OGG, M4A or WebM"}
-    # A form has no null: a field that is not wanted is left out.
-    properties = {name: _without_null(field) for name, field in fields["properties"].items()}
-    schema = {"type": "object", "required": ["vocal"], "additionalProperties": False, "properties": {"vocal": vocal, **properties}}
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
-
-
-def _without_null(field: dict[str, Any]) -> dict[str, Any]:
-    options = [option for option in field.get("anyOf", []) if option.get("type") != "null"]
-    kept = {name: value for name, value in field.items() if name not in ("anyOf", "default") or (name == "default" and value is not None)}
-    return {**kept, **(options[0] if options else {})}

@@ -16,13 +16,13 @@ from ray.serve.schema import DeploymentStatus, ReplicaState
 from infra import logs
 from serving import tracing
 from serving.app import Message
+from serving.config import DEFAULT_MODEL
 from serving.problems import Problem, ProblemError, unknown_model
 from serving.schema import AccompanimentRequest, AccompanimentResult, ModelInfo
 from serving.tracing import Origin
 
 log = logging.getLogger(__name__)
 
-DEFAULT_MODEL = ""
 READY_CACHE_S = 1.0
 CONTROLLER_TIMEOUT_S = 5.0
 INFO_TIMEOUT_S = 5.0
@@ -31,9 +31,11 @@ INFO_TIMEOUT_S = 5.0
 class ReplicaBackend:
     """One model: its replicas behind a Serve handle."""
 
-    def __init__(self, model: DeploymentHandle, application: str, deployment: str, *, may_sleep: bool, retry_after_s: float = 5.0) -> None:
-        """may_sleep: no replica at all is a healthy state; a request wakes one."""
-        self._model = model
+    def __init__(
+        self, handle: DeploymentHandle, application: str, deployment: str, model: str, *, may_sleep: bool, retry_after_s: float = 5.0
+    ) -> None:
+        """model: what its replicas know it by. may_sleep: no replica at all is a healthy state; a request wakes one."""
+        self._handle, self._model = handle, model
         self._application, self._deployment = application, deployment
         self._may_sleep = may_sleep
         self._retry_after_s = retry_after_s
@@ -49,7 +51,7 @@ class ReplicaBackend:
             attempt = tracing.started("backend call", attempt=2 if last else 1)
             origin = Origin(request_id=logs.request_id(), traceparent=attempt.traceparent)
             left_s = None if timeout_s is None else max(0.001, timeout_s - (time.monotonic() - began_s))
-            answers: Any = self._model.options(stream=True).play.remote(vocal, request, left_s, origin)
+            answers: Any = self._handle.options(stream=True).play.remote(self._model, vocal, request, left_s, origin)
             skip = sent
             try:
                 async for message in answers:
@@ -84,7 +86,7 @@ class ReplicaBackend:
         if self._info is None:
             try:
                 async with asyncio.timeout(INFO_TIMEOUT_S):
-                    self._info = await self._model.info.remote()
+                    self._info = await self._handle.info.remote(self._model)
             except (TimeoutError, RayActorError, BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
                 problem = self._unavailable(
                     "Not ready", "the model is still being loaded, or busy; try again after the time in Retry-After"
@@ -130,7 +132,7 @@ class ModelsBackend:
             known = {info.id: one for one, info in zip(self._backends.values(), await self.models(), strict=True)}
             backend = known.get(request.model or DEFAULT_MODEL)
             if backend is None:
-                yield unknown_model(request.model or "", [name for name in self._backends if name] + list(known))
+                yield unknown_model(request.model or "", list(self._backends) + list(known))
                 return
         async with aclosing(backend.play(vocal, request, timeout_s=timeout_s)) as messages:
             async for message in messages:

@@ -102,6 +102,10 @@ class Denoiser:
         """Requests that are here."""
         return len(self._jobs)
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     def stalled_s(self) -> float:
         """Seconds since the step under way began; 0 between steps."""
         began_s = self._step_began_s

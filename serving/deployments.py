@@ -1,18 +1,16 @@
 """The service on Ray Serve: a thin HTTP ingress, which imports no torch, and model replicas that each hold an engine."""
 
 import logging
-import re
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, aclosing
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
 from fastapi import FastAPI
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from ray import serve as ray_serve
 from ray.exceptions import RayError
 from ray.serve import Application, Deployment
@@ -28,164 +26,41 @@ from infra.settings import Settings, registry_environment
 from infra.storage import Place
 from model.errors import ModelError
 from serving.admission import digest
-from serving.app import AppConfig, Message, create_app
-from serving.backends import DEFAULT_MODEL, ModelsBackend, ReplicaBackend
-from serving.schema import AccompanimentRequest, ModelInfo
-from serving.telemetry import IngressMetrics, ReplicaMetrics, Reporting
-from serving.tracing import Origin
+from serving.app import AppConfig, create_app
+from serving.backends import ModelsBackend, ReplicaBackend
+from serving.config import DEFAULT_MODEL, ServeConfig
+from serving.models import ModelServer
+from serving.telemetry import IngressMetrics, Reporting
 
 log = logging.getLogger(__name__)
 
 APPLICATION = "backline"
 MODEL_DEPLOYMENT = "Model"
-MODEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-READY_CACHE_S = 1.0
-CONTROLLER_TIMEOUT_S = 5.0
-INFO_TIMEOUT_S = 5.0
-MOST_FAILURES = 3
-"""Failed steps in succession after which a replica's device is given up."""
 LIGHT_CPUS = 0.01
 """CPU tickets of an ingress replica: it carries bytes, and must fit beside the model on the smallest machine."""
 # An upload is held by the ingress until its answer goes out; this is only the ceiling for everything else (health, page, refusals).
 INGRESS_ONGOING = 1_000
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServeConfig:
-    """One service: which model, where it listens, how it scales and what it refuses."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    checkpoint: str | None = None
-    """Place of a checkpoint or of a training run, or models:/NAME@ALIAS; BACKLINE_CHECKPOINT, else the one that ships with backline."""
-    models: tuple[str, ...] = ()
-    """More models, each NAME=PLACE, which the form's field `model` chooses; each has replicas of its own, as many as `replicas` says."""
-    codec: str | None = None
-    """Codec spec, where the checkpoint's own codec is kept elsewhere than when it was trained; by default the checkpoint's."""
-    host: str = "127.0.0.1"
-    """Loopback; 0.0.0.0 listens everywhere: set BACKLINE_API_KEYS then."""
-    port: int = 8000
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    replicas: int = 1
-    """Model replicas kept at least; 0 lets the service sleep (max_replicas must then be 1 or more)."""
-    max_replicas: int | None = None
-    """Model replicas under load; by default as many as `replicas`."""
-    replica_cpus: float = 1.0
-    """CPU tickets of a model replica."""
-    replica_gpus: float = 0.0
-    """GPUs of a model replica; a fraction lets replicas share one."""
-    replica_threads: int | None = None
-    """Threads that torch uses in a replica; by default the machine's CPUs, at most 8. Give fewer where replicas share a machine."""
-    ingress_replicas: int = 1
-    concurrent: int = 16
-    """Requests inside one model replica at a time, which share the network's evaluations."""
-    target_ongoing: float = 4.0
-    """Requests inside a replica beyond which another one is started, up to max_replicas. On a GPU 8 and more."""
-    max_audio_s: float = 1800.0
-    """Seconds of vocals in work in one replica, about 1.5 MB each; requests beyond them wait."""
-    max_pending: int = 32
-    """Requests accepted at a time by each ingress; beyond it 503 with Retry-After."""
-    max_pending_per_caller: int | None = None
-    """Of these, from one API key; beyond it 429. By default half."""
-    max_upload_mb: float = 100.0
-    max_duration_s: float = 600.0
-    upload_timeout_s: float = 120.0
-    request_timeout_s: float = 600.0
-    """A request that takes longer ends with 504; a caller may ask for less with X-Backline-Timeout-Seconds."""
-    hang_after_s: float = 300.0
-    """A replica whose model makes no step for so long is replaced."""
-    drain_s: float = 60.0
-    """A replica that is to go finishes its requests within this time."""
-    address: str | None = None
-    """Ray cluster to join; RAY_ADDRESS, else a cluster on this machine for as long as the service runs."""
-    reload_every_s: float = 60.0
-    """How often `backline serve` looks whether an alias of the registry means another version, and rolls it out; 0 = never."""
-    keep_requests: str | None = None
-    """Where every request's vocal, fields and answer are kept for debugging, a path or an S3 URI; nowhere by default."""
-    num_cpus: int | None = None
-    """CPU tickets of a cluster that is started here; by default the machine's CPUs, at least 4."""
-
-    def __post_init__(self) -> None:
-        positive = (
-            "replica_cpus", "ingress_replicas", "concurrent", "max_pending", "target_ongoing", "max_audio_s", "max_upload_mb",
-            "upload_timeout_s", "request_timeout_s", "drain_s",
-        )  # fmt: skip
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name} is {getattr(self, name)}, which is not positive: give a number above 0")
-        if not 1 <= self.port <= 65_535:
-            raise UserError(f"port is {self.port}, which is not within 1 to 65535: choose a free port, for example 8000")
-        if self.replicas < 0 or self.most_replicas < max(1, self.replicas):
-            raise UserError(
-                f"replicas {self.replicas} and max_replicas {self.max_replicas} do not fit: give 0 or more, and 1 or more and not less"
-            )
-        if self.replica_gpus < 0 or (self.replica_gpus > 1 and self.replica_gpus % 1):
-            raise UserError(f"replica_gpus is {self.replica_gpus}: give 0, a fraction up to 1, or a whole number")
-        if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
-            raise UserError(f"device is {self.device!r}, which is none of auto, cpu, cuda: choose one of them")
-        if self.keep_requests is not None:
-            Place(self.keep_requests)
-        for entry in self.models:
-            name, _, place = entry.partition("=")
-            if not MODEL_NAME.fullmatch(name) or not place:
-                raise UserError(f"models has {entry!r}, which is not NAME=PLACE, NAME of letters, digits and . _ -: give tuned=runs/tuned")
-        names = [entry.partition("=")[0] for entry in self.models]
-        if len(set(names)) < len(names):
-            raise UserError(f"models names one twice ({', '.join(names)}): give each a name of its own")
-
-    @property
-    def most_replicas(self) -> int:
-        return self.replicas if self.max_replicas is None else self.max_replicas
-
-
-class ModelServer:
-    """A model replica: loads checkpoint and codec once, and answers with its engine."""
-
-    def __init__(self, config: ServeConfig, reporting: Reporting) -> None:
-        from serving.loading import load_engine
-        from serving.replies import Replies
-
-        tracer = reporting.begin("model")
-        self._config = config
-        self._engine = load_engine(
-            checkpoint=config.checkpoint,
-            codec=config.codec,
-            device=config.device,
-            threads=config.replica_threads,
-            max_duration_s=config.max_duration_s,
-            max_audio_s=config.max_audio_s,
-            hang_after_s=config.hang_after_s,
-        )
-        self._replies = Replies(self._engine, concurrent=config.concurrent, tracer=tracer)
-        ReplicaMetrics().watch(self._engine.denoiser)
-
-    async def play(self, vocal: bytes, request: AccompanimentRequest, timeout_s: float | None, origin: Origin) -> AsyncIterator[Message]:
-        """One request; a fault of the user's is told as a problem."""
-        async with aclosing(self._replies.play(vocal, request, timeout_s=timeout_s, origin=origin)) as messages:
-            async for message in messages:
-                yield message
-
-    async def info(self) -> ModelInfo:
-        return self._engine.info()
-
-    async def check_health(self) -> None:
-        stalled_s = self._engine.stalled_s()
-        if stalled_s > self._config.hang_after_s:
-            raise RuntimeError(f"the model has made no denoising step for {stalled_s:.0f} s")
-        if self._engine.denoiser.failures >= MOST_FAILURES:
-            raise RuntimeError(f"the network failed {self._engine.denoiser.failures} times in succession")
-
-
 class Ingress:
     """HTTP in front of the model replicas."""
 
-    def __init__(self, models: dict[str, DeploymentHandle], config: AppConfig, may_sleep: bool, reporting: Reporting) -> None:
-        """models: the first is the default; its deployment is MODEL_DEPLOYMENT."""
+    def __init__(self, models: dict[str, DeploymentHandle], config: AppConfig, may_sleep: bool, shared: bool, reporting: Reporting) -> None:
+        """models: the first is the default. shared: they have one deployment."""
         self._tracer = reporting.begin("ingress")
         name = ray_serve.get_replica_context().app_name
-        backends = {model: ReplicaBackend(handle, name, deployment_of(model), may_sleep=may_sleep) for model, handle in models.items()}
-        self._backend = ModelsBackend(backends)
+        self._backend = ModelsBackend(
+            {
+                model: ReplicaBackend(
+                    handle.options(multiplexed_model_id=model) if shared else handle,
+                    name,
+                    deployment_of(DEFAULT_MODEL if shared else model),
+                    model,
+                    may_sleep=may_sleep,
+                )
+                for model, handle in models.items()
+            }
+        )
         self._config = config
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -214,13 +89,13 @@ def application(config: ServeConfig) -> Application:
                 downscale_delay_s=120,
             )
         }
-    places = {DEFAULT_MODEL: config.checkpoint, **dict(entry.split("=", 1) for entry in config.models)}
-    models = {}
-    for name, place in places.items():
-        # Replicas start at different times, and must all load the version that the alias means now.
-        one = replace(config, checkpoint=pinned(place, settings), models=())
-        models[name] = MODEL.options(
-            name=deployment_of(name),
+    # Replicas start at different times, and must all load the version that the alias means now.
+    places = {name: pinned(place, settings) for name, place in config.places.items()}
+    groups = [places] if config.models_per_replica else [{name: place} for name, place in places.items()]
+    models = dict[str, Application]()
+    for group in groups:
+        shared = MODEL.options(
+            name=deployment_of(next(iter(group))),
             **scaling,
             max_ongoing_requests=config.concurrent,
             # The ingress counts exactly what it lets in; this holds should there be many ingresses.
@@ -231,8 +106,9 @@ def application(config: ServeConfig) -> Application:
             health_check_timeout_s=30,
             # A checkpoint that is not there will not be there at the twentieth attempt either.
             max_constructor_retry_count=3,
-            ray_actor_options={"num_cpus": config.replica_cpus, "num_gpus": config.replica_gpus, **where_models_are(one, settings)},
-        ).bind(one, reporting)
+            ray_actor_options={**replica_resources(config), **where_models_are(group, settings)},
+        ).bind(config, group, config.models_per_replica or 1, reporting)
+        models |= dict.fromkeys(group, shared)
     limits = AppConfig(
         max_upload_bytes=int(config.max_upload_mb * 2**20),
         upload_timeout_s=config.upload_timeout_s,
@@ -250,17 +126,23 @@ def application(config: ServeConfig) -> Application:
         backpressure_config=full,
         graceful_shutdown_timeout_s=config.drain_s,
         ray_actor_options={"num_cpus": LIGHT_CPUS},
-    ).bind(models, limits, config.replicas == 0, reporting)
+    ).bind(models, limits, config.replicas == 0, config.models_per_replica > 0, reporting)
 
 
 def deployment_of(model: str) -> str:
     """The name of a model's deployment."""
-    return f"{MODEL_DEPLOYMENT}-{model}" if model else MODEL_DEPLOYMENT
+    return MODEL_DEPLOYMENT if model == DEFAULT_MODEL else f"{MODEL_DEPLOYMENT}-{model}"
 
 
-def where_models_are(config: ServeConfig, settings: Settings) -> dict[str, Any]:
-    """A replica's variables, on a cluster that was started elsewhere, for a checkpoint of a registry."""
-    return {"runtime_env": {"env_vars": registry_environment(settings)}} if is_registered(config.checkpoint) else {}
+def replica_resources(config: ServeConfig) -> dict[str, Any]:
+    """What a model replica takes of a node."""
+    memory = {} if config.replica_memory_gb is None else {"memory": int(config.replica_memory_gb * 1e9)}
+    return {"num_cpus": config.replica_cpus, "num_gpus": config.replica_gpus, **memory}
+
+
+def where_models_are(places: dict[str, str | None], settings: Settings) -> dict[str, Any]:
+    """A replica's variables, on a cluster that was started elsewhere, for checkpoints of a registry."""
+    return {"runtime_env": {"env_vars": registry_environment(settings)}} if any(map(is_registered, places.values())) else {}
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -322,7 +204,7 @@ def start(config: ServeConfig, *, wait_until_ready: bool = True) -> RunningServi
 def versions_of(config: ServeConfig) -> list[str | None]:
     """What the places of the service's models mean now."""
     settings = Settings.from_environment()
-    return [pinned(place, settings) for place in (config.checkpoint, *(entry.partition("=")[2] for entry in config.models))]
+    return [pinned(place, settings) for place in config.places.values()]
 
 
 def reload(config: ServeConfig, served: list[str | None]) -> list[str | None]:
@@ -389,3 +271,10 @@ def _reason(message: str) -> str:
     """The last line of a replica's traceback says most."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return lines[-1] if lines else "no reason given"
+
+
+def __getattr__(name: str) -> Application:
+    """`app`, which `serve build serving.deployments:app` wants: the application of an empty configuration, built only when asked for."""
+    if name == "app":
+        return build({})
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

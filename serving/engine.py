@@ -21,6 +21,7 @@ from torch import Tensor
 from infra import audio_files
 from infra.errors import UserError
 from model.accompany import Accompaniment, Accompanist, GenerationConfig, StageClock
+from model.checkpoint import Checkpoint
 from model.fit import Fit as ModelFit
 from model.fit import Listener
 from model.geometry import HOP_SAMPLES, SAMPLE_RATE_HZ
@@ -192,20 +193,7 @@ class Engine:
 
     def info(self) -> ModelInfo:
         """What `GET /v1/models` says of this model."""
-        checkpoint = self.accompanist.checkpoint
-        return ModelInfo(
-            id=checkpoint.name,
-            step=checkpoint.step,
-            parameters=sum(tensor.numel() for tensor in checkpoint.state.values()),
-            codec=checkpoint.codec.id,
-            dataset=checkpoint.dataset.uri,
-            dataset_digest=checkpoint.dataset.digest,
-            sample_rate_hz=SAMPLE_RATE_HZ,
-            max_duration_s=self.config.max_duration_s,
-            default_steps=checkpoint.sampling.steps,
-            default_guidance=checkpoint.sampling.guidance,
-            streams_windows=True,
-        )
+        return describe(self.accompanist.checkpoint, self.config)
 
     @property
     def calls(self) -> int:
@@ -321,6 +309,23 @@ class Engine:
         pieces.close()  # after the last piece it would listen to the whole, which nobody reads any more
         if data := file.close():
             yield data
+
+
+def describe(checkpoint: Checkpoint, config: EngineConfig) -> ModelInfo:
+    """What `GET /v1/models` says of a checkpoint that answers under these limits."""
+    return ModelInfo(
+        id=checkpoint.name,
+        step=checkpoint.step,
+        parameters=sum(tensor.numel() for tensor in checkpoint.state.values()),
+        codec=checkpoint.codec.id,
+        dataset=checkpoint.dataset.uri,
+        dataset_digest=checkpoint.dataset.digest,
+        sample_rate_hz=SAMPLE_RATE_HZ,
+        max_duration_s=config.max_duration_s,
+        default_steps=checkpoint.sampling.steps,
+        default_guidance=checkpoint.sampling.guidance,
+        streams_windows=True,
+    )
 
 
 def _fit(fit: ModelFit) -> Fit:

@@ -8,10 +8,8 @@ from contextlib import contextmanager
 
 from serving.schema import RequestProgress
 
-# Nothing in it that a log, a header or a file's name could trip over.
+# Nothing in it that a log, a header or a file's name could trip over. Whoever wants nobody to guess it makes it long.
 WANTED_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-# Long enough that nobody guesses another's.
-LEAST_FOLLOWED = 8
 MOST_KEPT = 1_000
 
 
@@ -28,10 +26,7 @@ class Following:
 
     @contextmanager
     def request(self, id: str) -> Iterator[None]:
-        """While it lasts the request is known; after it, it is done. A short id, which others may use too, is not followed."""
-        if len(id) < LEAST_FOLLOWED:
-            yield
-            return
+        """While it lasts the request is known; after it, it is done."""
         self._latest[id] = RequestProgress(state="queued")
         self._latest.move_to_end(id)
         if len(self._latest) > MOST_KEPT:

@@ -5,7 +5,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic.json_schema import SkipJsonSchema
 
 # 2^53 − 1, the largest integer that a JavaScript or JSON client reads back unchanged.
 MAX_SEED = 2**53 - 1
@@ -34,14 +35,28 @@ class AccompanimentRequest(BaseModel):
         description="How strictly the band follows the vocal; 1 is unguided, the model's own when absent",
     )
     model: str | None = Field(
-        default=None, max_length=200, description="A model of `GET /v1/models`, by its id or by the operator's name for it; else the first"
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="A model of `GET /v1/models`, by its id or by the operator's name for it; else the first",
     )
     candidates: int = Field(default=1, ge=1, le=MAX_CANDIDATES, description="Takes to make; the one that fits best is returned")
     output: Output = Field(default="accompaniment", description="`stems` is a ZIP of vocal, accompaniment and mix")
     format: Format = Field(default="wav", description="Of the audio, also inside the ZIP")
     stream: bool = Field(
-        default=False, description="Send the body in chunks (transfer-encoding: chunked) instead of one piece of known length"
+        default=False,
+        # A form has only text: what other tools write for a truth is read, too.
+        json_schema_extra={"type": ["boolean", "integer"], "minimum": 0, "maximum": 1},
+        description="Send the body in chunks (transfer-encoding: chunked) instead of one piece of known length",
     )
+
+    @field_validator("seed", "steps", "guidance", "candidates", mode="before")
+    @classmethod
+    def _plain(cls, value: object) -> object:
+        """A form's number is text; what only Python reads as one (1_0 for 10) is no number."""
+        if isinstance(value, str) and "_" in value:
+            raise ValueError("Input should be a number in digits")
+        return value
 
 
 class Fit(BaseModel):
@@ -82,9 +97,9 @@ class RequestProgress(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     state: Literal["queued", "running", "done"]
-    steps_done: int = Field(default=0, description="Denoising steps of all windows and candidates")
-    steps: int = Field(default=0, description="Of these; 0 while it is not known")
-    queue_position: int | None = Field(default=None, description="Requests before this one, while it is queued; null where not known")
+    steps_done: int = Field(default=0, ge=0, description="Denoising steps of all windows and candidates")
+    steps: int = Field(default=0, ge=0, description="Of these; 0 while it is not known")
+    queue_position: int | None = Field(default=None, ge=0, description="Requests before this one, while it is queued; null where not known")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,4 +175,10 @@ class ProblemDetails(BaseModel):
     title: str
     status: int
     detail: str
-    errors: list[FieldFault] | None = Field(default=None, description="With 422: what is wrong with each field")
+    errors: list[FieldFault] | SkipJsonSchema[None] = Field(default=None, description="With 422: what is wrong with each field")
+
+
+class FieldsProblem(ProblemDetails):
+    """422."""
+
+    errors: list[FieldFault] = Field(min_length=1, description="What is wrong with each field")

@@ -104,30 +104,38 @@ class Counted(Protocol):
     @property
     def waiting(self) -> int: ...
 
+    @property
+    def closed(self) -> bool: ...
+
 
 class ReplicaMetrics:
-    """A model replica's metrics: what its denoiser does."""
+    """A model replica's metrics: what its denoisers do, one for each model that it holds."""
 
     def __init__(self) -> None:
         from ray.util import metrics
 
-        self.denoising = metrics.Gauge("backline_denoising_requests", "Requests whose lanes the denoiser holds.")
-        self.batch = metrics.Gauge("backline_batch_evaluations", "Evaluations of the network in one step, mean since the last reading.")
-        self.busy = metrics.Gauge("backline_denoiser_busy", "Share of the time in which the network was asked, since the last reading.")
-        self.evaluations = metrics.Counter("backline_evaluations", "Evaluations of the network.")
+        keys = ("model",)
+        self.denoising = metrics.Gauge("backline_denoising_requests", "Requests whose lanes the denoiser holds.", tag_keys=keys)
+        self.batch = metrics.Gauge(
+            "backline_batch_evaluations", "Evaluations of the network in one step, mean since the last reading.", tag_keys=keys
+        )
+        self.busy = metrics.Gauge(
+            "backline_denoiser_busy", "Share of the time in which the network was asked, since the last reading.", tag_keys=keys
+        )
+        self.evaluations = metrics.Counter("backline_evaluations", "Evaluations of the network.", tag_keys=keys)
 
-    def watch(self, denoiser: Counted) -> None:
-        """Reads the denoiser's counts every two seconds from now on, in a thread that ends with the process."""
-        threading.Thread(target=self._watch, args=(denoiser,), name="metrics", daemon=True).start()
+    def watch(self, denoiser: Counted, model: str) -> None:
+        """Reads the denoiser's counts every two seconds from now on, in a thread that ends with it or the process."""
+        threading.Thread(target=self._watch, args=(denoiser, {"model": model}), name="metrics", daemon=True).start()
 
-    def _watch(self, denoiser: Counted) -> None:
+    def _watch(self, denoiser: Counted, tags: dict[str, str]) -> None:
         evaluations, steps, busy_s = 0, 0, 0.0
-        while True:
+        while not denoiser.closed:
             time.sleep(WATCH_EVERY_S)
             now = denoiser.evaluations, denoiser.steps, denoiser.busy_s
-            self.denoising.set(denoiser.waiting)
-            self.busy.set(min(1.0, (now[2] - busy_s) / WATCH_EVERY_S))
+            self.denoising.set(denoiser.waiting, tags)
+            self.busy.set(min(1.0, (now[2] - busy_s) / WATCH_EVERY_S), tags)
             if now[1] > steps:
-                self.batch.set((now[0] - evaluations) / (now[1] - steps))
-                self.evaluations.inc(now[0] - evaluations)
+                self.batch.set((now[0] - evaluations) / (now[1] - steps), tags)
+                self.evaluations.inc(now[0] - evaluations, tags)
             evaluations, steps, busy_s = now

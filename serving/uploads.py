@@ -47,10 +47,13 @@ async def read_upload(request: Request, *, max_bytes: int, timeout_s: float) -> 
         raise ProblemError(_too_large(max_bytes))
     try:
         async with asyncio.timeout(timeout_s):
-            parser = MultiPartParser(
+            parser = _Parser(
                 request.headers, _limited(request.stream(), allowed), max_files=4, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
             )
             form = await parser.parse()
+        if not parser.ended:
+            await form.close()
+            raise MultiPartException("it has no closing boundary, so its end may be missing")
     except TimeoutError as error:
         raise ProblemError(
             Problem(status=408, detail=f"the upload took more than {timeout_s:g} s; send a shorter or smaller file")
@@ -59,14 +62,23 @@ async def read_upload(request: Request, *, max_bytes: int, timeout_s: float) -> 
         raise ProblemError(_too_large(max_bytes)) from error
     except ClientDisconnect as error:
         raise ProblemError(Problem(status=400, title="Upload cut short", detail="the connection ended before the form did")) from error
-    except MultiPartException as error:
-        raise ProblemError(
-            Problem(status=400, title="Broken form", detail=f"the multipart form cannot be read: {error.message}")
-        ) from error
+    except (MultiPartException, UnicodeError) as error:
+        # UnicodeError: a charset that is one of Python's stranger codecs.
+        reason = error.message if isinstance(error, MultiPartException) else "its charset is not UTF-8"
+        raise ProblemError(Problem(status=400, title="Broken form", detail=f"the multipart form cannot be read: {reason}")) from error
     try:
         return await _fields(form.multi_items(), max_bytes)
     finally:
         await form.close()
+
+
+class _Parser(MultiPartParser):
+    """Notes whether the form came to its end; Starlette's own takes a form that was cut short for whole, without its last field."""
+
+    ended = False
+
+    def on_end(self) -> None:
+        self.ended = True
 
 
 class _BodyTooLargeError(Exception):

@@ -6,11 +6,16 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from hypothesis import settings
 
 from infra.cluster import Cluster, connect
 
 sys.path.insert(0, str(Path(__file__).parent / "integration"))
 from s3_server import S3Server, serve
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("backline", deadline=None)
+settings.load_profile("backline")
 
 FOREIGN = (
     "RAY_ADDRESS",

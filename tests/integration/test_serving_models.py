@@ -90,3 +90,38 @@ def test_a_champion_is_rolled_out_without_a_lost_request(ray_cluster: Cluster, t
         promote("backline", "3", "champion", Settings.from_environment())
         assert reload(config, served) == served
         assert ask().headers["x-backline-model"] == "second"
+
+
+def test_models_share_a_replica_that_holds_one_at_a_time(ray_cluster: Cluster, tmp_path: Path) -> None:
+    """A model that makes room for another still ends what it has begun, and comes back when it is asked for again."""
+    assert ray_cluster.address
+    checkpoint = load_checkpoint(parts.tiny_checkpoint(tmp_path / "tiny"))
+    names = ["low", "middle", "high"]
+    for number, name in enumerate(names):
+        state = {key: value + 0.01 * number for key, value in checkpoint.state.items()}
+        save_checkpoint(tmp_path / name, dataclasses.replace(checkpoint, name=name, state=state))
+    config = ServeConfig(
+        checkpoint=str(tmp_path / "low"), models=tuple(f"{name}={tmp_path / name}" for name in names[1:]), models_per_replica=1,
+        port=free_port(), replica_threads=1,
+    )  # fmt: skip
+    with start(config) as service, httpx.Client(base_url=service.url, timeout=TIMEOUT_S) as client, ThreadPoolExecutor(8) as threads:
+
+        def ask(model: str, **fields: str) -> httpx.Response:
+            answer = client.post(
+                "/v1/accompaniments", files={"vocal": ("v.wav", parts.vocal())}, data={**parts.QUICK, "model": model, **fields}
+            )
+            assert answer.status_code == 200, answer.text
+            assert answer.headers["x-backline-model"] == model
+            return answer
+
+        assert [model["id"] for model in client.get("/v1/models").json()["models"]] == names
+        first = {name: ask(name).content for name in names}
+        assert len(set(first.values())) == len(names)
+        long = threads.submit(ask, "low", steps="200", candidates="4")
+        time.sleep(0.5)
+        assert ask("high").content == first["high"]
+        assert not long.done(), long.exception()
+        crowd = {name: [threads.submit(ask, name) for _ in range(3)] for name in names}
+        assert all(asked.result().content == first[name] for name in names for asked in crowd[name])
+        long.result()
+        assert client.get("/readyz").status_code == 200

@@ -193,13 +193,13 @@ def test_a_flat_singer_gets_the_band_of_one_in_tune_as_flat_as_she_is(windowed: 
 
 
 def test_the_first_sound_comes_before_the_last_window(windowed: Accompanist) -> None:
-    """The embedded codec decodes 512 frames at a time and reads some more: what it has, it gives, while most of the song is still noise."""
+    """What a codec has of its first chunk, it gives, while most of the song is still noise."""
     told: list[tuple[int, int]] = []
     sung_CN = np.tile(vocal(400 * 2_048), (1, 5))
     streaming = windowed.stream(sung_CN, replace(QUICK, steps=1), progress=lambda *now: told.append(now))
     first_CN = next(streaming)
-    assert first_CN.shape == (2, windowed.codec.chunk_frames * 2_048)
-    assert told[-1][0] < 0.4 * told[-1][1]
+    assert 0 < first_CN.shape[1] < windowed.codec.chunk_frames * 2_048
+    assert told[-1][0] < 0.1 * told[-1][1]
     streaming.close()
 
 

@@ -36,11 +36,11 @@ def latent(frames: int, *, batch: int = 1) -> torch.Tensor:
 cuttings = st.lists(st.integers(0, MOST_FRAMES), min_size=1, max_size=8).filter(lambda lengths: 0 < sum(lengths) <= MOST_FRAMES)
 
 
-@given(lengths=cuttings, batch=st.integers(1, 2))
-@settings(max_examples=15, deadline=None)
-def test_any_cutting_gives_the_audio_of_the_whole(codec: Codec, lengths: list[int], batch: int) -> None:
+@given(lengths=cuttings, batch=st.integers(1, 2), early=st.booleans())
+@settings(max_examples=20, deadline=None)
+def test_any_cutting_gives_the_audio_of_the_whole(codec: Codec, lengths: list[int], batch: int, early: bool) -> None:
     latent_BCT = latent(sum(lengths), batch=batch)
-    pieces = list(codec.decode_pieces(iter(latent_BCT.split(lengths, dim=2))))
+    pieces = list(codec.decode_pieces(iter(latent_BCT.split(lengths, dim=2)), early=early))
     assert all(piece.shape[2] > 0 for piece in pieces)
     assert torch.equal(torch.cat(pieces, dim=2), codec.decode(latent_BCT))
 
@@ -75,6 +75,13 @@ def test_audio_comes_as_soon_as_what_it_reads_is_known(codec: Codec) -> None:
         assert given_away == first_needs + chunk * codec.chunk_frames
     assert sum(piece.shape[2] for piece in made) % HOP_SAMPLES == 0
     assert given_away == MOST_FRAMES
+
+
+def test_an_early_first_chunk_is_what_the_first_piece_allows(codec: Codec) -> None:
+    assert codec.decode_halo is not None
+    first = codec.chunk_frames + codec.decode_halo.right - 2
+    pieces = list(codec.decode_pieces(latent(MOST_FRAMES).split([first, MOST_FRAMES - first], dim=2), early=True))
+    assert [piece.shape[2] // HOP_SAMPLES for piece in pieces[:2]] == [codec.chunk_frames - 2, codec.chunk_frames]
 
 
 def test_a_maker_may_reuse_its_buffer(codec: Codec) -> None:

@@ -1,16 +1,29 @@
 """The README tells the truth: its commands parse, its Python runs, its files exist."""
 
+import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import serving_parts as parts
 import soundfile
+import uvicorn
 
 from infra.cli import app
+from serving.admission import digest
+from serving.app import AppConfig, create_app
+from serving.loading import load_engine
+from serving.replies import LocalBackend
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -54,6 +67,67 @@ def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
     assert "harmony" in ran.stdout
     band_NC, rate_hz = soundfile.read(tmp_path / "band.wav")
     assert (band_NC.shape, rate_hz) == ((voice.size, 2), 44_100)
+
+
+def curl_lines() -> list[str]:
+    return [line.split("  #")[0].strip() for block in blocks("sh") for line in block.splitlines() if line.startswith("curl ")]
+
+
+@contextmanager
+def answering(backend: LocalBackend, key: str | None) -> Iterator[str]:
+    """HTTP on loopback by the real application; its address."""
+    service = create_app(backend, AppConfig(api_key_digests=(digest(key),) if key else ()))
+    server = uvicorn.Server(uvicorn.Config(service, host="127.0.0.1", port=0, log_level="warning", lifespan="off"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+    try:
+        yield f"127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl on this machine: install the package curl")
+def test_the_curl_lines_of_the_readme_are_answered(tmp_path: Path) -> None:
+    """Each on its own, as it stands but for the port; the one with a key at a service that wants it."""
+    lines = curl_lines()
+    assert [sum(word in line for line in lines) for word in ("output=mix", "output=stems", "stream=true", "/v1/progress/", "$KEY")] == [
+        1
+    ] * 5
+    (tmp_path / "vocal.wav").write_bytes(parts.vocal(2.0))
+    engine = load_engine(
+        checkpoint=str(parts.tiny_checkpoint(tmp_path / "tiny")),
+        codec=None,
+        device="cpu",
+        threads=1,
+        max_duration_s=60.0,
+        hang_after_s=60.0,
+    )
+    with ExitStack() as stack:
+        stack.callback(engine.close)
+        backend = LocalBackend(engine)
+        addresses = {key: stack.enter_context(answering(backend, key)) for key in (None, "right")}
+        for line in lines:
+            keyed = "$KEY" in line
+            line = line.replace("127.0.0.1:8000", addresses["right" if keyed else None])
+            for key, fails in (("right", False), ("wrong", True)) if keyed else (("", False),):
+                ran = subprocess.run(
+                    ["bash", "-c", line.replace("curl ", "curl --fail ")], cwd=tmp_path, env={**os.environ, "KEY": key},
+                    capture_output=True, text=True, timeout=60, check=False,
+                )  # fmt: skip
+                assert (ran.returncode != 0) == fails, f"{line}: {ran.stderr}"
+                if fails:
+                    continue
+                if "/v1/progress/" in line:
+                    assert json.loads(ran.stdout)["state"] == "done"
+                elif "output=stems" in line:
+                    assert zipfile.ZipFile(tmp_path / "stems.zip").namelist() == ["vocal.wav", "accompaniment.wav", "mix.wav"]
+                else:
+                    made = tmp_path / line.partition(" -o ")[2].split()[0]
+                    assert soundfile.info(made).duration == pytest.approx(2.0, abs=0.01)
+                    made.unlink()
 
 
 def test_files_and_folders_that_the_readme_names_exist() -> None:

@@ -185,7 +185,7 @@ def test_a_request_has_a_deadline(engine: Engine) -> None:
     with TestClient(create_app(LocalBackend(engine), AppConfig())) as client:
         answer = post(client, parts.vocal(50), {"X-Backline-Timeout-Seconds": "0.5"}, steps="200", candidates="8")
         assert "X-Backline-Timeout-Seconds" in problem(answer, 504)
-        for wrong in ("-1", "0", "nan", "soon"):
+        for wrong in ("-1", "0", "nan", "1_0", "soon"):
             assert "X-Backline-Timeout-Seconds" in problem(post(client, headers={"X-Backline-Timeout-Seconds": wrong}), 422)
         assert post(client, headers={"X-Backline-Timeout-Seconds": "1e9"}).status_code == 200
 
@@ -227,6 +227,8 @@ def test_an_odd_vocal_is_answered(client: TestClient, name: str) -> None:
         ({"steps": "0"}, "steps"),
         ({"steps": "100000"}, "steps"),
         ({"steps": "many"}, "steps"),
+        ({"steps": "1_0"}, "steps"),
+        ({"guidance": "1_0"}, "guidance"),
         ({"seed": "-1"}, "seed"),
         ({"seed": str(2**53)}, "seed"),
         ({"guidance": "nan"}, "guidance"),
@@ -263,6 +265,23 @@ def test_other_bodies(client: TestClient) -> None:
     headers = {"content-type": "multipart/form-data; boundary=x"}
     problem(client.post(HTTP_PATH, content=b"no boundary at all", headers=headers), 400)
     problem(client.post(HTTP_PATH, content=b"", headers={"content-type": "multipart/form-data"}), 400)
+
+
+def test_a_form_that_was_cut_short_is_not_taken_for_whole(client: TestClient) -> None:
+    """Its last field would be missing without a word."""
+    head = b'--x\r\nContent-Disposition: form-data; name="vocal"; filename="v.wav"\r\n\r\n' + parts.vocal(0.2)
+    body = head + b'\r\n--x\r\nContent-Disposition: form-data; name="steps"\r\n\r\n2\r\n--x--\r\n'
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    assert client.post(HTTP_PATH, content=body, headers=headers).status_code == 200
+    for kept in (len(body) - 6, len(body) - 12, len(body) - 60, len(head)):
+        assert "closing boundary" in problem(client.post(HTTP_PATH, content=body[:kept], headers=headers), 400)
+
+
+def test_a_charset_that_only_python_knows(client: TestClient) -> None:
+    body = b'--x\r\nContent-Disposition: form-data; name="steps"\r\n\r\n2.\r\n--x--\r\n'
+    for charset in ("punycode", "undefined"):
+        headers = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
+        assert "UTF-8" in problem(client.post(HTTP_PATH, content=body, headers=headers), 400)
 
 
 def test_a_large_upload_is_refused_whatever_its_stated_length(client: TestClient) -> None:

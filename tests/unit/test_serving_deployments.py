@@ -3,8 +3,11 @@
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
+from ray.serve import Deployment
 
 from infra.errors import UserError
 from serving.deployments import ServeConfig, application, build, require_free
@@ -25,12 +28,13 @@ def test_the_ingress_needs_no_torch() -> None:
         ({"replicas": 0}, "replicas 0"),
         ({"replicas": 3, "max_replicas": 2}, "max_replicas 2"),
         ({"replica_gpus": 1.5}, "replica_gpus is 1.5"),
+        ({"replica_memory_gb": 0}, "replica_memory_gb is 0"),
         ({"device": "tpu"}, "device is 'tpu'"),
         ({"max_pending": 0}, "max_pending is 0"),
         ({"keep_requests": "ftp://host/kept"}, "neither a local path nor s3"),
         ({"models": ("tuned",)}, "'tuned', which is not NAME=PLACE"),
         ({"models": ("a b=c",)}, "'a b=c', which is not NAME=PLACE"),
-        ({"models": ("a=b", "a=c")}, r"names one twice \(a, a\)"),
+        ({"models": ("a=b", "a=c")}, r"names one twice \(default, a, a\)"),
     ],
 )
 def test_a_config_says_what_is_wrong_with_it(fields: dict, named: str) -> None:
@@ -58,22 +62,52 @@ def test_the_builder_is_typed() -> None:
         build({"port": "many"})
 
 
+def test_what_a_replica_takes_and_what_may_wait_for_it() -> None:
+    config = ServeConfig(checkpoint="runs/a", replica_gpus=0.5, replica_memory_gb=1.5, concurrent=3, max_pending=7, max_replicas=4)
+    (model,) = (bound._bound_deployment for bound in application(config)._bound_deployment.init_args[0].values())
+    assert model.ray_actor_options == {"num_cpus": 1.0, "num_gpus": 0.5, "memory": 1_500_000_000}
+    assert (model._deployment_config.max_ongoing_requests, model._deployment_config.max_queued_requests) == (3, 7)
+    assert (model._deployment_config.autoscaling_config.min_replicas, model._deployment_config.autoscaling_config.max_replicas) == (1, 4)
+
+
+def test_the_file_for_serve_deploy_is_understood() -> None:
+    (deployed,) = yaml.safe_load((Path(__file__).parents[2] / "infra" / "serve.yaml").read_text())["applications"]
+    assert deployed["import_path"] == "serving.deployments:build"
+    assert {"replica_gpus", "replica_memory_gb", "max_pending", "concurrent"} <= set(deployed["args"])
+    assert build(deployed["args"])._bound_deployment.name == "Ingress"
+
+
+def deployed(config: ServeConfig) -> dict[str, Deployment]:
+    return {name: model._bound_deployment for name, model in application(config)._bound_deployment.init_args[0].items()}
+
+
 def test_every_model_has_a_deployment_of_its_own() -> None:
-    models = application(ServeConfig(checkpoint="runs/a", models=("tuned=runs/b", "student=s3://bucket/c=d")))._bound_deployment.init_args[
-        0
+    models = deployed(ServeConfig(checkpoint="runs/a", models=("tuned=runs/b", "student=s3://bucket/c=d")))
+    assert list(models) == ["default", "tuned", "student"]
+    assert [one.name for one in models.values()] == ["Model", "Model-tuned", "Model-student"]
+    assert [one.init_args[1:3] for one in models.values()] == [
+        ({"default": "runs/a"}, 1),
+        ({"tuned": "runs/b"}, 1),
+        ({"student": "s3://bucket/c=d"}, 1),
     ]
-    assert list(models) == ["", "tuned", "student"]
-    deployed = [model._bound_deployment for model in models.values()]
-    assert [one.name for one in deployed] == ["Model", "Model-tuned", "Model-student"]
-    assert [one.init_args[0].checkpoint for one in deployed] == ["runs/a", "runs/b", "s3://bucket/c=d"]
+
+
+def test_models_may_share_replicas() -> None:
+    models = deployed(ServeConfig(checkpoint="runs/a", models=("tuned=runs/b", "student=runs/c"), models_per_replica=2, replicas=3))
+    assert list(models) == ["default", "tuned", "student"]
+    one = models["default"]
+    assert all(other is one for other in models.values())
+    assert one.name == "Model"
+    assert one.num_replicas == 3
+    assert one.init_args[1:3] == ({"default": "runs/a", "tuned": "runs/b", "student": "runs/c"}, 2)
 
 
 def test_replicas_report_as_the_deploying_process_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BACKLINE_LOG_FORMAT", "json")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
-    models, limits, _, ingress = application(ServeConfig(checkpoint="runs/a"))._bound_deployment.init_args
+    models, limits, *_, ingress = application(ServeConfig(checkpoint="runs/a"))._bound_deployment.init_args
     assert ingress == Reporting(log_level="INFO", log_format="json", otlp_endpoint="http://collector:4318")
-    assert models[""]._bound_deployment.init_args[1] == ingress
+    assert models["default"]._bound_deployment.init_args[-1] == ingress
     assert limits.keep_requests is None
     kept = application(ServeConfig(keep_requests="s3://bucket/kept"))._bound_deployment.init_args[1].keep_requests
     assert str(kept) == "s3://bucket/kept"

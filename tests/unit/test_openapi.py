@@ -1,0 +1,172 @@
+"""The OpenAPI document against the real application: schemathesis makes requests from it, good and bad, and checks every answer by it."""
+
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jsonschema_rs
+import pytest
+import schemathesis
+import serving_parts as parts
+from fastapi import FastAPI
+from hypothesis import strategies
+from schemathesis.config import SchemathesisConfig
+from schemathesis.core.failures import Failure
+from schemathesis.engine import Status, events, from_schema
+from schemathesis.generation.meta import CoverageScenario
+
+from serving.admission import digest
+from serving.app import AppConfig, Message, create_app
+from serving.engine import Engine
+from serving.loading import load_engine
+from serving.replies import LocalBackend
+from serving.schema import AccompanimentRequest
+
+PATH = "POST /v1/accompaniments"
+KEY = "right"
+VOCALS = [
+    parts.vocal(0.2),
+    parts.audio_file(parts.sung(0.1, 8_000), rate_hz=8_000),
+    parts.audio_file(parts.sung(0.2), format="FLAC"),
+]
+CHECKS = {
+    "status_code_conformance", "content_type_conformance", "response_headers_conformance", "response_schema_conformance",
+    "negative_data_rejection", "positive_data_acceptance", "missing_required_header", "unsupported_method", "allow_header_conformance",
+    "ignored_auth", "not_a_server_error",
+}  # fmt: skip
+
+
+class BriefBackend(LocalBackend):
+    """The engine in this process; whatever number of steps and takes is asked for, a request is short, and any model is the tiny one."""
+
+    async def play(self, vocal: bytes, request: AccompanimentRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Message, None]:
+        brief = {"model": None, "steps": min(request.steps or 2, 2), "candidates": min(request.candidates, 2)}
+        async for message in super().play(vocal, request.model_copy(update=brief), timeout_s=timeout_s):
+            yield message
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    folder = parts.tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+    engine = load_engine(checkpoint=str(folder), codec=None, device="cpu", threads=1, max_duration_s=60.0, hang_after_s=60.0)
+    yield engine
+    engine.close()
+
+
+def application(engine: Engine, *, keyed: bool = False) -> FastAPI:
+    return create_app(BriefBackend(engine), AppConfig(max_upload_bytes=2**20, api_key_digests=(digest(KEY),) if keyed else ()))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def vocals() -> Iterator[None]:
+    """What schemathesis sends where the document says `format: binary`: files with a voice in them."""
+    schemathesis.openapi.format("binary", strategies.sampled_from(VOCALS))
+    yield
+    schemathesis.specs.openapi.formats.unregister_string_format("binary")
+
+
+@dataclass
+class Found:
+    """What came of a run."""
+
+    faults: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """(operation, status) of every answer to a method that the document has."""
+    checks: Counter[str] = field(default_factory=Counter)
+
+
+def attack(app: FastAPI, *, examples: int, phases: tuple[str, ...], keyed: bool = False) -> Found:
+    """Every check of schemathesis on requests that it makes from `app`'s document, the same in every run."""
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app, config=settings(examples=examples, phases=phases, keyed=keyed))
+    schema.validate()
+    schema.hook("filter_failure")(is_a_fault)
+    found = Found()
+    for event in from_schema(schema).execute():
+        assert not isinstance(event, events.NonFatalError | events.FatalError), event
+        if not isinstance(event, events.ScenarioFinished):
+            continue
+        record = event.recorder
+        for id, interaction in record.interactions.items():
+            case = record.cases[id].value
+            if interaction.response is not None and case.method == case.operation.method.upper():
+                found.statuses[case.operation.label, interaction.response.status_code] += 1
+        for id, checks in record.checks.items():
+            for check in checks:
+                found.checks[check.name] += 1
+                if check.status == Status.FAILURE and check.failure_info is not None:
+                    case, failure = record.cases[id].value, check.failure_info.failure
+                    sent = {name: str(value)[:80] for name, value in case.body.items()} if isinstance(case.body, dict) else case.body
+                    found.faults[f"{case.operation.label}: {failure.title}"].append(f"{failure.message}; sent {sent}, {case.headers}")
+    return found
+
+
+def settings(*, examples: int, phases: tuple[str, ...], keyed: bool) -> SchemathesisConfig:
+    keys = {"HTTPBearer": {"bearer": KEY}, "APIKeyHeader": {"api_key": KEY}}
+    told: dict[str, Any] = {
+        "seed": 1,
+        "continue-on-failure": True,
+        "request-timeout": 60,
+        "generation": {"max-examples": examples, "deterministic": True, "database": "none", "no-shrink": True},
+        "phases": {name: {"enabled": name in phases} for name in ("examples", "coverage", "fuzzing", "stateful")},
+        # 504 is what a caller gets who allows a request 0.001 s, as some of these do.
+        "checks": {"not_a_server_error": {"expected-statuses": ["2xx", "3xx", "4xx", "504"]}},
+    }
+    return SchemathesisConfig.from_dict(told | ({"auth": {"openapi": keys}} if keyed else {}))
+
+
+def is_a_fault(_: object, failure: Failure, case: schemathesis.Case, __: object) -> bool:
+    """A header that nobody knows is ignored, as HTTP wants it; schemathesis counts it as bad data where it stands beside a number."""
+    scenario = getattr(case.meta.phase.data, "scenario", None) if case.meta else None
+    return not (failure.title == "Schema-violating request accepted" and scenario == CoverageScenario.OBJECT_UNEXPECTED_PROPERTIES
+                and case.meta is not None and case.meta.phase.data.parameter_location == "header")  # fmt: skip
+
+
+def test_every_answer_is_as_the_document_says(engine: Engine) -> None:
+    found = attack(application(engine), examples=25, phases=("examples", "coverage", "fuzzing"))
+    assert not found.faults
+    assert set(found.checks) >= CHECKS
+    # Each kind of answer was really met, audio above all.
+    assert found.statuses[PATH, 200] >= 20
+    for answer in ((PATH, 400), (PATH, 415), (PATH, 422), ("GET /v1/models", 200), ("GET /v1/progress/{id}", 404), ("GET /readyz", 200)):
+        assert found.statuses[answer], answer
+
+
+def test_with_keys_nothing_is_answered_without_one(engine: Engine) -> None:
+    """And a request is followed by the id that its answer has, as the document's link says."""
+    found = attack(application(engine, keyed=True), examples=10, phases=("coverage", "stateful"), keyed=True)
+    assert not found.faults
+    for path in (PATH, "GET /v1/models", "GET /v1/progress/{id}"):
+        assert found.statuses[path, 200], path
+        assert found.statuses[path, 401], path
+
+
+def test_a_document_that_keeps_quiet_about_an_answer_is_found_out(engine: Engine) -> None:
+    """The test above can fail: without 422, without a header's truth, with a promise too many."""
+
+    def spoil(document: dict[str, Any]) -> None:
+        post = document["paths"]["/v1/accompaniments"]["post"]
+        del post["responses"]["422"]
+        post["responses"]["200"]["headers"]["X-Backline-Seed"]["schema"] = {"type": "integer", "maximum": -1}
+        post["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]["steps"]["maximum"] = 10_000
+        document["components"]["schemas"]["ModelInfo"]["required"].append("price")
+
+    app = application(engine)
+    spoil(app.openapi())
+    faults = attack(app, examples=5, phases=("coverage",)).faults
+    titles = {name.partition(": ")[2] for name in faults}
+    assert {"Undocumented status code", "Response header does not conform to the schema", "Schema-valid request rejected"} <= titles
+    assert any(name.startswith("GET /v1/models: Response violates schema") for name in faults)
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_the_document_is_openapi_3_1_and_its_schemas_are_json_schema(engine: Engine, keyed: bool) -> None:
+    app = application(engine, keyed=keyed)
+    document = app.openapi()
+    assert document["openapi"].startswith("3.1")
+    schemathesis.openapi.from_dict(document).validate()
+    for schema in document["components"]["schemas"].values():
+        jsonschema_rs.meta.validate({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema})
+    secured = {path for path, operations in document["paths"].items() for operation in operations.values() if "security" in operation}
+    assert secured == ({"/v1/accompaniments", "/v1/models", "/v1/progress/{id}"} if keyed else set())
+    assert ("securitySchemes" in document["components"]) == keyed
