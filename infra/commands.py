@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from infra.errors import UserError
 from infra.logs import configure
-from infra.settings import Settings
+from infra.settings import Settings, export, log_environment
 
 DONE, SOME_WORK_FAILED, WRONG_USAGE = 0, 1, 2
 
@@ -53,7 +53,9 @@ def run(app: App, tokens: Sequence[str] | None = None, *, user_errors: tuple[typ
 def main(app: App, *, user_errors: tuple[type[Exception], ...] = ()) -> NoReturn:
     """Ends the process with `run`'s exit code; a variable that cannot be is refused as a wrong option is."""
     try:
-        configure(Settings.from_environment().log_level)
+        settings = Settings.from_environment()
+        configure(settings.log_level, settings.log_format)
+        export(log_environment(settings))
     except UserError as error:
         sys.exit(refuse(app, error))
     sys.exit(run(app, user_errors=user_errors))

@@ -8,6 +8,7 @@ from pathlib import Path
 from infra.errors import UserError
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+LOG_FORMATS = ("text", "json")
 
 # pyarrow's and boto's newer default checksums are refused by Ceph (411 on multipart uploads) and stored corrupt by one other
 # server: ask for them only where the S3 protocol requires them.
@@ -56,6 +57,10 @@ class Settings:
     api_keys: tuple[str, ...] = ()
     """BACKLINE_API_KEYS, comma-separated; empty means that the service asks for no key."""
     log_level: str = "INFO"
+    log_format: str = "text"
+    """BACKLINE_LOG_FORMAT: text for people, or json, one object a line."""
+    otlp_endpoint: str | None = None
+    """OTEL_EXPORTER_OTLP_ENDPOINT: the collector that the service's traces go to, over HTTP; without it there are none."""
     commit: str | None = None
     """BACKLINE_COMMIT: the git commit of this code, for a folder without its history; `backline submit` sets it in a job."""
     checkpoint: str | None = None
@@ -66,6 +71,13 @@ class Settings:
     def __post_init__(self) -> None:
         if self.log_level not in LOG_LEVELS:
             raise UserError(f"BACKLINE_LOG_LEVEL is {self.log_level!r}, which is not one of {', '.join(LOG_LEVELS)}: set one of these")
+        if self.log_format not in LOG_FORMATS:
+            raise UserError(f"BACKLINE_LOG_FORMAT is {self.log_format!r}, which is not one of {', '.join(LOG_FORMATS)}: set one of these")
+        if self.otlp_endpoint is not None and not self.otlp_endpoint.startswith(("http://", "https://")):
+            raise UserError(
+                f"OTEL_EXPORTER_OTLP_ENDPOINT is {self.otlp_endpoint!r}, which is not a URL: give scheme, host and port, "
+                "for example http://127.0.0.1:4318"
+            )
 
     @staticmethod
     def from_environment(environment: Mapping[str, str] | None = None) -> "Settings":
@@ -87,6 +99,8 @@ class Settings:
             in_ray_job="RAY_JOB_CONFIG_JSON_ENV_VAR" in given,
             api_keys=tuple(key.strip() for key in given.get("BACKLINE_API_KEYS", "").split(",") if key.strip()),
             log_level=given.get("BACKLINE_LOG_LEVEL", "INFO").upper(),
+            log_format=given.get("BACKLINE_LOG_FORMAT", "text").lower(),
+            otlp_endpoint=given.get("OTEL_EXPORTER_OTLP_ENDPOINT"),
             commit=given.get("BACKLINE_COMMIT"),
             checkpoint=given.get("BACKLINE_CHECKPOINT"),
             cache=Path(given.get("BACKLINE_CACHE", "~/.cache/backline")).expanduser(),
@@ -105,9 +119,23 @@ def ray_environment() -> dict[str, str]:
     }
 
 
+def log_environment(settings: Settings) -> dict[str, str]:
+    """What Ray must find when it is imported, so that a driver prints each line of a replica's log once, and JSON without a prefix."""
+    as_json = {"RAY_DISABLE_WORKER_LOG_PREFIX": "1", "RAY_COLOR_PREFIX": "0"} if settings.log_format == "json" else {}
+    # Ray prints one of several workers' lines that differ only in words with digits: two replicas' requests do.
+    return {"RAY_DEDUP_LOGS_ALLOW_REGEX": r"\bserving\.", **as_json}
+
+
 def job_environment() -> dict[str, str]:
     """What a submitted job needs besides: where things are, as this process knows it. Keys stay: a job's variables can be read by all."""
-    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "BACKLINE_LOG_LEVEL")
+    names = (
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_REGISTRY_URI",
+        "AWS_ENDPOINT_URL",
+        "AWS_DEFAULT_REGION",
+        "BACKLINE_LOG_LEVEL",
+        "BACKLINE_LOG_FORMAT",
+    )
     return {**ray_environment(), **{name: os.environ[name] for name in names if os.environ.get(name)}}
 
 
@@ -117,7 +145,7 @@ def access_environment(settings: Settings) -> dict[str, str]:
         "AWS_ENDPOINT_URL": settings.s3.endpoint_url, "AWS_DEFAULT_REGION": settings.s3.region,
         "AWS_ACCESS_KEY_ID": settings.s3.access_key_id, "AWS_SECRET_ACCESS_KEY": settings.s3.secret_access_key,
         "AWS_SESSION_TOKEN": settings.s3.session_token, "AWS_CA_BUNDLE": settings.s3.ca_bundle,
-        "BACKLINE_LOG_LEVEL": settings.log_level,
+        "BACKLINE_LOG_LEVEL": settings.log_level, "BACKLINE_LOG_FORMAT": settings.log_format,
     }  # fmt: skip
     return {name: value for name, value in given.items() if value} | registry_environment(settings)
 

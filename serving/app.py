@@ -5,12 +5,11 @@ Imports no torch: behind Ray Serve this runs in the ingress replicas, which only
 
 import asyncio
 import functools
-import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,9 +20,12 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from infra.errors import UserError
-from serving import openapi, problems
+from infra.storage import Place
+from serving import openapi, problems, tracing
+from serving.account import Account
 from serving.admission import Gate, Keys
 from serving.following import Following, request_id
+from serving.keeping import Keeper
 from serving.openapi import RequestId
 from serving.problems import Problem, ProblemError
 from serving.schema import (
@@ -36,9 +38,8 @@ from serving.schema import (
     RequestProgress,
 )
 from serving.telemetry import Observer, Unobserved
+from serving.tracing import Tracer
 from serving.uploads import drop_upload, read_upload
-
-log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent / "page"
 STREAM_CHUNK_BYTES = 64 * 1024
@@ -85,6 +86,8 @@ class AppConfig:
     request_timeout_s: float = 600.0
     """From the first byte; a caller may ask for less with X-Backline-Timeout-Seconds. Beyond it 504."""
     api_key_digests: tuple[str, ...] = ()
+    keep_requests: Place | None = None
+    """Where every request's vocal, fields and answer are kept for debugging; nowhere by default."""
     echo_request_id: bool = True
     """Whether answers carry X-Request-Id; not where a proxy before this adds it, as Ray Serve's does."""
 
@@ -94,8 +97,9 @@ class AppConfig:
                 raise UserError(f"{name} is {getattr(self, name)}, which is not positive: give a number above 0")
 
 
-def create_app(backend: Backend, config: AppConfig, observer: Observer | None = None) -> FastAPI:
-    """The application; `backend` does the work, and `observer` is told of it."""
+def create_app(backend: Backend, config: AppConfig, observer: Observer | None = None, tracer: Tracer | None = None) -> FastAPI:
+    """The application; `backend` does the work, and `observer` and `tracer` are told of it."""
+    keeper = Keeper(config.keep_requests) if config.keep_requests else None
     seen = observer or Unobserved()
     keys = Keys(config.api_key_digests)
     gate = Gate(max_pending=config.max_pending, max_per_caller=config.max_pending_per_caller)
@@ -126,16 +130,21 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
         With `stream`, audio of vocals longer than a window leaves window by window, as it is made; X-Backline-Fit and Server-Timing are
         those of its beginning then. X-Request-Id, where it is sent, is the id under which `GET /v1/progress/{id}` tells how far it is.
         """
-        start_s = time.monotonic()
         id = request_id(request.headers.get("x-request-id"))
-        with _counting_refusals(seen, start_s), ExitStack() as stack:
+        with ExitStack() as stack:
+            account = Account(id, seen, tracer=tracer, traceparent=request.headers.get("traceparent"), keeper=keeper)
+            start_s = stack.enter_context(account).start_s
             stack.callback(lambda: seen.pending(gate.pending))  # after the gate has let go
             try:
-                stack.enter_context(gate.admit(keys.caller(request.headers)))
-                timeout_s = _timeout_s(request, config.request_timeout_s)
+                with tracing.span("admission"):
+                    caller = keys.caller(request.headers)
+                    account.caller(caller)
+                    stack.enter_context(gate.admit(caller))
+                    timeout_s = _timeout_s(request, config.request_timeout_s)
                 seen.pending(gate.pending)
                 stack.enter_context(following.request(id))
-                upload = await read_upload(request, max_bytes=config.max_upload_bytes, timeout_s=config.upload_timeout_s)
+                with tracing.span("upload"):
+                    upload = await read_upload(request, max_bytes=config.max_upload_bytes, timeout_s=config.upload_timeout_s)
             except ProblemError as refusal:
                 if refusal.problem.status != 408:
                     await drop_upload(request, max_bytes=config.max_upload_bytes, timeout_s=config.upload_timeout_s)
@@ -145,6 +154,7 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
             if asked.seed is None:
                 # Drawn here, so that another replica can make the same audio should the first one die.
                 asked = asked.model_copy(update={"seed": secrets.randbelow(2**32)})
+            account.accepted(replace(upload, request=asked))
             left_s = max(0.001, timeout_s - (sent_s - start_s))
             messages = backend.play(upload.vocal, asked, timeout_s=left_s)
             try:
@@ -157,24 +167,20 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
                 await messages.aclose()
                 if result.status != 503:
                     gate.served()
-                log.info("request %s: %d after %.2f s", id, result.status, time.monotonic() - start_s)
                 raise ProblemError(result)
             # Whatever the replica does not account for was waiting: for a free replica, or on the way there and back.
             queue_s = max(0.0, time.monotonic() - sent_s - result.stages.work_s)
             result = replace(result, stages=replace(result.stages, queue=queue_s))
             total_s = time.monotonic() - start_s
-            log.info(
-                "request %s: %.2f s of vocal, seed %d, %.2f s (%s)%s", id, result.duration_s, result.seed, total_s,
-                result.stages.server_timing(), ", streams on" if result.more else "",
-            )  # fmt: skip
             headers = _headers(result, total_s) | ({"X-Request-Id": id} if config.echo_request_id else {})
-            seen.answered(200, total_s, result)
+            account.answered(result, total_s)
             if result.more:
                 # The place at the gate is held until the last byte.
                 tell = functools.partial(following.tell, id)
-                return _Held(result, messages, headers=headers, held=stack.pop_all(), tell=tell, sent=gate.served)
+                return _Held(result, messages, headers=headers, held=stack.pop_all(), tell=tell, account=account, sent=gate.served)
             await messages.aclose()
             gate.served()
+            account.complete()
             if asked.stream:
                 return StreamingResponse(_chunks(result.audio), media_type=result.media_type, headers=headers)
             return Response(result.audio, media_type=result.media_type, headers=headers)
@@ -250,18 +256,6 @@ def _timeout_s(request: Request, most_s: float) -> float:
     return min(seconds, most_s)
 
 
-@contextmanager
-def _counting_refusals(seen: Observer, start_s: float) -> Iterator[None]:
-    try:
-        yield
-    except ProblemError as refusal:
-        seen.answered(refusal.problem.status, time.monotonic() - start_s, None)
-        raise
-    except Exception:
-        seen.answered(500, time.monotonic() - start_s, None)
-        raise
-
-
 async def _result(messages: AsyncIterator[Message], following: Following, id: str) -> AccompanimentResult | Problem:
     """The first message that is no progress; that is told."""
     async for message in messages:
@@ -283,11 +277,12 @@ class _Held(StreamingResponse):
         headers: dict[str, str],
         held: ExitStack,
         tell: Callable[[RequestProgress], None],
+        account: Account,
         sent: Callable[[], None],
     ) -> None:
-        """tell: of progress. sent: called when all of it was."""
+        """tell: of progress. account: one of those that are held. sent: called when all of it was."""
         super().__init__(self._bytes(result, messages), media_type=result.media_type, headers=headers)
-        self._messages, self._held, self._tell, self._sent = messages, held, tell, sent
+        self._messages, self._held, self._tell, self._account, self._sent = messages, held, tell, account, sent
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._held:
@@ -300,12 +295,14 @@ class _Held(StreamingResponse):
         yield result.audio
         async for message in messages:
             if isinstance(message, bytes):
+                self._account.sent(message)
                 yield message
             elif isinstance(message, RequestProgress):
                 self._tell(message)
             elif isinstance(message, Problem):
                 # It can only end the connection, so that no client takes the part for the whole.
                 raise ProblemError(message)
+        self._account.complete()
         self._sent()
 
 

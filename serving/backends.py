@@ -13,10 +13,13 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatus, ReplicaState
 
+from infra import logs
+from serving import tracing
 from serving.app import Message
 from serving.config import DEFAULT_MODEL
 from serving.problems import Problem, ProblemError, unknown_model
 from serving.schema import AccompanimentRequest, AccompanimentResult, ModelInfo
+from serving.tracing import Origin
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +48,10 @@ class ReplicaBackend:
         sent = 0
         began_s = time.monotonic()
         for last in (False, True):
+            attempt = tracing.started("backend call", attempt=2 if last else 1)
+            origin = Origin(request_id=logs.request_id(), traceparent=attempt.traceparent)
             left_s = None if timeout_s is None else max(0.001, timeout_s - (time.monotonic() - began_s))
-            answers: Any = self._handle.options(stream=True).play.remote(self._model, vocal, request, left_s)
+            answers: Any = self._handle.options(stream=True).play.remote(self._model, vocal, request, left_s, origin)
             skip = sent
             try:
                 async for message in answers:
@@ -70,8 +75,10 @@ class ReplicaBackend:
                 return
             except (RayActorError, ReplicaUnavailableError, ObjectLostError) as error:
                 log.warning("a model replica died with a request%s: %s", "" if last else ", asking another", error)
+                attempt.fail("replica died")
             finally:
                 answers.cancel()
+                attempt.end()
         yield self._unavailable("Replica lost", "the replicas working on this request died; try again after the time in Retry-After")
 
     async def info(self) -> ModelInfo:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pydantic import ConfigDict
 
 from infra.errors import UserError
+from infra.storage import Place
 
 DEFAULT_MODEL = "default"
 MODEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -67,6 +68,8 @@ class ServeConfig:
     """Ray cluster to join; RAY_ADDRESS, else a cluster on this machine for as long as the service runs."""
     reload_every_s: float = 60.0
     """How often `backline serve` looks whether an alias of the registry means another version, and rolls it out; 0 = never."""
+    keep_requests: str | None = None
+    """Where every request's vocal, fields and answer are kept for debugging, a path or an S3 URI; nowhere by default."""
     num_cpus: int | None = None
     """CPU tickets of a cluster that is started here; by default the machine's CPUs, at least 4."""
 
@@ -90,6 +93,8 @@ class ServeConfig:
             raise UserError(f"replica_memory_gb is {self.replica_memory_gb}, which is not positive: give a number above 0, or leave it out")
         if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
             raise UserError(f"device is {self.device!r}, which is none of auto, cpu, cuda: choose one of them")
+        if self.keep_requests is not None:
+            Place(self.keep_requests)
         for entry in self.models:
             name, _, place = entry.partition("=")
             if not MODEL_NAME.fullmatch(name) or not place:

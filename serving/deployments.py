@@ -20,15 +20,17 @@ from ray.serve.schema import LoggingConfig
 
 from infra.cluster import connect
 from infra.errors import UserError
+from infra.logs import configure
 from infra.places import checkpoint_folder, is_registered, pinned
 from infra.settings import Settings, registry_environment
+from infra.storage import Place
 from model.errors import ModelError
 from serving.admission import digest
 from serving.app import AppConfig, create_app
 from serving.backends import ModelsBackend, ReplicaBackend
 from serving.config import DEFAULT_MODEL, ServeConfig
 from serving.models import ModelServer
-from serving.telemetry import IngressMetrics
+from serving.telemetry import IngressMetrics, Reporting
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,6 @@ APPLICATION = "backline"
 MODEL_DEPLOYMENT = "Model"
 LIGHT_CPUS = 0.01
 """CPU tickets of an ingress replica: it carries bytes, and must fit beside the model on the smallest machine."""
-QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 # An upload is held by the ingress until its answer goes out; this is only the ceiling for everything else (health, page, refusals).
 INGRESS_ONGOING = 1_000
 
@@ -44,8 +45,9 @@ INGRESS_ONGOING = 1_000
 class Ingress:
     """HTTP in front of the model replicas."""
 
-    def __init__(self, models: dict[str, DeploymentHandle], config: AppConfig, may_sleep: bool, shared: bool) -> None:
+    def __init__(self, models: dict[str, DeploymentHandle], config: AppConfig, may_sleep: bool, shared: bool, reporting: Reporting) -> None:
         """models: the first is the default. shared: they have one deployment."""
+        self._tracer = reporting.begin("ingress")
         name = ray_serve.get_replica_context().app_name
         self._backend = ModelsBackend(
             {
@@ -62,7 +64,7 @@ class Ingress:
         self._config = config
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._backend, self._config, IngressMetrics())
+        return create_app(self._backend, self._config, IngressMetrics(), self._tracer)
 
 
 # Bound below the classes, not by decorators: a class stays a class, for readers and type checkers alike.
@@ -73,6 +75,7 @@ INGRESS: Deployment = ray_serve.deployment(name="Ingress")(ray_serve.ingress()(I
 def application(config: ServeConfig) -> Application:
     """The ingress and the models, bound. API keys are those of BACKLINE_API_KEYS here; only their digests are deployed."""
     settings = Settings.from_environment()
+    reporting = Reporting.of(settings)
     full = BackpressureConfig(status_code=503, retry_after_s=5)
     scaling: dict[str, Any] = {"num_replicas": config.replicas}
     if config.most_replicas != config.replicas:
@@ -104,7 +107,7 @@ def application(config: ServeConfig) -> Application:
             # A checkpoint that is not there will not be there at the twentieth attempt either.
             max_constructor_retry_count=3,
             ray_actor_options={**replica_resources(config), **where_models_are(group, settings)},
-        ).bind(config, group, config.models_per_replica or 1)
+        ).bind(config, group, config.models_per_replica or 1, reporting)
         models |= dict.fromkeys(group, shared)
     limits = AppConfig(
         max_upload_bytes=int(config.max_upload_mb * 2**20),
@@ -112,6 +115,7 @@ def application(config: ServeConfig) -> Application:
         max_pending=config.max_pending,
         max_pending_per_caller=config.max_pending_per_caller or max(1, config.max_pending // 2),
         request_timeout_s=config.request_timeout_s,
+        keep_requests=Place(config.keep_requests) if config.keep_requests else None,
         echo_request_id=False,
         api_key_digests=tuple(digest(key) for key in settings.api_keys),
     )
@@ -122,7 +126,7 @@ def application(config: ServeConfig) -> Application:
         backpressure_config=full,
         graceful_shutdown_timeout_s=config.drain_s,
         ray_actor_options={"num_cpus": LIGHT_CPUS},
-    ).bind(models, limits, config.replicas == 0, config.models_per_replica > 0)
+    ).bind(models, limits, config.replicas == 0, config.models_per_replica > 0, reporting)
 
 
 def deployment_of(model: str) -> str:
@@ -188,7 +192,7 @@ def start(config: ServeConfig, *, wait_until_ready: bool = True) -> RunningServi
             stack.callback(ray_serve.shutdown)
         try:
             ray_serve.start(
-                proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=config.host, port=config.port), logging_config=QUIET
+                proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=config.host, port=config.port), logging_config=_quiet()
             )
             ray_serve.run_many([target], wait_for_applications_running=wait_until_ready)
         except (RuntimeError, TimeoutError, RayError) as error:
@@ -224,7 +228,13 @@ def reload(config: ServeConfig, served: list[str | None]) -> list[str | None]:
 
 
 def _target(config: ServeConfig) -> ray_serve.RunTarget:
-    return ray_serve.RunTarget(target=application(config), name=APPLICATION, route_prefix="/", logging_config=QUIET)
+    return ray_serve.RunTarget(target=application(config), name=APPLICATION, route_prefix="/", logging_config=_quiet())
+
+
+def _quiet() -> LoggingConfig:
+    """Ray Serve's own lines, beside ours (`serving.telemetry.Reporting`)."""
+    encoding = "JSON" if Settings.from_environment().log_format == "json" else "TEXT"
+    return LoggingConfig(log_level="WARNING", enable_access_log=False, encoding=encoding)
 
 
 def require_free(host: str, port: int) -> None:
@@ -237,6 +247,8 @@ def require_free(host: str, port: int) -> None:
 
 def serve(config: ServeConfig) -> None:
     """Runs the service until SIGINT or SIGTERM."""
+    settings = Settings.from_environment()
+    configure(settings.log_level, settings.log_format)  # once more: Ray's handlers are there only now
     stopping = threading.Event()
 
     def stop(_: int, __: FrameType | None) -> None:

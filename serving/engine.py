@@ -11,6 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +26,7 @@ from model.fit import Fit as ModelFit
 from model.fit import Listener
 from model.geometry import HOP_SAMPLES, SAMPLE_RATE_HZ
 from model.windows import Lane
+from serving import tracing
 from serving.denoiser import Denoiser
 from serving.rendering import StreamedFile, kind_of, render
 from serving.room import Room
@@ -110,6 +112,30 @@ class Call:
         self._finished = True
 
 
+class _TracedClock(StageClock):
+    """The model's clock, with a span of each stage where the request is traced."""
+
+    def __init__(self, engine: "Engine", call: Call) -> None:
+        super().__init__(engine.accompanist.device)
+        self._call, self._waited = call, False
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        since_s = time.monotonic()
+        try:
+            with super().stage(name):
+                yield
+        finally:
+            end_s = time.monotonic()
+            if name == "diffuse" and self._call.waited_s and not self._waited:
+                # It began with waiting for the first step.
+                self._waited = True
+                first_s = min(end_s, since_s + self._call.waited_s)
+                tracing.passed("wait", since_s, first_s)
+                since_s = first_s
+            tracing.passed("denoise" if name == "diffuse" else name, since_s, end_s)
+
+
 class Engine:
     """Answers requests from several threads, see above.
 
@@ -146,7 +172,8 @@ class Engine:
         """
         call = call or Call()
         start_s = time.perf_counter()
-        vocal_CN = self._decode(vocal)
+        with tracing.span("decode"):
+            vocal_CN = self._decode(vocal)
         call.look()
         decoded_s = time.perf_counter() - start_s
         self._calls.add(call)
@@ -154,6 +181,7 @@ class Engine:
         try:
             with self._room.take(vocal_CN.shape[1] / SAMPLE_RATE_HZ, call.look):
                 waited_s = time.perf_counter() - start_s - decoded_s
+                tracing.passed("wait", time.monotonic() - waited_s, time.monotonic())
                 stages = StageSeconds(queue=waited_s, decode=decoded_s)
                 if request.stream and self._streams(vocal_CN, request):
                     yield from self._stream(vocal_CN, request, call, stages)
@@ -220,7 +248,7 @@ class Engine:
             yield piece_CN
 
     def _whole(self, vocal_CN: np.ndarray, request: AccompanimentRequest, call: Call, stages: StageSeconds) -> AccompanimentResult:
-        clock = StageClock(self.accompanist.device)
+        clock = _TracedClock(self, call)
         pieces = self._pieces(vocal_CN, request, call, clock)
         while True:
             try:
@@ -246,7 +274,7 @@ class Engine:
     def _stream(
         self, vocal_CN: np.ndarray, request: AccompanimentRequest, call: Call, stages: StageSeconds
     ) -> Iterator[AccompanimentResult | bytes]:
-        clock = StageClock(self.accompanist.device)
+        clock = _TracedClock(self, call)
         if request.seed is None:
             request = request.model_copy(update={"seed": secrets.randbelow(2**32)})
         file = StreamedFile(vocal_CN, request)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from serving.schema import RequestProgress
 
-# Long enough that nobody guesses another's, and nothing in it that a log or a header could trip over.
-WANTED_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
+# Nothing in it that a log, a header or a file's name could trip over. Whoever wants nobody to guess it makes it long.
+WANTED_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MOST_KEPT = 1_000
 
 

@@ -16,7 +16,8 @@ from ray import serve as ray_serve
 from serving.app import Message
 from serving.config import ServeConfig
 from serving.schema import AccompanimentRequest, ModelInfo
-from serving.telemetry import ReplicaMetrics
+from serving.telemetry import ReplicaMetrics, Reporting
+from serving.tracing import Origin, Tracer
 
 if TYPE_CHECKING:
     from serving.engine import Engine
@@ -30,10 +31,11 @@ MOST_FAILURES = 3
 class ModelServer:
     """Checks all its models' checkpoints first, and loads as many as it holds; the others when they are asked for."""
 
-    def __init__(self, config: ServeConfig, places: dict[str, str | None], most: int) -> None:
+    def __init__(self, config: ServeConfig, places: dict[str, str | None], most: int, reporting: Reporting) -> None:
         """places: of the models by their names. most: how many it holds."""
         from serving.loading import EngineLoader
 
+        self._tracer = reporting.begin("model")
         self._config, self._places = config, places
         self._loader = EngineLoader(
             codec=config.codec,
@@ -53,10 +55,12 @@ class ModelServer:
 
         self._of = ray_serve.multiplexed(max_num_models_per_replica=most)(load)
 
-    async def play(self, model: str, vocal: bytes, request: AccompanimentRequest, timeout_s: float | None) -> AsyncGenerator[Message, None]:
+    async def play(
+        self, model: str, vocal: bytes, request: AccompanimentRequest, timeout_s: float | None, origin: Origin
+    ) -> AsyncGenerator[Message, None]:
         """One request to the model of this name; a fault of the user's is told as a problem."""
         held: _Held = await self._of(model)
-        async with aclosing(held.play(vocal, request, timeout_s)) as messages:
+        async with aclosing(held.play(vocal, request, timeout_s, origin)) as messages:
             async for message in messages:
                 yield message
 
@@ -73,7 +77,7 @@ class ModelServer:
 
     def _load(self, name: str) -> "_Held":
         engine = self._loader.engine(self._places[name])
-        held = _Held(engine, self._config.concurrent, self._held)
+        held = _Held(engine, self._config.concurrent, self._held, self._tracer)
         self._metrics.watch(engine.denoiser, engine.accompanist.checkpoint.name)
         return held
 
@@ -81,18 +85,20 @@ class ModelServer:
 class _Held:
     """An engine that stays until it has been thrown out and its last request has ended."""
 
-    def __init__(self, engine: "Engine", concurrent: int, among: "set[_Held]") -> None:
+    def __init__(self, engine: "Engine", concurrent: int, among: "set[_Held]", tracer: Tracer | None) -> None:
         from serving.replies import Replies
 
         self.engine = engine
-        self._replies = Replies(engine, concurrent=concurrent)
+        self._replies = Replies(engine, concurrent=concurrent, tracer=tracer)
         self._among, self._asked, self._out, self._lock = among, 0, False, threading.Lock()
         among.add(self)
 
-    async def play(self, vocal: bytes, request: AccompanimentRequest, timeout_s: float | None) -> AsyncGenerator[Message, None]:
+    async def play(
+        self, vocal: bytes, request: AccompanimentRequest, timeout_s: float | None, origin: Origin
+    ) -> AsyncGenerator[Message, None]:
         self._count(1)
         try:
-            async with aclosing(self._replies.play(vocal, request, timeout_s=timeout_s)) as messages:
+            async with aclosing(self._replies.play(vocal, request, timeout_s=timeout_s, origin=origin)) as messages:
                 async for message in messages:
                     yield message
         finally:

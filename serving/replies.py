@@ -1,15 +1,23 @@
 """From the threads of an engine to coroutines: one request as a stream of messages, for a model replica or an engine in this process."""
 
 import asyncio
+import dataclasses
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from contextvars import copy_context
+from typing import Any
 
 from infra.audio_files import AudioError
 from model.workers import one_thread_workers
+from serving import tracing
 from serving.app import Message
 from serving.engine import Call, CancelledRequestError, DeadlineError, Engine
 from serving.problems import audio_problem, deadline_problem, unknown_model
-from serving.schema import AccompanimentRequest, ModelInfo, RequestProgress
+from serving.schema import AccompanimentRequest, AccompanimentResult, ModelInfo, RequestProgress
+from serving.tracing import Origin, Tracer
+
+log = logging.getLogger(__name__)
 
 PROGRESS_EVERY_S = 0.25
 
@@ -17,12 +25,17 @@ PROGRESS_EVERY_S = 0.25
 class Replies:
     """An engine's answers, with a thread for each request that is in work."""
 
-    def __init__(self, engine: Engine, *, concurrent: int) -> None:
+    def __init__(self, engine: Engine, *, concurrent: int, tracer: Tracer | None = None) -> None:
+        """tracer: of a process that requests come to with an `Origin`."""
         self.engine = engine
+        self._tracer = tracer
         self._threads = one_thread_workers(concurrent, "request")
 
-    async def play(self, vocal: bytes, request: AccompanimentRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Message, None]:
-        """One request. A fault of the user's is a problem; ours is raised. Closed or cancelled, it ends within a step of denoising."""
+    async def play(
+        self, vocal: bytes, request: AccompanimentRequest, *, timeout_s: float | None = None, origin: Origin | None = None
+    ) -> AsyncGenerator[Message, None]:
+        """One request. A fault of the user's is a problem; ours is raised. Closed or cancelled, it ends within a step of denoising.
+        origin: of a request from another process; one of this process has its id and its span in the context."""
         call = Call(timeout_s)
         loop = asyncio.get_running_loop()
         messages: asyncio.Queue[Message | Exception | None] = asyncio.Queue()
@@ -31,22 +44,38 @@ class Replies:
             loop.call_soon_threadsafe(messages.put_nowait, message)
 
         def work() -> None:
+            span = tracing.continued(self._tracer, "replica", origin)
+            log.info("began", extra={"bytes_in": len(vocal)})
+            facts, streams = dict[str, Any](), False
             try:
                 call.look()
                 for message in self.engine.play(vocal, request, call):
+                    if isinstance(message, AccompanimentResult):
+                        facts, streams = _facts(message), message.more
+                        if not streams:
+                            log.info("answered", extra=facts)
                     say(message)
+                if streams:
+                    log.info("answered", extra=facts)
             except AudioError as error:
+                log.info("refused", extra={"reason": type(error).__name__})
                 say(audio_problem(error))
             except DeadlineError:
+                log.info("late")
+                span.fail("late")
                 say(deadline_problem())
             except CancelledRequestError:
-                pass  # nobody listens any more
-            except Exception as error:  # ours: raised where the request is awaited
+                log.info("cancelled")  # nobody listens any more
+                span.note(cancelled=True)
+            except Exception as error:  # ours: raised where the request is awaited, which logs its traceback
+                log.warning("failed", extra={"reason": type(error).__name__})
+                span.fail(type(error).__name__)
                 say(error)
             finally:
+                span.end()
                 say(None)
 
-        future = self._threads.submit(work)
+        future = self._threads.submit(copy_context().run, work)
         told: RequestProgress | None = None
         try:
             while True:
@@ -75,6 +104,10 @@ class Replies:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self.engine.close()
+
+
+def _facts(result: AccompanimentResult) -> dict[str, Any]:
+    return {"model": result.model, "seed": result.seed, "vocal_s": result.duration_s, "stages": dataclasses.asdict(result.stages)}
 
 
 class LocalBackend:

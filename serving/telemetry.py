@@ -6,13 +6,38 @@ Nothing of a vocal is in it but its length.
 import dataclasses
 import threading
 import time
+from dataclasses import dataclass
 from typing import Protocol
 
+from infra.logs import configure
+from infra.settings import Settings
 from serving.schema import AccompanimentResult, StageSeconds
+from serving.tracing import Tracer
 
 REQUEST_BOUNDS_S = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500]
 FIT_BOUNDS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 WATCH_EVERY_S = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reporting:
+    """How a replica tells of its work: as the process was set up that deployed it, whatever a node of the cluster has in its environment.
+
+    Ray keeps what a replica prints in its log folder, and prints it where the driver runs.
+    """
+
+    log_level: str = "INFO"
+    log_format: str = "text"
+    otlp_endpoint: str | None = None
+
+    @staticmethod
+    def of(settings: Settings) -> "Reporting":
+        return Reporting(log_level=settings.log_level, log_format=settings.log_format, otlp_endpoint=settings.otlp_endpoint)
+
+    def begin(self, component: str) -> Tracer | None:
+        """Sets this process's log, and gives the tracer where traces are wanted. component: ingress or model."""
+        configure(self.log_level, self.log_format)
+        return Tracer(self.otlp_endpoint, component=component) if self.otlp_endpoint else None
 
 
 class Observer(Protocol):

@@ -175,7 +175,7 @@ def work_of(config: SweepConfig, settings: Settings, store: Store, parent: str |
 
         export(environment)
         # Which of several trials says what is told by the driver's lines alone.
-        configure("DEBUG" if settings.log_level == "DEBUG" else "WARNING")
+        configure("DEBUG" if settings.log_level == "DEBUG" else "WARNING", settings.log_format)
         trial = next(trial for trial in config.trials if trial.name == given["trial"])
 
         def tell(row: dict[str, float]) -> bool:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -16,6 +17,7 @@ import psutil
 import pytest
 import ray
 import serving_parts as parts
+from otlp_collector import Collector, collecting
 
 from infra.audio_files import decode, encode
 from infra.cluster import Cluster
@@ -35,7 +37,13 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def service(ray_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+def collector() -> Iterator[Collector]:
+    with collecting() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="module")
+def service(ray_cluster: Cluster, collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     assert ray_cluster.address
     folder = parts.tiny_checkpoint(tmp_path_factory.mktemp("serving") / "tiny")
     config = ServeConfig(
@@ -49,6 +57,8 @@ def service(ray_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> I
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BACKLINE_API_KEYS", f"another-key,{KEY}")
+        patch.setenv("BACKLINE_LOG_FORMAT", "json")
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
         running = start(config, wait_until_ready=False)
     with running:
         yield running
@@ -209,6 +219,38 @@ def test_prometheus_is_told(service: RunningService) -> None:
     assert not wanted
 
 
+def logged(id: str) -> list[dict]:
+    """What all processes of the cluster have logged about a request, each line where its process wrote it."""
+    found = []
+    for path in Path(ray._private.worker._global_node.get_logs_dir_path()).rglob("*"):
+        if path.is_file():
+            found += [json.loads(line) for line in path.read_text(errors="replace").splitlines() if f'"{id}"' in line]
+    return sorted(found, key=lambda line: line["time"])
+
+
+def test_both_processes_tell_of_a_request(service: RunningService, collector: Collector) -> None:
+    """Lines of JSON with its id, each written once; and one trace, which is the caller's."""
+    trace, above = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    answer = ask(service, parts.vocal(4.5), {**HEADERS, "X-Request-Id": "abc", "traceparent": f"00-{trace}-{above}-01"})
+    assert answer.headers["x-request-id"] == "abc"
+    assert [(line["logger"], line["message"]) for line in logged("abc")] == [
+        ("serving.account", "accepted"), ("serving.replies", "began"), ("serving.replies", "answered"), ("serving.account", "answered"),
+    ]  # fmt: skip
+    last = logged("abc")[-1]
+    assert last.items() >= {"request_id": "abc", "status": 200, "seed": 7, "bytes_out": len(answer.content)}.items()
+    assert len(last["caller"]) == 8
+
+    spans = {span.name: span for span in collector.of("abc", "request", "replica", "render")}
+    assert {span.trace for span in spans.values()} == {trace}
+    assert spans["request"].parent == above
+    assert [spans[name].parent for name in ("backend call", "replica")] == [spans["request"].id, spans["backend call"].id]
+    assert {name: spans[name].service for name in ("request", "replica")} == {"request": "backline-ingress", "replica": "backline-model"}
+    assert {"decode", "wait", "encode", "denoise", "fit", "render"} <= {
+        name for name, span in spans.items() if span.parent == spans["replica"].id
+    }
+    assert spans["backend call"].attributes["attempt"] == 1
+
+
 def test_a_full_service_says_when_to_come_back(service: RunningService) -> None:
     """One key may hold 6 of 8 places, so of 12 requests at once at least the last is over its share; those let in are answered."""
     with ThreadPoolExecutor(12) as threads:
@@ -241,11 +283,12 @@ def test_a_caller_that_goes_away_frees_its_places(service: RunningService) -> No
     assert answer.status_code == 200, answer.text
 
 
-def test_a_killed_replica_is_replaced_and_its_requests_are_asked_again(service: RunningService) -> None:
+def test_a_killed_replica_is_replaced_and_its_requests_are_asked_again(service: RunningService, collector: Collector) -> None:
     expected = ask(service, steps="30")
     (before,) = replica_processes()
     with ThreadPoolExecutor(2) as threads:
-        in_flight = [threads.submit(ask, service, steps="30") for _ in range(2)]
+        ids = ("asked-twice-a", "asked-twice-b")
+        in_flight = [threads.submit(ask, service, headers={**HEADERS, "X-Request-Id": id}, steps="30") for id in ids]
         while before.cpu_percent(0.1) < 20 and not any(future.done() for future in in_flight):
             pass  # until it works on them
         os.kill(before.pid, signal.SIGKILL)
@@ -254,3 +297,9 @@ def test_a_killed_replica_is_replaced_and_its_requests_are_asked_again(service: 
     wait_until_ready(service)
     assert ask(service, steps="30").content == expected.content
     assert [process.pid for process in replica_processes()] != [before.pid]
+    told = [collector.of(id, "request", "replica") for id in ids]
+    attempts = [[(span.attributes["attempt"], span.failed) for span in spans if span.name == "backend call"] for spans in told]
+    assert [(1, True), (2, False)] in attempts
+    for id, made in zip(ids, attempts, strict=True):
+        died = [line["level"] for line in logged(id) if "asking another" in line["message"]]
+        assert died == ["WARNING"] * (len(made) - 1)

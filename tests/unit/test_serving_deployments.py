@@ -11,6 +11,7 @@ from ray.serve import Deployment
 
 from infra.errors import UserError
 from serving.deployments import ServeConfig, application, build, require_free
+from serving.telemetry import Reporting
 
 
 def test_the_ingress_needs_no_torch() -> None:
@@ -30,6 +31,7 @@ def test_the_ingress_needs_no_torch() -> None:
         ({"replica_memory_gb": 0}, "replica_memory_gb is 0"),
         ({"device": "tpu"}, "device is 'tpu'"),
         ({"max_pending": 0}, "max_pending is 0"),
+        ({"keep_requests": "ftp://host/kept"}, "neither a local path nor s3"),
         ({"models": ("tuned",)}, "'tuned', which is not NAME=PLACE"),
         ({"models": ("a b=c",)}, "'a b=c', which is not NAME=PLACE"),
         ({"models": ("a=b", "a=c")}, r"names one twice \(default, a, a\)"),
@@ -83,7 +85,7 @@ def test_every_model_has_a_deployment_of_its_own() -> None:
     models = deployed(ServeConfig(checkpoint="runs/a", models=("tuned=runs/b", "student=s3://bucket/c=d")))
     assert list(models) == ["default", "tuned", "student"]
     assert [one.name for one in models.values()] == ["Model", "Model-tuned", "Model-student"]
-    assert [one.init_args[1:] for one in models.values()] == [
+    assert [one.init_args[1:3] for one in models.values()] == [
         ({"default": "runs/a"}, 1),
         ({"tuned": "runs/b"}, 1),
         ({"student": "s3://bucket/c=d"}, 1),
@@ -97,7 +99,18 @@ def test_models_may_share_replicas() -> None:
     assert all(other is one for other in models.values())
     assert one.name == "Model"
     assert one.num_replicas == 3
-    assert one.init_args[1:] == ({"default": "runs/a", "tuned": "runs/b", "student": "runs/c"}, 2)
+    assert one.init_args[1:3] == ({"default": "runs/a", "tuned": "runs/b", "student": "runs/c"}, 2)
+
+
+def test_replicas_report_as_the_deploying_process_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKLINE_LOG_FORMAT", "json")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
+    models, limits, *_, ingress = application(ServeConfig(checkpoint="runs/a"))._bound_deployment.init_args
+    assert ingress == Reporting(log_level="INFO", log_format="json", otlp_endpoint="http://collector:4318")
+    assert models["default"]._bound_deployment.init_args[-1] == ingress
+    assert limits.keep_requests is None
+    kept = application(ServeConfig(keep_requests="s3://bucket/kept"))._bound_deployment.init_args[1].keep_requests
+    assert str(kept) == "s3://bucket/kept"
 
 
 def test_keys_are_deployed_as_digests(monkeypatch: pytest.MonkeyPatch) -> None:
