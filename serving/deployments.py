@@ -1,6 +1,7 @@
 """The service on Ray Serve: a thin HTTP ingress, which imports no torch, and model replicas that each hold an engine."""
 
 import logging
+import os
 import re
 import signal
 import socket
@@ -39,6 +40,7 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 READY_CACHE_S = 1.0
 CONTROLLER_TIMEOUT_S = 5.0
 INFO_TIMEOUT_S = 5.0
+HUNG_EXIT = 70
 MOST_FAILURES = 3
 """Failed steps in succession after which a replica's device is given up."""
 LIGHT_CPUS = 0.01
@@ -166,7 +168,10 @@ class ModelServer:
     async def check_health(self) -> None:
         stalled_s = self._engine.stalled_s()
         if stalled_s > self._config.hang_after_s:
-            raise RuntimeError(f"the model has made no denoising step for {stalled_s:.0f} s")
+            # Serve would let this replica finish what it has, for drain_s; but a device that hangs finishes nothing, and whoever waits for
+            # it can be answered elsewhere. So it ends as a killed one does.
+            log.critical("no denoising step for %.0f s: this replica ends, and its requests are asked again elsewhere", stalled_s)
+            os._exit(HUNG_EXIT)
         if self._engine.denoiser.failures >= MOST_FAILURES:
             raise RuntimeError(f"the network failed {self._engine.denoiser.failures} times in succession")
 
