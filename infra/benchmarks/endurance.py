@@ -166,8 +166,11 @@ def kills(service: RunningService, given: argparse.Namespace, node: "Node | None
             given.state.write_text(json.dumps(asdict(figures)))
 
     def kill_now_and_then() -> None:
+        killed_s = 0.0
         while not over.wait(given.every_s):
-            figures.kills += node.kill() if node else kill_one(COMMANDS[given.what])
+            if asked.answered_s and asked.answered_s[-1] > killed_s:  # what has not come back yet is not killed again
+                killed_s = time.monotonic()
+                figures.kills += node.kill() if node else kill_one(COMMANDS[given.what])
 
     def save_now_and_then() -> None:
         while not over.wait(SAVE_EVERY_S):
