@@ -51,7 +51,7 @@ class Round:
         return self.wall - self.engine
 
 
-# name → what a round says of it, ms; their sum is what was added. An engine counts the time until its first step's end as waiting, also when
+# name → what a round says of it, ms; their sum is what was added. An engine counts the time to its first step's end as waiting, also when
 # nobody else is there; the queue of an answer over HTTP has that too, and so it is taken off.
 PARTS = {
     "client, Serve's proxy, and the answer's way back": lambda one: one.wall - one.total,
