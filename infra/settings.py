@@ -116,6 +116,8 @@ def ray_environment() -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # A driver that hides the GPU from actors with num_gpus=0 is announced at each start; we want the coming default.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # Serve's controller starts a dead proxy anew after three checks of it: with its own 10 s nothing is answered for half a minute.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     }
 
 

@@ -16,6 +16,13 @@ import httpx
 
 # Refusals that pass: over one's share, and full or restarting.
 PASSING = (429, 503)
+# What stands before the service (Ray Serve's proxy, a load balancer) says in its own words, not as a problem, when the process that worked
+# on a request has died (500, 502, 504) or when it has only just come up itself (404). The service's own 500 would be 500 again.
+BEFORE_THE_SERVICE = (404, 500, 502, 504)
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+# A connection that could not be made, or broke. No answer in time is none of these: who has waited so long is told, and waits no more.
+BROKEN = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
+LONGEST_PAUSE_S = 16.0
 
 
 class RefusedError(Exception):
@@ -51,11 +58,12 @@ class Client:
         *,
         key: str | None = None,
         timeout_s: float = 600.0,
-        attempts: int = 5,
+        attempts: int = 6,
         http: httpx.Client | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """attempts: how often a request is sent before its refusal is raised, waiting as long as Retry-After says."""
+        """attempts: how often a request is sent before its refusal is raised; between them it waits as long as Retry-After says, else
+        1, 2, 4, … s, so that six outlast a proxy that starts anew."""
         if attempts < 1:
             raise ValueError(f"attempts is {attempts}, below 1: give how often a request may be sent")
         self._http = http or httpx.Client(base_url=url, timeout=timeout_s)
@@ -71,18 +79,29 @@ class Client:
     def accompany(self, vocal: Path | bytes, **fields: Any) -> Answer:
         """The band for a vocal (an audio file); fields: seed, steps, guidance, candidates, output, format.
 
-        A connection that breaks is tried again: with a seed, which is drawn here where none is given, the answer is the same.
-        Raises RefusedError; httpx.TransportError when the service cannot be reached.
+        A connection that breaks, and a process that dies with the request, are tried again: with a seed, which is drawn here where none
+        is given, the answer is the same. What the service refuses for good, or fails on itself, is not.
+        Raises RefusedError; httpx.TransportError when the service cannot be reached or does not answer within timeout_s.
         """
-        with self._asked(vocal, fields) as response:
-            return _answer(response, response.read())
+        asking = self._asking(vocal, fields)
+        while True:
+            try:
+                with self._open(asking) as response:
+                    return _answer(response, response.read())
+            except BROKEN:
+                if not asking.may_again:
+                    raise
+                asking.pause()
 
     @contextlib.contextmanager
     def stream(self, vocal: Path | bytes, **fields: Any) -> Iterator[tuple[Answer, Iterator[bytes]]]:
-        """The same as it is made: an answer without audio, whose fit is that of the beginning, and the file's bytes. Leaving the context
-        early ends the work."""
-        with self._asked(vocal, {**fields, "stream": True}) as response:
-            yield _answer(response, b""), response.iter_bytes()
+        """The same as it is made: an answer without audio, whose fit is that of the beginning, and the file's bytes. Where the connection
+        breaks, the same is asked for again, and goes on where it broke. Leaving the context early ends the work."""
+        asking = self._asking(vocal, {**fields, "stream": True})
+        with contextlib.ExitStack() as stack:
+            response = self._reach(asking, stack)
+            answer = _answer(response, b"")
+            yield answer, self._bytes(asking, answer.model, response, stack)
 
     def models(self) -> list[dict[str, Any]]:
         """What the service answers with."""
@@ -91,46 +110,96 @@ class Client:
         models: list[dict[str, Any]] = response.json()["models"]
         return models
 
-    @contextlib.contextmanager
-    def _asked(self, vocal: Path | bytes, fields: dict[str, Any]) -> Iterator[httpx.Response]:
+    def _asking(self, vocal: Path | bytes, fields: dict[str, Any]) -> "_Asking":
         data = vocal.read_bytes() if isinstance(vocal, Path) else vocal
         name = vocal.name if isinstance(vocal, Path) else "vocal"
         form = {"seed": secrets.randbelow(2**32), **{key: value for key, value in fields.items() if value is not None}}
-        with contextlib.ExitStack() as stack:
-            for attempt in range(1, self._attempts + 1):
-                try:
-                    response = stack.enter_context(
-                        self._http.stream(
-                            "POST",
-                            "/v1/accompaniments",
-                            files={"vocal": (name, data)},
-                            data={key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in form.items()},
-                            headers=self._headers,
-                        )
-                    )
-                except httpx.TransportError:
-                    if attempt == self._attempts:
-                        raise
-                    self._sleep(1.0)
-                    continue
-                if response.status_code in PASSING and attempt < self._attempts:
-                    self._sleep(float(response.headers.get("Retry-After", 1)))
-                    response.close()
-                    continue
-                _raise_refusal(response)
-                yield response
+        texts = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in form.items()}
+        return _Asking(file=(name, data), form=texts, attempts=self._attempts, sleep=self._sleep)
+
+    @contextlib.contextmanager
+    def _open(self, asking: "_Asking") -> Iterator[httpx.Response]:
+        """The answer 200, its body still to be read; refusals that pass are waited for. Raises RefusedError, httpx.TransportError."""
+        while True:
+            asking.sent += 1
+            files = {"vocal": asking.file}
+            with self._http.stream("POST", "/v1/accompaniments", files=files, data=asking.form, headers=self._headers) as response:
+                if response.status_code == 200:
+                    yield response
+                    return
+                if not (asking.may_again and _passes(response)):
+                    _raise_refusal(response)
+            asking.pause(_retry_after_s(response))
+
+    def _reach(self, asking: "_Asking", stack: contextlib.ExitStack) -> httpx.Response:
+        """The same, until `stack` closes it; connections that break are made again."""
+        while True:
+            try:
+                return stack.enter_context(self._open(asking))
+            except BROKEN:
+                if not asking.may_again:
+                    raise
+                asking.pause()
+
+    def _bytes(self, asking: "_Asking", model: str, response: httpx.Response, stack: contextlib.ExitStack) -> Iterator[bytes]:
+        """What a stream brings; a second one's bytes are those of the first, and what had come is left out."""
+        given = 0
+        while True:
+            skip = given
+            try:
+                for data in response.iter_bytes():
+                    fresh, skip = data[skip:], max(0, skip - len(data))
+                    given += len(fresh)
+                    if fresh:
+                        yield fresh
                 return
+            except BROKEN:
+                if not asking.may_again:
+                    raise
+                asking.pause()
+                response = self._reach(asking, stack)
+                if response.headers["X-Backline-Model"] != model:
+                    raise  # another model was rolled out meanwhile, and its bytes are others
+
+
+@dataclass(kw_only=True)
+class _Asking:
+    """A request, and how often it has been sent."""
+
+    file: tuple[str, bytes]
+    form: dict[str, str]
+    attempts: int
+    sleep: Callable[[float], None]
+    sent: int = 0
+
+    @property
+    def may_again(self) -> bool:
+        return self.sent < self.attempts
+
+    def pause(self, retry_after_s: float | None = None) -> None:
+        self.sleep(min(LONGEST_PAUSE_S, 2.0 ** (self.sent - 1)) if retry_after_s is None else retry_after_s)
+
+
+def _passes(response: httpx.Response) -> bool:
+    """Whether the same request may be answered later."""
+    is_problem = response.headers.get("Content-Type", "").startswith(PROBLEM_MEDIA_TYPE)
+    return response.status_code in PASSING or (response.status_code in BEFORE_THE_SERVICE and not is_problem)
+
+
+def _retry_after_s(response: httpx.Response) -> float | None:
+    """Retry-After in seconds; a date, which this service never gives, counts as none."""
+    stated = response.headers.get("Retry-After", "")
+    return float(stated) if stated.isdecimal() else None
 
 
 def _raise_refusal(response: httpx.Response) -> None:
     if response.status_code == 200:
         return
     response.read()
-    retry_after = response.headers.get("Retry-After")
     detail = response.text
     with contextlib.suppress(ValueError, KeyError, TypeError):  # a proxy's own page is no problem document, and told as it is
         detail = response.json()["detail"]
-    raise RefusedError(response.status_code, detail, float(retry_after) if retry_after else None)
+    raise RefusedError(response.status_code, detail, _retry_after_s(response))
 
 
 def _answer(response: httpx.Response, audio: bytes) -> Answer:

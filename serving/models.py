@@ -6,6 +6,7 @@ that holds its model, and the one that was asked for least recently makes room f
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+HUNG_EXIT = 70
 MOST_FAILURES = 3
 """Failed steps in succession after which a replica's device is given up."""
 
@@ -71,7 +73,10 @@ class ModelServer:
         for held in list(self._held):
             stalled_s = held.engine.stalled_s()
             if stalled_s > self._config.hang_after_s:
-                raise RuntimeError(f"the model has made no denoising step for {stalled_s:.0f} s")
+                # Serve would let this replica finish what it has, for drain_s; but a device that hangs finishes nothing, and whoever waits
+                # for it can be answered elsewhere. So it ends as a killed one does.
+                log.critical("no denoising step for %.0f s: this replica ends, and its requests are asked again elsewhere", stalled_s)
+                os._exit(HUNG_EXIT)
             if held.engine.denoiser.failures >= MOST_FAILURES:
                 raise RuntimeError(f"the network failed {held.engine.denoiser.failures} times in succession")
 

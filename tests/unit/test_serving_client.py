@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import serving_parts as parts
 from fastapi.testclient import TestClient
@@ -91,3 +92,90 @@ def test_what_is_wrong_is_said_at_once(client: Client, slept_s: list[float]) -> 
     assert not slept_s
     with pytest.raises(ValueError, match="attempts is 0"):
         Client(attempts=0)
+
+
+class Broken(httpx.BaseTransport):
+    """A service's answers, one a request: a response, or an exception where its connection breaks."""
+
+    def __init__(self, *answers: httpx.Response | Exception) -> None:
+        self.answers, self.seeds = list(answers), list[bytes]()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        request.read()
+        self.seeds.append(request.content.partition(b'name="seed"\r\n\r\n')[2].partition(b"\r\n")[0])
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class CutShort(httpx.SyncByteStream):
+    """A body whose connection breaks after these pieces."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.pieces = pieces
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self.pieces
+        raise httpx.RemoteProtocolError("peer closed connection without sending complete message body")
+
+
+HEADS = {
+    "Content-Type": "audio/wav", "X-Backline-Model": "tiny", "X-Backline-Seed": "7", "X-Backline-Fit": "{}",
+    "X-Backline-Candidate-Fits": "[]", "Server-Timing": "total;dur=1.0",
+}  # fmt: skip
+PLAIN_500 = {"status_code": 500, "text": "Internal Server Error"}
+
+
+def broken(slept_s: list[float], *answers: httpx.Response | Exception) -> tuple[Client, Broken]:
+    transport = Broken(*answers)
+    return Client(http=httpx.Client(base_url="http://service", transport=transport), sleep=slept_s.append), transport
+
+
+def test_who_died_with_a_request_is_asked_again_with_the_same_seed(slept_s: list[float]) -> None:
+    """Ray Serve's proxy says 500 in plain text when an ingress dies, and closes connections, also in an answer, when it dies itself."""
+    client, transport = broken(
+        slept_s, httpx.Response(**PLAIN_500), httpx.RemoteProtocolError("disconnected"), httpx.ConnectError("refused"),
+        httpx.Response(404, text="Path '/v1/accompaniments' not found."), httpx.Response(200, headers=HEADS, stream=CutShort(b"au")),
+        httpx.Response(200, headers=HEADS, content=b"audio"),
+    )  # fmt: skip
+    assert client.accompany(b"vocal").audio == b"audio"
+    assert slept_s == [1, 2, 4, 8, 16]
+    assert len(set(transport.seeds)) == 1
+    assert transport.seeds[0].isdigit()
+    client, transport = broken(slept_s, *(httpx.ConnectError("refused") for _ in range(6)))
+    with pytest.raises(httpx.ConnectError):
+        client.accompany(b"vocal")
+    assert not transport.answers
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(500, json={"detail": "failed"}, headers={"Content-Type": "application/problem+json"}),
+        httpx.Response(504, json={"detail": "late"}, headers={"Content-Type": "application/problem+json"}),
+        httpx.Response(408, text="Request timed out."),
+        httpx.ReadTimeout("no answer"),
+    ],
+)
+def test_nothing_is_sent_twice_without_need(slept_s: list[float], answer: httpx.Response | Exception) -> None:
+    client, transport = broken(slept_s, answer)
+    with pytest.raises((RefusedError, httpx.ReadTimeout)):
+        client.accompany(b"vocal")
+    assert (len(transport.seeds), slept_s) == (1, [])
+
+
+def test_a_broken_stream_goes_on_where_it_broke(slept_s: list[float]) -> None:
+    def pieces() -> httpx.Response:
+        return httpx.Response(200, headers=HEADS, content=b"abcdefgh")
+
+    client, transport = broken(
+        slept_s, httpx.Response(200, headers=HEADS, stream=CutShort(b"ab", b"cd")), httpx.ConnectError("no"), pieces()
+    )
+    with client.stream(b"vocal") as (_, read):
+        assert b"".join(read) == b"abcdefgh"
+    assert len(set(transport.seeds)) == 1
+    other = httpx.Response(200, headers={**HEADS, "X-Backline-Model": "next"}, content=b"12345678")
+    client, _ = broken(slept_s, httpx.Response(200, headers=HEADS, stream=CutShort(b"ab")), other)
+    with client.stream(b"vocal") as (_, read), pytest.raises(httpx.RemoteProtocolError):
+        list(read)
