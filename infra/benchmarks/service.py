@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -45,6 +46,9 @@ class Round:
     queue: float
     """Between the ingress and the replica, there and back, and waiting for a first step."""
     work: float
+    engine_stages: dict[str, float]
+    stages: dict[str, float]
+    """Those of `WORK`."""
 
     @property
     def added(self) -> float:
@@ -73,7 +77,8 @@ def alone(given: argparse.Namespace) -> None:
         began_s = time.perf_counter()
         result = engine.generate(data, request)
         took_s = time.perf_counter() - began_s
-        print(json.dumps({"engine": 1000 * took_s, "engine_work": 1000 * result.stages.work_s}), flush=True)
+        stages = {name: 1000 * getattr(result.stages, name) for name in WORK}
+        print(json.dumps({"engine": 1000 * took_s, "engine_work": 1000 * result.stages.work_s, "engine_stages": stages}), flush=True)
     engine.close()
 
 
@@ -81,7 +86,7 @@ def asked(given: argparse.Namespace) -> tuple[bytes, AccompanimentRequest]:
     return encode(vocal(given.seconds), "flac"), AccompanimentRequest(seed=7, steps=given.steps)
 
 
-def over_http(client: httpx.Client, data: bytes, request: AccompanimentRequest) -> dict[str, float]:
+def over_http(client: httpx.Client, data: bytes, request: AccompanimentRequest) -> dict[str, Any]:
     began_s = time.perf_counter()
     fields = {"seed": str(request.seed), **({"steps": str(request.steps)} if request.steps else {})}
     answer = client.post("/v1/accompaniments", files={"vocal": ("vocal.flac", data)}, data=fields)
@@ -89,19 +94,20 @@ def over_http(client: httpx.Client, data: bytes, request: AccompanimentRequest) 
     if answer.status_code != 200:
         raise SystemExit(f"the service answered {answer.status_code}: {answer.text}")
     stages = {name: float(ms) for name, ms in (part.strip().split(";dur=") for part in answer.headers["server-timing"].split(","))}
-    return {"wall": wall_ms, "total": stages["total"], "queue": stages["queue"], "work": sum(stages[name] for name in WORK)}
+    work = {name: stages[name] for name in WORK}
+    return {"wall": wall_ms, "total": stages["total"], "queue": stages["queue"], "work": sum(work.values()), "stages": work}
 
 
 def measure(given: argparse.Namespace, url: str, engine: "subprocess.Popen[str]") -> list[Round]:
     data, request = asked(given)
     rounds = []
 
-    def ask_engine() -> dict[str, float]:
+    def ask_engine() -> dict[str, Any]:
         assert engine.stdin
         assert engine.stdout
         engine.stdin.write("\n")
         engine.stdin.flush()
-        said: dict[str, float] = json.loads(engine.stdout.readline())
+        said: dict[str, Any] = json.loads(engine.stdout.readline())
         return said
 
     with httpx.Client(base_url=url, timeout=600) as client:
@@ -135,6 +141,7 @@ def table(rounds: list[Round]) -> str:
         f"| over HTTP | {spread([one.wall for one in rounds])} |",
         f"| **added, round by round** | **{spread([one.added for one in rounds])}, {bar} |",
         *(f"| of it: {name} | {spread([part(one) for one in rounds])} |" for name, part in PARTS.items()),
+        *(f"| of that: {name} | {spread([one.stages[name] - one.engine_stages[name] for one in rounds])} |" for name in WORK),
     ]
     return "\n".join(lines)
 
