@@ -74,7 +74,7 @@ class JsonLines(logging.Formatter):
             line["request_id"] = id
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps({**line, **{name: _plain(value) for name, value in _facts(record).items() if name not in line}}, default=str)
+        return json.dumps({**line, **{name: plain(value) for name, value in _facts(record).items() if name not in line}}, default=str)
 
 
 def _id_of(record: logging.LogRecord) -> str | None:
@@ -86,13 +86,14 @@ def _facts(record: logging.LogRecord) -> dict[str, Any]:
     return {name: value for name, value in vars(record).items() if name not in GIVEN and not name.startswith("_")}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The same as JSON has it: a number that it has not is None."""
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
+        return {str(name): plain(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [plain(one) for one in value]
     return value
 
 
@@ -106,4 +107,5 @@ def _flat(facts: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any
 
 def _short(value: Any) -> str:
     text = f"{value:.3f}" if isinstance(value, float) else str(value)
-    return json.dumps(text) if not text or any(character.isspace() or character in '"=' for character in text) else text
+    plain_text = text.isprintable() and not any(character.isspace() or character in '"=' for character in text)
+    return text if text and plain_text else json.dumps(text)

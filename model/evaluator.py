@@ -24,7 +24,7 @@ from model.packed import packed
 from model.unet import AccompanimentUNet, VocalFeatures
 from model.workers import one_thread_workers
 
-# Networks kept for lengths of window that were asked for last, about 60 MB each. One request after the other is denoised, in the main.
+# Networks kept at least for lengths of window that were asked for last, about 60 MB each; and as many as may be evaluated in one step.
 PACKED_LENGTHS = 3
 
 Execution = Literal["auto", "eager", "graph", "compile"]
@@ -59,6 +59,10 @@ class Evaluator(ABC):
     @abstractmethod
     def __call__(self, evaluations: Sequence[Evaluation]) -> list[Tensor]:
         """v̂ (C, T) of each, float32."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of threads and device memory; it is not asked again."""
 
 
 class ThreadedEvaluator(Evaluator):
@@ -99,6 +103,9 @@ class ThreadedEvaluator(Evaluator):
         x_BCT = evaluation.x_CT.unsqueeze(0).clone(memory_format=torch.contiguous_format)
         return self._network_for(evaluation.vocal.frames)(x_BCT, torch.tensor([evaluation.t]), evaluation.vocal)[0]
 
+    def close(self) -> None:
+        self._pool.shutdown(wait=False)
+
     def _network_for(self, frames: int) -> Callable[[Tensor, Tensor, VocalFeatures], Tensor]:
         if self._compiled is not None:
             return self._compiled
@@ -106,7 +113,7 @@ class ThreadedEvaluator(Evaluator):
             found = self._packed.get(frames) or packed(self.unet)
             self._packed[frames] = found
             self._packed.move_to_end(frames)
-            if len(self._packed) > PACKED_LENGTHS:
+            if len(self._packed) > max(PACKED_LENGTHS, self.slots):
                 self._packed.popitem(last=False)
         return found
 
@@ -186,6 +193,9 @@ class BatchedEvaluator(Evaluator):
                     v_BCT = self._run(length, [evaluations[index] for index in part])
                 found |= {index: v_CT[:, : evaluations[index].x_CT.shape[1]] for index, v_CT in zip(part, v_BCT, strict=False)}
         return [found[index] for index in range(len(evaluations))]
+
+    def close(self) -> None:
+        self._batches.clear()  # what runs a batch holds this evaluator in turn
 
     def _run(self, length: int, evaluations: Sequence[Evaluation]) -> Tensor:
         batch = self._batches.get(length)

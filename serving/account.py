@@ -87,7 +87,7 @@ class Account(AbstractContextManager["Account"]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Whatever `error` is goes on to who answers it."""
         status, said, reason = self._end(error)
-        if self._result is None and isinstance(error, Exception):
+        if self._result is None:
             self._observer.answered(status, self._seconds, None)
         why = {} if reason is None else {"reason": reason}
         self._facts = {"status": status, **why, "seconds": self._seconds, **self._facts, "bytes_out": self._sent_bytes}

@@ -45,7 +45,7 @@ class ReplicaBackend:
     async def play(self, vocal: bytes, request: AccompanimentRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Message, None]:
         """A request is a function of its seed, so one that died with its replica is simply asked again, once; of a stream that had begun,
         the bytes that were sent are made again and skipped."""
-        sent = 0
+        sent, model = 0, ""
         began_s = time.monotonic()
         for last in (False, True):
             attempt = tracing.started("backend call", attempt=2 if last else 1)
@@ -56,8 +56,12 @@ class ReplicaBackend:
             try:
                 async for message in answers:
                     if isinstance(message, AccompanimentResult) and not sent:
-                        sent = len(message.audio)
+                        sent, model = len(message.audio), message.model
                         yield message
+                    elif isinstance(message, AccompanimentResult) and message.model != model:
+                        # A rollout came between: the rest of a stream has to be the same model's.
+                        yield self._unavailable("Replica lost", "the replica working on this stream died, and its model is replaced by now")
+                        return
                     elif isinstance(message, AccompanimentResult | bytes):
                         data = message if isinstance(message, bytes) else message.audio
                         fresh, skip = data[skip:], max(0, skip - len(data))

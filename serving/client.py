@@ -17,8 +17,8 @@ import httpx
 # Refusals that pass: over one's share, and full or restarting.
 PASSING = (429, 503)
 # What stands before the service (Ray Serve's proxy, a load balancer) says in its own words, not as a problem, when the process that worked
-# on a request has died (500, 502, 504) or when it has only just come up itself (404). The service's own 500 would be 500 again.
-BEFORE_THE_SERVICE = (404, 500, 502, 504)
+# on a request has died (500, 502) or when it has only just come up itself (404). The service's own 500 would be 500 again.
+BEFORE_THE_SERVICE = (404, 500, 502)
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 # A connection that could not be made, or broke. No answer in time is none of these: who has waited so long is told, and waits no more.
 BROKEN = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)

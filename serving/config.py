@@ -46,11 +46,11 @@ class ServeConfig:
     """Threads that torch uses in a replica; by default the machine's CPUs, at most 8. Give fewer where replicas share a machine."""
     ingress_replicas: int = 1
     concurrent: int = 16
-    """Requests inside one model replica at a time, which share the network's evaluations."""
+    """Requests inside one model replica at a time; those of one model share the network's evaluations."""
     target_ongoing: float = 4.0
     """Requests inside a replica beyond which another one is started, up to max_replicas. On a GPU 8 and more."""
     max_audio_s: float = 1800.0
-    """Seconds of vocals in work in one replica, about 1.5 MB each; requests beyond them wait."""
+    """Seconds of vocals that one model of a replica has in work, about 1.5 MB each; requests beyond them wait."""
     max_pending: int = 32
     """Requests accepted at a time by each ingress; beyond it 503 with Retry-After."""
     max_pending_per_caller: int | None = None

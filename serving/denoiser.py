@@ -71,12 +71,13 @@ class Denoiser:
         # Its own operations are small; split over threads, these would spin beside those that do the evaluations.
         self._thread = one_thread_worker(self._run, "denoiser")
 
-    def denoise(self, lanes: Sequence[Lane], progress: Callable[[int], None]) -> Iterator[tuple[Lane, Tensor]]:
+    def denoise(self, lanes: Sequence[Lane], progress: Callable[[int], None], *, first_soon: bool = False) -> Iterator[tuple[Lane, Tensor]]:
         """Moves a request's lanes to their ends: each window's settled frames (1, 64, T) with its lane, as soon as they are there.
 
         For any thread. What windows are conditioned on is worked out in the calling thread, a window ahead. progress: told after each
         step how many of these lanes took it, and 0 while none did, in the denoiser's thread; what it raises ends this request within
-        a step, and is raised here.
+        a step, and is raised here. first_soon: nothing of the second window is done before the first one has been taken and made into
+        sound, so that this has the cores for itself.
         """
         job = _Job(progress=progress)
         windows = sum(lane.windows_left for lane in lanes)  # before the denoiser enters any
@@ -86,14 +87,17 @@ class Denoiser:
         self._enter(job, lanes)
         try:
             for lane in lanes:
-                self._prepare_next(lane)
-            for _ in range(windows):
+                if not first_soon:
+                    self._prepare_next(lane)
+            for number in range(windows):
                 found = job.settled.get()
                 if isinstance(found, BaseException):
                     raise found
                 yield found
                 # The window after this one is under way; the one after that is made ready meanwhile.
                 self._prepare_next(found[0])
+                if first_soon and not number:
+                    self._prepare_next(found[0])
         finally:
             self._leave(job)
 

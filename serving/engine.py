@@ -219,7 +219,7 @@ class Engine:
         return longer and request.candidates == 1 and request.output != "stems"
 
     def _pieces(
-        self, vocal_CN: np.ndarray, request: AccompanimentRequest, call: Call, clock: StageClock
+        self, vocal_CN: np.ndarray, request: AccompanimentRequest, call: Call, clock: StageClock, *, first_soon: bool
     ) -> Generator[np.ndarray, None, Accompaniment]:
         """The accompaniment's pieces (2, n), then the whole; the one denoiser asks the network."""
         seed = secrets.randbelow(2**32) if request.seed is None else request.seed
@@ -234,7 +234,7 @@ class Engine:
                 lane.prepare()
                 call.look()
             call.ready()
-            return self.denoiser.denoise(lanes, progress)
+            return self.denoiser.denoise(lanes, progress, first_soon=first_soon)
 
         pieces = self.accompanist.stream(vocal_CN, config, progress=stepped, denoise=denoise, clock=clock)
         while True:
@@ -249,7 +249,7 @@ class Engine:
 
     def _whole(self, vocal_CN: np.ndarray, request: AccompanimentRequest, call: Call, stages: StageSeconds) -> AccompanimentResult:
         clock = _TracedClock(self, call)
-        pieces = self._pieces(vocal_CN, request, call, clock)
+        pieces = self._pieces(vocal_CN, request, call, clock, first_soon=False)
         while True:
             try:
                 next(pieces)
@@ -279,7 +279,7 @@ class Engine:
             request = request.model_copy(update={"seed": secrets.randbelow(2**32)})
         file = StreamedFile(vocal_CN, request)
         media_type, file_name = kind_of(request)
-        pieces = self._pieces(vocal_CN, request, call, clock)
+        pieces = self._pieces(vocal_CN, request, call, clock, first_soon=True)
         heard, beginning = [next(pieces)], bytearray()
         while sum(piece_CN.shape[1] for piece_CN in heard) < STREAM_FIT_S * SAMPLE_RATE_HZ:
             heard.append(next(pieces))

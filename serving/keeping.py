@@ -1,6 +1,7 @@
 """Requests kept for debugging, where an operator has asked for it: the vocal, the fields and the answer, under the request's id.
 
-Nothing else in the service stores or logs any of them.
+Nothing else in the service stores or logs any of them. On its way a vocal beyond 1 MiB passes through a temporary file without a name, and
+through Ray's object store, which a node short of memory writes to its own disk.
 """
 
 import json
@@ -11,6 +12,7 @@ from datetime import UTC, datetime
 from threading import BoundedSemaphore
 from typing import Any
 
+from infra import logs
 from infra.storage import Place
 
 log = logging.getLogger(__name__)
@@ -33,13 +35,13 @@ class Keeper:
             log.warning("not kept: %d requests wait to be written to %s", MOST_WAITING, self._place)
             return
         day = datetime.now(UTC)
-        files = {"vocal": vocal, "request.json": json.dumps({"time": day.isoformat(), **facts}, indent=2).encode()}
-        if answer:
-            files[answer_name] = answer
-        self._thread.submit(copy_context().run, self._write, self._place / f"{day:%Y-%m-%d}" / request_id, files)
+        files = {"vocal": vocal, **({answer_name: answer} if answer else {})}
+        told = {"time": day.isoformat(), **facts}
+        self._thread.submit(copy_context().run, self._write, self._place / f"{day:%Y-%m-%d}" / request_id, files, told)
 
-    def _write(self, folder: Place, files: dict[str, bytes]) -> None:
+    def _write(self, folder: Place, files: dict[str, bytes], facts: dict[str, Any]) -> None:
         try:
+            (folder / "request.json").write_bytes(json.dumps(logs.plain(facts), indent=2).encode())
             for name, data in files.items():
                 (folder / name).write_bytes(data)
         except Exception:  # debugging must not end what it looks at

@@ -45,7 +45,8 @@ def accompaniment() -> dict[str, Any]:
         ),
         _header(
             "X-Request-Id",
-            "An id to follow the request by at `GET /v1/progress/{id}`: 8 to 64 letters, digits and `. _ -`; any other is replaced",
+            "An id to follow the request by at `GET /v1/progress/{id}`: 1 to 64 letters, digits and `. _ -`, the first "
+            "a letter or digit; any other is not known there",
             {"type": "string"},
         ),
     ]

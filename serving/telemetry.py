@@ -139,3 +139,5 @@ class ReplicaMetrics:
                 self.batch.set((now[0] - evaluations) / (now[1] - steps), tags)
                 self.evaluations.inc(now[0] - evaluations, tags)
             evaluations, steps, busy_s = now
+        self.denoising.set(0, tags)
+        self.busy.set(0, tags)

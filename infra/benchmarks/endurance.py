@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +36,7 @@ from serving.deployments import RunningService, ServeConfig, start
 
 COMMANDS = {"replica": "ServeReplica:backline:Model", "ingress": "ServeReplica:backline:Ingress", "proxy": "ProxyActor"}
 NODE_CPUS = 3
+CLIENT_THREADS = 256
 SAVE_EVERY_S = 5.0
 
 
@@ -122,7 +123,8 @@ def capacity(service: RunningService, given: argparse.Namespace) -> float:
 
     with ThreadPoolExecutor(given.clients) as threads:
         asking = [threads.submit(keep_asking, client) for client in range(given.clients)]
-        while len(best.answered_s) < given.clients:
+        until_s = time.monotonic() + 300
+        while len(best.answered_s) < given.clients and time.monotonic() < until_s:
             time.sleep(0.05)
         began_s = time.monotonic()
         time.sleep(given.measure_s)
@@ -138,18 +140,24 @@ def capacity(service: RunningService, given: argparse.Namespace) -> float:
 def overload(service: RunningService, given: argparse.Namespace) -> None:
     most = capacity(service, given)
     asked, rate, full_s = Asking(service.url, given, patient=False), 3 * most, 0.0
-    with ThreadPoolExecutor(256) as threads:
+    asking, outstanding = list[Future[None]](), 0
+    with ThreadPoolExecutor(CLIENT_THREADS) as threads:
         began_s, number = time.monotonic(), 0
         while not full_s or time.monotonic() < full_s + given.overload_s:
             time.sleep(max(0.0, began_s + number / rate - time.monotonic()))
-            threads.submit(asked.ask, number)
+            asking.append(threads.submit(asked.ask, number))
             number += 1
+            outstanding = max(outstanding, sum(not one.done() for one in asking))
             if not full_s and asked.first_refusal.is_set():
                 full_s = time.monotonic()
             if not full_s and number > 60 * rate:
                 raise SystemExit("nothing was refused within a minute: this is no overload; give fewer --max-pending")
         ended_s = time.monotonic()
         offered = number / (ended_s - began_s)
+    for one in asking:
+        one.result()
+    if outstanding > CLIENT_THREADS:
+        raise SystemExit(f"{outstanding} requests were under way at a time, and this client has {CLIENT_THREADS} threads: offer fewer")
     goodput = asked.rate((full_s, ended_s))
     what = f"{offered:.1f} a second offered, full after {full_s - began_s:.1f} s, then {ended_s - full_s:.0f} s"
     print(f"| {what} | {goodput:.2f} a second answered, {100 * goodput / most:.0f}% of capacity | {asked.figures} |")
@@ -168,7 +176,7 @@ def kills(service: RunningService, given: argparse.Namespace, node: "Node | None
     def kill_now_and_then() -> None:
         killed_s = 0.0
         while not over.wait(given.every_s):
-            if asked.answered_s and asked.answered_s[-1] > killed_s:  # what has not come back yet is not killed again
+            if asked.answered_s and asked.answered_s[-1] > killed_s:  # where nothing is answered yet, nothing is killed again
                 killed_s = time.monotonic()
                 figures.kills += node.kill() if node else kill_one(COMMANDS[given.what])
 
@@ -176,15 +184,17 @@ def kills(service: RunningService, given: argparse.Namespace, node: "Node | None
         while not over.wait(SAVE_EVERY_S):
             save()
 
-    helpers = [threading.Thread(target=work) for work in (kill_now_and_then, save_now_and_then)]
-    for helper in helpers:
-        helper.start()
-    with ThreadPoolExecutor(given.clients) as threads:
-        list(threads.map(asked.ask, range(figures.requests, given.requests)))
-    over.set()
-    for helper in helpers:
-        helper.join()
-    save()
+    beside = [threading.Thread(target=work) for work in (kill_now_and_then, save_now_and_then)]
+    for thread in beside:
+        thread.start()
+    try:
+        with ThreadPoolExecutor(given.clients) as threads:
+            list(threads.map(asked.ask, range(figures.requests, given.requests)))
+    finally:
+        over.set()
+        for thread in beside:
+            thread.join()
+        save()
     share = 100 * figures.statuses.get("200", 0) / max(1, figures.requests)
     what = f"{figures.requests} requests, {given.clients} clients, {figures.kills} × {given.what} killed in {figures.took_s:.0f} s"
     again = "" if given.plain else f"; {figures.sent_again} sent again by the client"

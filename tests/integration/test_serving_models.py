@@ -123,5 +123,7 @@ def test_models_share_a_replica_that_holds_one_at_a_time(ray_cluster: Cluster, t
         assert not long.done(), long.exception()
         crowd = {name: [threads.submit(ask, name) for _ in range(3)] for name in names}
         assert all(asked.result().content == first[name] for name in names for asked in crowd[name])
+        for name in (*names, *names):  # thrown out and taken back again and again
+            assert ask(name).content == first[name]
         long.result()
         assert client.get("/readyz").status_code == 200
