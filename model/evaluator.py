@@ -43,10 +43,12 @@ class Evaluation:
 
 
 class Evaluator(ABC):
-    """A network on its device. Any threads may `encode` while one asks for evaluations."""
+    """A network on its device. Any threads may `encode` while others ask for evaluations, `askers` of them."""
 
     slots: int
     """Evaluations that run at the same time; more are queued."""
+    askers: int = 1
+    """Threads that may ask at a time, and that keep it busy."""
 
     def __init__(self, unet: AccompanimentUNet) -> None:
         self.unet = unet
@@ -81,6 +83,7 @@ class ThreadedEvaluator(Evaluator):
         if execution == "graph":
             raise ModelError("execution='graph': a CPU has no CUDA graphs; use auto, eager or compile")
         self.slots = threads
+        self.askers = 2
         self._compiled = _network(unet, execution) if execution == "compile" else None
         self._packed: OrderedDict[int, AccompanimentUNet] = OrderedDict()
         self._packed_lock = threading.Lock()

@@ -139,6 +139,11 @@ class Lane:
         return len(self._unprepared)
 
     @property
+    def frames(self) -> int:
+        """Of the window that it is in, or enters next."""
+        return (self._window or self._waiting[0]).frames
+
+    @property
     def costs(self) -> list[int]:
         """Frames that the network is to evaluate in each window that has not been entered."""
         return [window.frames * self._sampler.steps * self.width for window in self._waiting]

@@ -1,12 +1,14 @@
-"""Continuous batching: one thread moves the lanes of all requests, at every step those that are due first.
+"""Continuous batching: the lanes of all requests are moved together, at every step those that are due first.
 
 Lanes join and leave between two steps, so nobody waits for another's end. What a lane yields does not depend on what is evaluated
-beside it (model/evaluator.py), so the order is free, and is chosen by due time alone (`PATIENCE`).
+beside it (model/evaluator.py), so the order is free, and is chosen by due time alone (`PATIENCE`). On a CPU two threads do so, each with
+lanes of its own: while one works out what a step has brought, or waits for its last evaluation, the other's evaluations fill the cores.
 
 Shapes: B = 1, C channels, T latent frames.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +27,8 @@ log = logging.getLogger(__name__)
 # A window is due when, since its request came, the device has done so many times the work that the request needs up to that window's end.
 # Equal requests so go first come, first served; a short one passes a long one that came shortly before it; and a long one falls due too.
 PATIENCE = 4.0
+# Evaluations that fill the cores beside others are so much longer at most: what they hold up is a step of the others.
+MOST_LONGER = 1.5
 
 
 @dataclass(kw_only=True, eq=False)
@@ -36,6 +40,8 @@ class _Seat:
     number: int
     due: list[float]
     """Of the window that it is in, and of those to come."""
+    taken: int = 0
+    """Frames of its step that is under way; 0 between steps."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -45,18 +51,20 @@ class _Job:
     progress: Callable[[int], None]
     settled: SimpleQueue[tuple[Lane, Tensor] | BaseException] = field(default_factory=SimpleQueue)
     seats: list[_Seat] = field(default_factory=list)
+    telling: threading.Lock = field(default_factory=threading.Lock)
 
     def asks_to_end(self, steps: int) -> BaseException | None:
         """Tells progress, and catches what it raises: this request's end, and nobody else's."""
         try:
-            self.progress(steps)
+            with self.telling:
+                self.progress(steps)
         except BaseException as end:  # whatever it is, it belongs to the thread that waits for this job
             return end
         return None
 
 
 class Denoiser:
-    """The only one that asks `evaluator` for evaluations, in a thread of its own until `close`."""
+    """The only one that asks `evaluator` for evaluations, in threads of its own until `close`."""
 
     def __init__(self, evaluator: Evaluator) -> None:
         self._evaluator = evaluator
@@ -65,17 +73,18 @@ class Denoiser:
         self._closed = False
         self._work_done = 0.0
         self._seats = 0
-        self._step_began_s: float | None = None
+        self._began_s: dict[int, float] = {}  # of the steps under way, by thread
+        self._busy_since_s = 0.0
         self.evaluations, self.steps, self.busy_s, self.failures = 0, 0, 0.0, 0
-        """Counted since the start: evaluations, rounds of them, seconds in rounds; failures of the network in succession."""
-        # Its own operations are small; split over threads, these would spin beside those that do the evaluations.
-        self._thread = one_thread_worker(self._run, "denoiser")
+        """Counted since the start: evaluations, steps of them, seconds with a step under way; failures of the network in succession."""
+        # Their own operations are small; split over threads, these would spin beside those that do the evaluations.
+        self._threads = [one_thread_worker(self._run, f"denoiser-{number}") for number in range(evaluator.askers)]
 
     def denoise(self, lanes: Sequence[Lane], progress: Callable[[int], None], *, first_soon: bool = False) -> Iterator[tuple[Lane, Tensor]]:
         """Moves a request's lanes to their ends: each window's settled frames (1, 64, T) with its lane, as soon as they are there.
 
         For any thread. What windows are conditioned on is worked out in the calling thread, a window ahead. progress: told after each
-        step how many of these lanes took it, and 0 while none did, in the denoiser's thread; what it raises ends this request within
+        step how many of these lanes took it, and 0 while none did, in a denoiser's thread; what it raises ends this request within
         a step, and is raised here. first_soon: nothing of the second window is done before the first one has been taken and made into
         sound, so that this has the cores for itself.
         """
@@ -111,16 +120,17 @@ class Denoiser:
         return self._closed
 
     def stalled_s(self) -> float:
-        """Seconds since the step under way began; 0 between steps."""
-        began_s = self._step_began_s
-        return 0.0 if began_s is None else time.monotonic() - began_s
+        """Seconds since the oldest step under way began; 0 between steps."""
+        began_s = list(self._began_s.values())
+        return time.monotonic() - min(began_s) if began_s else 0.0
 
     def close(self) -> None:
-        """Ends the thread after its step; requests that are still here are told so."""
+        """Ends the threads after their steps; requests that are still here are told so."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def _enter(self, job: _Job, lanes: Sequence[Lane]) -> None:
         with self._changed:
@@ -135,7 +145,7 @@ class Denoiser:
                 job.seats.append(_Seat(lane=lane, job=job, number=self._seats, due=list(due)))
                 self._seats += 1
             self._jobs.append(job)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def _leave(self, job: _Job) -> None:
         with self._changed:
@@ -146,7 +156,7 @@ class Denoiser:
         if lane.unprepared:
             lane.prepare()
             with self._changed:
-                self._changed.notify()
+                self._changed.notify_all()
 
     def _end(self, job: _Job, end: BaseException) -> None:
         self._leave(job)
@@ -162,16 +172,22 @@ class Denoiser:
                     chosen = self._choose()
                 if self._closed:
                     break
-            self._step(chosen)
-            for job in [job for job in self._jobs if not any(seat.job is job for seat in chosen)]:
+                self._begin(chosen)
+            try:
+                self._step(chosen)
+            finally:
+                with self._changed:
+                    self._end_of_step(chosen)
+            for job in [job for job in self._jobs if not any(seat.taken or seat in chosen for seat in job.seats)]:
                 if (end := job.asks_to_end(0)) is not None:
                     self._end(job, end)
         for job in list(self._jobs):
             self._end(job, RuntimeError("the denoiser was closed"))
 
     def _choose(self) -> list[_Seat]:
-        """The seats that are due first, as many as the evaluator has slots for, or one."""
-        ready = [seat for job in self._jobs for seat in job.seats if seat.lane.ready]
+        """The seats that are due first, as many as the evaluator has slots for, or one; none that would hold up a shorter one's step."""
+        longest = MOST_LONGER * min((seat.taken for job in self._jobs for seat in job.seats if seat.taken), default=math.inf)
+        ready = [seat for job in self._jobs for seat in job.seats if not seat.taken and seat.lane.ready and seat.lane.frames <= longest]
         chosen, width = list[_Seat](), 0
         for seat in sorted(ready, key=lambda seat: (seat.due[0], seat.number)):
             if not chosen or width + seat.lane.width <= self._evaluator.slots:
@@ -180,8 +196,23 @@ class Denoiser:
         # In the order of their coming: a lane that stays keeps its slot, whose features need not be copied again.
         return sorted(chosen, key=lambda seat: seat.number)
 
+    def _begin(self, chosen: list[_Seat]) -> None:
+        for seat in chosen:
+            seat.taken = seat.lane.frames
+        now_s = time.monotonic()
+        if not self._began_s:
+            self._busy_since_s = now_s
+        self._began_s[threading.get_ident()] = now_s
+
+    def _end_of_step(self, chosen: list[_Seat]) -> None:
+        for seat in chosen:
+            seat.taken = 0
+        del self._began_s[threading.get_ident()]
+        if not self._began_s:
+            self.busy_s += time.monotonic() - self._busy_since_s
+        self._changed.notify_all()
+
     def _step(self, chosen: list[_Seat]) -> None:
-        self._step_began_s = began_s = time.monotonic()
         try:
             asked = [seat.lane.evaluations() for seat in chosen]
             answers = iter(self._evaluator([evaluation for of_lane in asked for evaluation in of_lane]))
@@ -189,20 +220,19 @@ class Denoiser:
         except Exception as fault:
             # Whose it was cannot be told from a failed batch. The device may have recovered for the next one; if not, `failures` shows.
             log.exception("a step of %d lanes failed", len(chosen))
-            self.failures += 1
+            with self._changed:
+                self.failures += 1
             for job in {seat.job for seat in chosen}:
                 # One for each: an exception gathers the frames, and so the vocal, of every thread that raises it.
                 failed = RuntimeError(f"a step of the network failed: {fault}")
                 failed.__cause__ = fault.with_traceback(None)
                 self._end(job, failed)
             return
-        finally:
-            self._step_began_s = None
-            self.busy_s += time.monotonic() - began_s
-        self.failures = 0
-        self.steps += 1
-        self.evaluations += sum(map(len, asked))
-        self._work_done += sum(evaluation.x_CT.shape[1] for of_lane in asked for evaluation in of_lane)
+        with self._changed:
+            self.failures = 0
+            self.steps += 1
+            self.evaluations += sum(map(len, asked))
+            self._work_done += sum(evaluation.x_CT.shape[1] for of_lane in asked for evaluation in of_lane)
         for seat, settled_BCT in zip(chosen, settled, strict=True):
             if settled_BCT is not None:
                 seat.due.pop(0)

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import serving_parts as parts
 import torch
+from torch import Tensor
 
 from infra.audio_files import AudioTooLong, decode
 from infra.errors import UserError
@@ -22,6 +24,7 @@ from model.accompany import Accompanist
 from model.errors import ModelError
 from model.level import mix
 from model.sampling import Sampling
+from model.windows import Lane
 from serving.engine import Call, CancelledRequestError, DeadlineError, Engine, EngineConfig
 from serving.loading import load_engine
 from serving.rendering import render
@@ -234,6 +237,30 @@ def test_a_stream_is_the_whole_in_pieces(engine: Engine, output: Output) -> None
     assert (head.seed, head.file_name, head.media_type) == (whole.seed, whole.file_name, whole.media_type)
     assert head.stages.diffuse < whole.stages.diffuse * 2
     engine.close()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_nothing_is_done_for_the_second_window_of_a_stream_before_the_first_is_there(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    engine = long_engine(engine)
+    prepare, denoise, prepared, when_settled = Lane.prepare, engine.denoiser.denoise, list[Lane](), list[int]()
+
+    def counted(lane: Lane) -> None:
+        prepared.append(lane)
+        prepare(lane)
+
+    def watched(*args: Any, **options: Any) -> Iterator[tuple[Lane, Tensor]]:
+        for found in denoise(*args, **options):
+            when_settled.append(len(prepared))
+            yield found
+
+    monkeypatch.setattr(Lane, "prepare", counted)
+    monkeypatch.setattr(engine.denoiser, "denoise", watched)
+    for _ in engine.play(parts.vocal(12), AccompanimentRequest(seed=1, steps=2, stream=stream)):
+        pass
+    assert len(when_settled) == len(prepared) > 3
+    assert when_settled[0] == (1 if stream else 2)
 
 
 @pytest.mark.parametrize("format", ["flac", "ogg", "mp3"])

@@ -182,6 +182,8 @@ class Counting(Evaluator):
         self.asked.append(len(evaluations))
         return self.inner(evaluations)
 
+    def close(self) -> None: ...
+
 
 @pytest.mark.parametrize("slots", [1, 2, 6, 32])
 def test_lanes_give_the_same_bits_however_many_run_together(evaluator: ThreadedEvaluator, slots: int) -> None:
