@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 PATIENCE = 4.0
 # Evaluations that fill the cores beside others are so much longer at most: what they hold up is a step of the others.
 MOST_LONGER = 1.5
+# Shorter ones (6 s) hand Python's lock about more than they compute: beside others they cost 10% of what they should win.
+LEAST_BESIDE_FRAMES = 128
 
 
 @dataclass(kw_only=True, eq=False)
@@ -186,8 +188,10 @@ class Denoiser:
 
     def _choose(self) -> list[_Seat]:
         """The seats that are due first, as many as the evaluator has slots for, or one; none that would hold up a shorter one's step."""
-        longest = MOST_LONGER * min((seat.taken for job in self._jobs for seat in job.seats if seat.taken), default=math.inf)
-        ready = [seat for job in self._jobs for seat in job.seats if not seat.taken and seat.lane.ready and seat.lane.frames <= longest]
+        under_way = [seat.taken for job in self._jobs for seat in job.seats if seat.taken]
+        shortest, longest = (LEAST_BESIDE_FRAMES, MOST_LONGER * min(under_way)) if under_way else (0, math.inf)
+        ready = [seat for job in self._jobs for seat in job.seats if not seat.taken and seat.lane.ready]
+        ready = [seat for seat in ready if shortest <= seat.lane.frames <= longest]
         chosen, width = list[_Seat](), 0
         for seat in sorted(ready, key=lambda seat: (seat.due[0], seat.number)):
             if not chosen or width + seat.lane.width <= self._evaluator.slots:
