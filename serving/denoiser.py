@@ -187,13 +187,15 @@ class Denoiser:
             self._end(job, RuntimeError("the denoiser was closed"))
 
     def _choose(self) -> list[_Seat]:
-        """The seats that are due first, as many as the evaluator has slots for, or one; none that would hold up a shorter one's step."""
+        """The seats that are due first, as many as the evaluator has slots for, or one. Beside others' steps none that would hold these
+        up, and none that is due later: it would do so for ever."""
         under_way = [seat.taken for job in self._jobs for seat in job.seats if seat.taken]
         shortest, longest = (LEAST_BESIDE_FRAMES, MOST_LONGER * min(under_way)) if under_way else (0, math.inf)
         ready = [seat for job in self._jobs for seat in job.seats if not seat.taken and seat.lane.ready]
-        ready = [seat for seat in ready if shortest <= seat.lane.frames <= longest]
         chosen, width = list[_Seat](), 0
         for seat in sorted(ready, key=lambda seat: (seat.due[0], seat.number)):
+            if not shortest <= seat.lane.frames <= longest:
+                break
             if not chosen or width + seat.lane.width <= self._evaluator.slots:
                 chosen.append(seat)
                 width += seat.lane.width

@@ -190,6 +190,33 @@ def test_a_long_request_is_not_starved_by_short_ones(engine: Engine) -> None:
     assert all(answered.result() for answered in crowd)
 
 
+def test_a_long_request_is_not_starved_by_short_ones_that_run_beside_each_other(engine: Engine) -> None:
+    """On a device that takes its time something short is always under way, beside which the long one may not run: others wait then."""
+
+    class Slow(type(engine.accompanist.evaluator)):
+        def __call__(self, evaluations: Any) -> Any:
+            time.sleep(0.02)
+            return super().__call__(evaluations)
+
+    evaluator = Slow(engine.accompanist.checkpoint.build(torch.device("cpu")), threads=2)
+    assert evaluator.askers == 2
+    slow, over = Engine(Accompanist(engine.accompanist.checkpoint, engine.accompanist.codec, evaluator=evaluator)), threading.Event()
+
+    def short(number: int) -> None:
+        while not over.is_set():
+            slow.generate(parts.vocal(6.5), AccompanimentRequest(seed=number, steps=20))
+
+    with ThreadPoolExecutor(6) as threads:
+        crowd = [threads.submit(short, number) for number in range(6)]
+        try:
+            assert slow.generate(parts.vocal(12), AccompanimentRequest(seed=1, steps=4), Call(timeout_s=20)).audio
+        finally:
+            over.set()
+    for asking in crowd:
+        asking.result()
+    slow.close()
+
+
 def test_room_is_given_in_order(folder: Path) -> None:
     """Of three vocals of 4 s two fit; the third waits, and can go away while it does."""
     engine = load_engine(
