@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check peers lock clean weights-corpus weights-codec weights-checkpoint weights-student
+.PHONY: demo test slow check peers lock clean weights-corpus weights-codec weights-checkpoint weights-student
 
 demo: $(STAMP)
 	$(BIN)/backline demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+# Minutes of work each: drivers, workers and machines killed, jobs submitted, the tutorial.
+slow: $(STAMP)
+	$(BIN)/python -m pytest -m "slow and not gpu"
 
 check: $(STAMP)
 	$(BIN)/ruff check .

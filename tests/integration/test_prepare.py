@@ -146,6 +146,7 @@ def test_good_songs_are_prepared_and_bad_ones_are_rows(tmp_path: Path, ray_clust
     assert prepare(config).prepared == 0
 
 
+@pytest.mark.slow
 def test_a_killed_driver_leaves_nothing_twice(tmp_path: Path, ray_cluster: Cluster, tiny_codec: Path) -> None:
     songs, out = tmp_path / "songs", tmp_path / "out"
     for seed in range(7):

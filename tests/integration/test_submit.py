@@ -89,6 +89,7 @@ def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_prepare_by_ray_job_submit_and_train_by_backline_submit(
     head: str, environment: dict[str, str], songs: Path, tiny_codec: Path, tmp_path: Path
 ) -> None:

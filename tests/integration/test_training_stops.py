@@ -87,6 +87,7 @@ def test_sigterm_saves_first(data: str, whole: Path, tmp_path: Path) -> None:
     assert_same_states(whole, out)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_sigterm_reaches_the_workers_of_ray_train(data: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
