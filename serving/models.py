@@ -59,8 +59,8 @@ class ModelServer:
         self._infos = {self._first: self._held[self._first].engine.info()} | {name: self._loader.info(places[name]) for name in others}
         self._loads = asyncio.Lock()
 
-        async def load(name: str) -> Kept:
-            return Kept(await self._claimed(name))
+        async def load(name: str) -> Claim:
+            return Claim(await self._claimed(name))
 
         # Keeps the models that were asked for last, and tells Serve's routers which these are.
         self._of = ray_serve.multiplexed(max_num_models_per_replica=most)(load)
@@ -71,7 +71,7 @@ class ModelServer:
         """One request to the model of this name; a fault of the user's is told as a problem."""
         began_s = time.monotonic()
         try:
-            kept: Kept = await self._of(model)
+            claim: Claim = await self._of(model)
         except (UserError, ModelError, OSError, RuntimeError):
             log.exception("%s could not be loaded", model, extra={"request_id": origin.request_id})
             yield Problem(status=503, title="Not ready", detail="the model could not be loaded", retry_after_s=RETRY_AFTER_S)
@@ -80,7 +80,7 @@ class ModelServer:
         if left_s is not None and left_s <= 0:
             yield deadline_problem()
             return
-        async with aclosing(kept.held.play(vocal, request, left_s, origin)) as messages:
+        async with aclosing(claim.held.play(vocal, request, left_s, origin)) as messages:
             async for message in messages:
                 yield message
 
@@ -134,7 +134,7 @@ def _make_room(loading: "asyncio.Future[Held]") -> None:
         loading.result().close_if_idle()
 
 
-class Kept:
+class Claim:
     """What Serve keeps of a model, once each time that it was asked for anew: the engine may be kept again while it ends its requests."""
 
     def __init__(self, held: "Held") -> None:

@@ -64,6 +64,15 @@ def client(engine: Engine) -> Iterator[TestClient]:
         yield client
 
 
+def test_no_other_site_may_read_an_answer(client: TestClient) -> None:
+    """CORS is closed: neither an answer nor a preflight names an origin that may."""
+    elsewhere = {"Origin": "https://elsewhere.example"}
+    preflight = {**elsewhere, "Access-Control-Request-Method": "POST"}
+    answers = [client.get("/v1/models", headers=elsewhere), client.options("/v1/accompaniments", headers=preflight)]
+    assert [answer.status_code for answer in answers] == [200, 405]
+    assert not [name for answer in answers for name in answer.headers if name.startswith("access-control-")]
+
+
 def post(client: TestClient, vocal: bytes | None = None, headers: dict[str, str] | None = None, **fields: str) -> Response:
     files = {"vocal": ("vocal.wav", parts.vocal() if vocal is None else vocal, "audio/wav")}
     return client.post(HTTP_PATH, files=files, data={**parts.QUICK, **fields}, headers=headers)

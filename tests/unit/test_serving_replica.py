@@ -10,7 +10,7 @@ import serving_parts as parts
 
 from model.checkpoint import load_checkpoint, save_checkpoint
 from serving.config import ServeConfig
-from serving.models import Held, Kept, ModelServer
+from serving.models import Claim, Held, ModelServer
 from serving.problems import Problem
 from serving.schema import AccompanimentRequest, AccompanimentResult
 from serving.telemetry import Reporting
@@ -120,11 +120,11 @@ def test_what_serve_lets_go_is_let_go_once(server: ModelServer) -> None:
     held = server._held["default"]
     assert held.claim()
     assert held.claim()
-    kept = Kept(held)
-    kept.__del__()
-    kept.__del__()
+    claim = Claim(held)
+    claim.__del__()
+    claim.__del__()
     assert not closed(held)
-    Kept(held).__del__()
+    Claim(held).__del__()
     assert held.ended
 
 
@@ -133,8 +133,8 @@ def refused(places: dict[str, str | None], spoil: Callable[[ModelServer], Awaita
         server = ModelServer(ServeConfig(replica_threads=1), places, 1, Reporting())
         spoil(server)
 
-        async def kept(name: str) -> Kept:
-            return Kept(await server._claimed(name))
+        async def kept(name: str) -> Claim:
+            return Claim(await server._claimed(name))
 
         server._of = kept  # what Serve makes of it needs a replica around it
         (problem,) = [message async for message in server.play("b", parts.vocal(), SHORT, timeout_s, Origin())]
