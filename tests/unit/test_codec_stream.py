@@ -15,6 +15,8 @@ from tests.codec_parts import checkpoint_document, full_checkpoint, small_weight
 
 # Longer than two chunks and their halos.
 MOST_FRAMES = 80
+# Of float32 sums of some hundred terms in another order, in audio of amplitude 1; 4e-7 is the most seen at any length up to 80.
+ROUNDING = 4e-6
 
 
 @pytest.fixture(scope="module", params=["embedded", "stable audio"])
@@ -36,13 +38,23 @@ def latent(frames: int, *, batch: int = 1) -> torch.Tensor:
 cuttings = st.lists(st.integers(0, MOST_FRAMES), min_size=1, max_size=8).filter(lambda lengths: 0 < sum(lengths) <= MOST_FRAMES)
 
 
-@given(lengths=cuttings, batch=st.integers(1, 2), early=st.booleans())
+@given(lengths=cuttings, batch=st.integers(1, 2))
 @settings(max_examples=20, deadline=None)
-def test_any_cutting_gives_the_audio_of_the_whole(codec: Codec, lengths: list[int], batch: int, early: bool) -> None:
+def test_any_cutting_gives_the_audio_of_the_whole(codec: Codec, lengths: list[int], batch: int) -> None:
     latent_BCT = latent(sum(lengths), batch=batch)
-    pieces = list(codec.decode_pieces(iter(latent_BCT.split(lengths, dim=2)), early=early))
+    pieces = list(codec.decode_pieces(iter(latent_BCT.split(lengths, dim=2))))
     assert all(piece.shape[2] > 0 for piece in pieces)
     assert torch.equal(torch.cat(pieces, dim=2), codec.decode(latent_BCT))
+
+
+@given(first=st.integers(1, MOST_FRAMES // 2), lengths=cuttings, batch=st.integers(1, 2))
+@settings(max_examples=20, deadline=None)
+def test_an_early_start_gives_the_audio_of_the_whole_but_for_rounding(codec: Codec, first: int, lengths: list[int], batch: int) -> None:
+    latent_BCT = latent(first + sum(lengths), batch=batch)
+    early = torch.cat(list(codec.decode_pieces(latent_BCT.split([first, *lengths], dim=2), early=True)), dim=2)
+    torch.testing.assert_close(early, codec.decode(latent_BCT), rtol=0, atol=ROUNDING)
+    other_pieces = latent_BCT.split([first, sum(lengths)], dim=2)
+    assert torch.equal(torch.cat(list(codec.decode_pieces(other_pieces, early=True)), dim=2), early)
 
 
 @given(chunk_frames=st.integers(1, 30), frames=st.integers(1, 60), left=st.integers(0, 9), right=st.integers(0, 9), grid=st.integers(1, 8))
