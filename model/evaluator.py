@@ -8,7 +8,6 @@ Shapes: B batch (slots), C channels, T frames.
 
 import threading
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -20,16 +19,18 @@ from torch import Tensor
 
 from model.errors import ModelError
 from model.geometry import SEGMENT_FRAMES
-from model.packed import packed
+from model.packed import PackedNetwork
 from model.unet import AccompanimentUNet, VocalFeatures
 from model.workers import one_thread_workers
 
-# Networks kept at least for lengths of window that were asked for last, about 60 MB each; and as many as may be evaluated in one step.
+# Lengths of window, of those asked for last, for which laid-out weights are kept at least, about 60 MB each; and as many as may be
+# evaluated in one step.
 PACKED_LENGTHS = 3
 
 Execution = Literal["auto", "eager", "graph", "compile"]
-"""eager: kernel by kernel. graph: one CUDA graph for all kernels. compile: torch.compile, and on CUDA a graph of what it made. auto: graph
-on CUDA, eager elsewhere; a fixed rule and no timing at run time, so that one machine always gives the same bits."""
+"""eager: kernel by kernel (on a CPU from a recording, model/packed.py). graph: one CUDA graph for all kernels. compile: torch.compile, and
+on CUDA a graph of what it made. auto: graph on CUDA, eager elsewhere; a fixed rule and no timing at run time, so that one machine always gives
+the same bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,9 @@ class Evaluator(ABC):
     def __call__(self, evaluations: Sequence[Evaluation]) -> list[Tensor]:
         """v̂ (C, T) of each, float32."""
 
+    def warm_up(self) -> None:  # noqa: B027 (an evaluator may have nothing to do)
+        """Does beforehand what the first evaluation would wait for, as far as that is the same for windows of all lengths."""
+
     @abstractmethod
     def close(self) -> None:
         """Lets go of threads and device memory; it is not asked again."""
@@ -84,9 +88,7 @@ class ThreadedEvaluator(Evaluator):
             raise ModelError("execution='graph': a CPU has no CUDA graphs; use auto, eager or compile")
         self.slots = threads
         self.askers = 2
-        self._compiled = _network(unet, execution) if execution == "compile" else None
-        self._packed: OrderedDict[int, AccompanimentUNet] = OrderedDict()
-        self._packed_lock = threading.Lock()
+        self._network = _network(unet, execution) if execution == "compile" else PackedNetwork(unet, lengths=max(PACKED_LENGTHS, threads))
         self._pool = one_thread_workers(threads, "denoise")
 
     def encode(self, vocals_BCT: Sequence[Tensor | None], frames: int) -> list[VocalFeatures]:
@@ -104,21 +106,14 @@ class ThreadedEvaluator(Evaluator):
     def _evaluate(self, evaluation: Evaluation) -> Tensor:
         # A copy: kernels may choose by the alignment of what they read.
         x_BCT = evaluation.x_CT.unsqueeze(0).clone(memory_format=torch.contiguous_format)
-        return self._network_for(evaluation.vocal.frames)(x_BCT, torch.tensor([evaluation.t]), evaluation.vocal)[0]
+        return self._network(x_BCT, torch.tensor([evaluation.t]), evaluation.vocal)[0]
+
+    def warm_up(self) -> None:
+        if isinstance(self._network, PackedNetwork):
+            self._network.record()
 
     def close(self) -> None:
         self._pool.shutdown(wait=False)
-
-    def _network_for(self, frames: int) -> Callable[[Tensor, Tensor, VocalFeatures], Tensor]:
-        if self._compiled is not None:
-            return self._compiled
-        with self._packed_lock:
-            found = self._packed.get(frames) or packed(self.unet)
-            self._packed[frames] = found
-            self._packed.move_to_end(frames)
-            if len(self._packed) > max(PACKED_LENGTHS, self.slots):
-                self._packed.popitem(last=False)
-        return found
 
 
 def _network(unet: AccompanimentUNet, execution: Execution) -> Callable[[Tensor, Tensor, VocalFeatures], Tensor]:

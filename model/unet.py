@@ -267,9 +267,18 @@ class AccompanimentUNet(nn.Module):
 
     def forward(self, x_BCT: Tensor, t_B: Tensor, vocal: VocalFeatures) -> Tensor:
         """x_t (B, 64, T) and integer steps (B,) → v̂ (B, 64, T); zeros in invalid frames."""
+        self.check(x_BCT, vocal)
+        return self.velocity(x_BCT, t_B, vocal)
+
+    @staticmethod
+    def check(x_BCT: Tensor, vocal: VocalFeatures) -> None:
+        """Raises ModelError where x and the vocal's features are not of one length."""
+        if x_BCT.shape[2] != vocal.frames:
+            raise ModelError(f"x has {x_BCT.shape[2]} frames and the vocal {vocal.frames}: encode the vocal at the length to be generated")
+
+    def velocity(self, x_BCT: Tensor, t_B: Tensor, vocal: VocalFeatures) -> Tensor:
+        """`forward` without its check, of tensors alone: this is what a recording may hold (model/packed.py)."""
         frames = x_BCT.shape[2]
-        if frames != vocal.frames:
-            raise ModelError(f"x has {frames} frames and the vocal {vocal.frames}: encode the vocal at the length to be generated")
         time_BC = self._embed(t_B)
         valid = vocal.valid or (None,) * len(self.config.channels)
         run = zip(self.blocks, vocal.films, self.film_levels, strict=True)

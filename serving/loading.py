@@ -55,6 +55,7 @@ class EngineLoader:
         if spec not in self._codecs:
             self._codecs[spec] = load_codec(spec, device=self._device)
         accompanist = Accompanist(checkpoint, self._codecs[spec], device=self._device)
+        accompanist.evaluator.warm_up()
         log.info("loaded %s at step %d on %s in %.1f s", checkpoint.name, checkpoint.step, self._device, time.perf_counter() - start_s)
         return Engine(accompanist, self._config)
 
