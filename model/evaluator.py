@@ -29,8 +29,8 @@ PACKED_LENGTHS = 3
 
 Execution = Literal["auto", "eager", "graph", "compile"]
 """eager: kernel by kernel (on a CPU from a recording, model/packed.py). graph: one CUDA graph for all kernels. compile: torch.compile, and
-on CUDA a graph of what it made. auto: graph on CUDA, eager elsewhere; a fixed rule and no timing at run time, so that one machine always gives
-the same bits."""
+on CUDA a graph of what it made. auto: graph on CUDA, eager elsewhere; a fixed rule and no timing at run time, so that one machine always
+gives the same bits."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 PATIENCE = 4.0
 # Evaluations that fill the cores beside others are so much longer at most: what they hold up is a step of the others.
 MOST_LONGER = 1.5
-# Shorter ones (6 s) hand Python's lock about more than they compute: beside others they cost 10% of what they should win.
-LEAST_BESIDE_FRAMES = 128
 
 
 @dataclass(kw_only=True, eq=False)
@@ -190,11 +188,11 @@ class Denoiser:
         """The seats that are due first, as many as the evaluator has slots for, or one. Beside others' steps none that would hold these
         up, and none that is due later: it would do so for ever."""
         under_way = [seat.taken for job in self._jobs for seat in job.seats if seat.taken]
-        shortest, longest = (LEAST_BESIDE_FRAMES, MOST_LONGER * min(under_way)) if under_way else (0, math.inf)
+        longest = MOST_LONGER * min(under_way) if under_way else math.inf
         ready = [seat for job in self._jobs for seat in job.seats if not seat.taken and seat.lane.ready]
         chosen, width = list[_Seat](), 0
         for seat in sorted(ready, key=lambda seat: (seat.due[0], seat.number)):
-            if not shortest <= seat.lane.frames <= longest:
+            if seat.lane.frames > longest:
                 break
             if not chosen or width + seat.lane.width <= self._evaluator.slots:
                 chosen.append(seat)
