@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,13 +53,15 @@ def connect(address: str | None = None, num_cpus: int | None = None, *, include_
     if wanted is None or wanted == "local":
         cpus = num_cpus or max(LEAST_ADVERTISED_CPUS, os.cpu_count() or 1)
         log.info("starting Ray on this machine with %d CPU tickets", cpus)
-        _start(cpus, include_dashboard)
+        with _handlers_kept():
+            _start(cpus, include_dashboard)
     else:
         # Inside a submitted job its own runtime environment is in force, and Ray refuses a second one.
         runtime_env = None if settings.in_ray_job else {"env_vars": ray_environment()}
         _require_answer(wanted)
         try:
-            ray.init(address=wanted, runtime_env=runtime_env, logging_level=logging.WARNING)
+            with _handlers_kept():
+                ray.init(address=wanted, runtime_env=runtime_env, logging_level=logging.WARNING)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             first_line = str(error).strip().partition("\n")[0]
             raise UserError(
@@ -71,6 +75,15 @@ def connect(address: str | None = None, num_cpus: int | None = None, *, include_
     finally:
         # For a joined cluster this only disconnects.
         ray.shutdown()
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself and aborts on it: whoever has a handler of its own, to end in order, has it again after the block."""
+    former = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(former) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, former)
 
 
 def _start(cpus: int, include_dashboard: bool) -> None:

@@ -118,6 +118,8 @@ def ray_environment() -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         # Serve's controller starts a dead proxy anew after three checks of it: with its own 10 s nothing is answered for half a minute.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        # Behind HAProxy (RAY_SERVE_ENABLE_HA_PROXY) an ingress that ends would wait half a minute for it, which knows within a second.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
     }
 
 

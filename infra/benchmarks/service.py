@@ -2,11 +2,13 @@
 
 Starts the service on this machine's Ray, and an engine alone in a process of its own, with the same checkpoint and the same threads; then
 one client asks both for the same vocal with the same seed, in turn, and the medians are set against each other. Where the difference lies
-is told from Server-Timing. Prints Markdown. The bar: 15 ms and 3% of the engine's own time.
+is told from Server-Timing. Prints Markdown. The bar: 15 ms and 3% of the engine's own time. With RAY_SERVE_ENABLE_HA_PROXY=1 in the
+environment, HAProxy stands where Serve's own proxy does.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -54,11 +56,16 @@ class Round:
     def added(self) -> float:
         return self.wall - self.engine
 
+    @property
+    def own(self) -> float:
+        """What was added by carrying, without how much faster or slower the model happened to be this time."""
+        return self.added - (self.work - self.engine_work)
+
 
 # name → what a round says of it, ms; their sum is what was added. An engine counts the time to its first step's end as waiting, also when
 # nobody else is there; the queue of an answer over HTTP has that too, and so it is taken off.
 PARTS = {
-    "client, Serve's proxy, and the answer's way back": lambda one: one.wall - one.total,
+    "client, proxy, and the answer's way back": lambda one: one.wall - one.total,
     "upload read, form parsed, answer made": lambda one: one.total - one.queue - one.work,
     "ingress to replica and back": lambda one: one.queue - (one.engine - one.engine_work),
     "the model's stages, against those alone": lambda one: one.work - one.engine_work,
@@ -140,6 +147,7 @@ def table(rounds: list[Round]) -> str:
         f"| engine alone | {spread([one.engine for one in rounds])} |",
         f"| over HTTP | {spread([one.wall for one in rounds])} |",
         f"| **added, round by round** | **{spread([one.added for one in rounds])}, {bar} |",
+        f"| of it: all but the model's stages | {spread([one.own for one in rounds])} |",
         *(f"| of it: {name} | {spread([part(one) for one in rounds])} |" for name, part in PARTS.items()),
         *(f"| of that: {name} | {spread([one.stages[name] - one.engine_stages[name] for one in rounds])} |" for name in WORK),
     ]
@@ -170,8 +178,9 @@ def main() -> None:
             rounds = measure(given, service.url, engine)
         finally:
             engine.communicate()  # no more lines: it ends
+    proxy = "HAProxy" if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" else "Serve's own proxy"
     steps = "the checkpoint's steps" if given.steps is None else f"{given.steps} steps"
-    print(f"{machine(given.device)}; vocal of {given.seconds:g} s, {steps}, {len(rounds)} rounds, one client\n")
+    print(f"{machine(given.device)}; vocal of {given.seconds:g} s, {steps}, {len(rounds)} rounds, one client, {proxy}\n")
     print(table(rounds))
 
 
