@@ -79,11 +79,14 @@ def connect(address: str | None = None, num_cpus: int | None = None, *, include_
 
 @contextmanager
 def _handlers_kept() -> Iterator[None]:
-    """Ray takes SIGTERM for itself and aborts on it: whoever has a handler of its own, to end in order, has it again after the block."""
+    """Ray takes SIGTERM for itself and aborts on it: a process with a handler of its own, to end in order, has it again after the block.
+    In the main thread: others may set none."""
     former = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(former) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, former)
+    try:
+        yield
+    finally:
+        if callable(former) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, former)
 
 
 def _start(cpus: int, include_dashboard: bool) -> None:

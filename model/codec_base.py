@@ -201,10 +201,11 @@ class Codec(ABC):
     def decode_pieces(self, latents: Iterable[Tensor], *, early: bool = False) -> Iterator[Tensor]:
         """Successive pieces (B, 64, t) of a latent, of any lengths → its audio in pieces (B, 2, n) float32 on the CPU.
 
-        The same samples, bit for bit, as `decode` gives for the whole. A chunk of `chunk_frames` comes as soon as the frames to its right
-        that it reads have arrived; only what a later chunk reads is kept (all of it where the receptive field is unknown). early: the
-        first chunk is as much of one as the first piece allows. Its cuts are then others than `decode`'s, and a convolution sums in an
-        order that goes by its length: the same samples but for rounding, and bit for bit those of the same first piece.
+        Without `early` the same samples, bit for bit, as `decode` gives for the whole. A chunk of `chunk_frames` comes as soon as the
+        frames to its right that it reads have arrived; only what a later chunk reads is kept (all of it where the receptive field is
+        unknown). early: the first chunk is as much of one as the first piece allows. Its cuts are then others than `decode`'s, and a
+        convolution sums in an order that goes by its length: the same samples but for rounding, and bit for bit those of the same first
+        piece.
 
         Raises ModelError, when it is iterated, where `decode` does: on a piece of another shape or with NaN or infinite values, where the
         pieces hold no frame, and on a piece of another batch size.

@@ -9,9 +9,11 @@ Shapes: B = 1, C channels, T frames.
 """
 
 import copy
+import functools
 import threading
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import List, Optional  # noqa: UP035 (TorchScript reads these)
 
 import torch
@@ -25,7 +27,10 @@ RECORDED_FRAMES = 32
 """Frames at the coarsest level while operations are recorded. Sizes are recorded as they follow from the input's, so any may come later."""
 
 
-@torch.jit.script
+# Recording uses variables of the process; one at a time.
+RECORDING = threading.Lock()
+
+
 def _convolution(
     x_BC1T: Tensor,
     laid: Tensor,
@@ -35,12 +40,19 @@ def _convolution(
     dilation: List[int],  # noqa: UP006
     groups: int,
 ) -> Tensor:
-    # A script, as a recording cannot hold this operation's empty list.
     return torch.ops.mkldnn._convolution_pointwise(x_BC1T, laid, bias, padding, stride, dilation, groups, "none", [], "")
 
 
+@functools.cache
+def _scripted() -> Callable[..., Tensor]:
+    """A script, as a recording cannot hold the operation's empty list; compiled when needed, as some PyTorch has no such operation."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(_convolution)
+
+
 class PackedConv1d(nn.Module):
-    """`conv` for inputs (1, C, T) of one length at a time, whose weights are laid out for it in `laid`."""
+    """`conv` with the weights that were laid out in `laid` for inputs (1, C, T) of one length; as it is while there are none."""
 
     def __init__(self, conv: nn.Conv1d) -> None:
         super().__init__()
@@ -49,14 +61,15 @@ class PackedConv1d(nn.Module):
         self._stride, self._padding, self._dilation = [1, *conv.stride], [0, *conv.padding], [1, *conv.dilation]
         self.laid: Tensor | None = None
         self.frames = 0
-        """Of the input that weights were laid out for, where `forward` had to do it."""
+        """Of the last input that no weights were laid out for."""
 
     def forward(self, x_BCT: Tensor) -> Tensor:
+        conv = self._conv
         if self.laid is None:
             self.frames = x_BCT.shape[2]
-            self.laid = self.lay_out(self.frames)
-        conv = self._conv
-        y_BC1T: Tensor = _convolution(x_BCT.unsqueeze(2), self.laid, conv.bias, self._padding, self._stride, self._dilation, conv.groups)
+            y_BCT: Tensor = conv(x_BCT)
+            return y_BCT
+        y_BC1T = _scripted()(x_BCT.unsqueeze(2), self.laid, conv.bias, self._padding, self._stride, self._dilation, conv.groups)
         return y_BC1T.squeeze(2)
 
     @torch.inference_mode()
@@ -88,14 +101,14 @@ class _Recordable(nn.Module):
 class PackedNetwork:
     """`network` for windows of any lengths, one at a time in each thread; its weights must not change meanwhile.
 
-    What it gives has the same bits whichever lengths came before, and in any thread.
+    What it gives has the same bits whichever lengths came before, and in any thread that computes with as many of torch's threads.
     """
 
     def __init__(self, network: AccompanimentUNet, *, lengths: int = 1) -> None:
         """lengths: for how many, asked for last, laid-out weights are kept."""
         self._original, self._most = network, lengths
         self._network = _packed_copy(network)
-        self._convolutions: list[tuple[PackedConv1d, int]] | None = None  # in the order of the record; their input has 1/n of the frames
+        self._convolutions: list[tuple[PackedConv1d, int]] | None = None  # those that run; their input has 1/n of the padded frames
         self._records: dict[bool, torch.jit.ScriptModule] = {}  # by whether frames are masked
         self._laid: OrderedDict[int, list[Tensor]] = OrderedDict()  # by frames
         self._lock = threading.Lock()
@@ -105,7 +118,7 @@ class PackedNetwork:
         """See `AccompanimentUNet.forward`."""
         self._original.check(x_BCT, vocal)
         with self._lock:
-            record = self._record(vocal.valid is not None)
+            record = self._record(is_masked=vocal.valid is not None)
             laid = self._laid_out(x_BCT.shape[2])
         # Without rewriting: the operations as they were recorded.
         with torch.jit.optimized_execution(False):
@@ -118,45 +131,46 @@ class PackedNetwork:
             self._record(is_masked=False)
             self._record(is_masked=True)
 
-    @property
-    def lengths(self) -> list[int]:
-        """Padded lengths that laid-out weights are kept for, the latest last."""
-        return list(self._laid)
-
-    def _record(self, is_masked: bool) -> torch.jit.ScriptModule:
-        if is_masked not in self._records:
-            multiple = self._network.config.frame_multiple
-            padded = RECORDED_FRAMES * multiple
-            frames = padded - is_masked
-            vocal = self._original.encode_vocal(self._original.null_vocal(frames).contiguous())
-            x_BCT, t_B = torch.zeros(1, self._network.config.latent_channels, frames), torch.tensor([0])
-            every = [module for module in self._network.modules() if isinstance(module, PackedConv1d)]
+    def _record(self, *, is_masked: bool) -> torch.jit.ScriptModule:
+        if is_masked in self._records:
+            return self._records[is_masked]
+        padded = RECORDED_FRAMES * self._network.config.frame_multiple
+        frames = padded - is_masked
+        vocal = self._original.encode_vocal(self._original.null_vocal(frames).contiguous())
+        x_BCT, t_B = torch.zeros(1, self._network.config.latent_channels, frames), torch.tensor([0])
+        if self._convolutions is None:
             self._network.velocity(x_BCT, t_B, vocal)
-            used = [convolution for convolution in every if convolution.laid is not None]
-            self._convolutions = [(convolution, padded // convolution.frames) for convolution in used]
-            laid = [convolution.laid for convolution in used]
-            for convolution in used:
-                convolution.laid = None
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)
-                # group_norm looks whether there is more than one value, which is so at any length
-                warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"torch\.nn\.functional")
-                recordable = _Recordable(self._network, used, vocal)
-                self._records[is_masked] = torch.jit.trace(recordable, (x_BCT, t_B, *vocal.tensors(), *laid), check_trace=False)
-            for convolution in used:
-                convolution.laid = None
+            every = (module for module in self._network.modules() if isinstance(module, PackedConv1d))
+            self._convolutions = [(convolution, padded // convolution.frames) for convolution in every if convolution.frames]
+        convolutions = [convolution for convolution, _ in self._convolutions]
+        recordable = _Recordable(self._network, convolutions, vocal)
+        with RECORDING, warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            # group_norm looks whether there is more than one value, which is so at any length
+            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"torch\.nn\.functional")
+            try:
+                # Without its inputs, which it would keep for ever: laid-out weights among them.
+                self._records[is_masked] = torch.jit.trace(
+                    recordable, (x_BCT, t_B, *vocal.tensors(), *self._lay_out(padded)), check_trace=False, _store_inputs=False
+                )
+            finally:
+                for convolution in convolutions:
+                    convolution.laid = None
         return self._records[is_masked]
 
     def _laid_out(self, frames: int) -> list[Tensor]:
-        assert self._convolutions is not None, "nothing is recorded"
         padded = frames + -frames % self._network.config.frame_multiple
         found = self._laid.get(padded)
         if found is None:
-            found = self._laid[padded] = [convolution.lay_out(padded // part) for convolution, part in self._convolutions]
+            found = self._laid[padded] = self._lay_out(padded)
         self._laid.move_to_end(padded)
         if len(self._laid) > self._most:
             self._laid.popitem(last=False)
         return found
+
+    def _lay_out(self, padded: int) -> list[Tensor]:
+        assert self._convolutions is not None, "nothing is recorded"
+        return [convolution.lay_out(padded // part) for convolution, part in self._convolutions]
 
 
 def _packed_copy(network: AccompanimentUNet) -> AccompanimentUNet:

@@ -1,4 +1,4 @@
-"""Decoding a latent that arrives in pieces: the audio of the whole, bit for bit, and early; encoding with a gain."""
+"""Decoding a latent that arrives in pieces: the audio of the whole, bit for bit or, begun early, but for rounding; encoding with a gain."""
 
 from collections.abc import Iterator
 

@@ -1,7 +1,11 @@
 """Networks as a CPU runs them, recorded and with weights laid out: the plain network's answers, whatever the length and the thread."""
 
 import copy
+import gc
+import subprocess
+import sys
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -60,6 +64,24 @@ def test_weights_are_shared_but_for_those_that_are_laid_out() -> None:
         assert sum(isinstance(module, PackedConv1d) for module in copied.modules()) > 10
 
 
+@needs_onednn
+def test_recordings_keep_no_weights_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    laid = list[weakref.ref[Tensor]]()
+    lay_out = PackedConv1d.lay_out
+
+    def noted(self: PackedConv1d, frames: int) -> Tensor:
+        found = lay_out(self, frames)
+        laid.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(PackedConv1d, "lay_out", noted)
+    laid_out = PackedNetwork(network(paper()))
+    laid_out.record()
+    gc.collect()
+    assert len(laid) > 2
+    assert all(one() is None for one in laid)
+
+
 def test_another_length_than_the_vocal_s_is_refused() -> None:
     unet = network(TINY)
     with pytest.raises(ModelError, match="x has 9 frames and the vocal 8"):
@@ -74,6 +96,18 @@ def test_without_onednn_nothing_is_laid_out(monkeypatch: pytest.MonkeyPatch) -> 
         assert torch.equal(PackedNetwork(unet)(x_BCT, t_B, features), unet(x_BCT, t_B, features))
 
 
+def test_without_the_operation_it_can_be_imported() -> None:
+    script = (
+        "import torch\n"
+        "class Without:\n"
+        "    def __getattr__(self, name): raise AttributeError(name)\n"
+        "torch.ops.mkldnn = Without()\n"
+        "import model.evaluator\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @needs_onednn
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "dilation", "groups"), [(3, 1, 1, 1, 1), (4, 2, 1, 1, 1), (1, 1, 0, 1, 1), (5, 1, 4, 2, 4)]
@@ -85,7 +119,7 @@ def test_any_convolution(kernel: int, stride: int, padding: int, dilation: int, 
     laid_out = PackedConv1d(conv)
     for length in (frames, 2 * frames, frames):
         x_BCT = latent(length, length)
-        laid_out.laid = None  # so that it is laid out anew
+        laid_out.laid = laid_out.lay_out(length)
         torch.testing.assert_close(laid_out(x_BCT), conv(x_BCT), rtol=1e-4, atol=1e-5)
 
 
@@ -100,7 +134,7 @@ def test_few_lengths_are_kept_and_threads_do_not_meet(monkeypatch: pytest.Monkey
         together = list(pool.map(lambda one: laid_out(*one), asked))
     for one, made_BCT in zip(asked, together, strict=True):
         assert torch.equal(laid_out(*one), made_BCT)
-    assert laid_out.lengths == [62, 52, 20]  # padded to whole frames of the coarsest level, the latest last
+    assert list(laid_out._laid) == [62, 52, 20]  # padded to whole frames of the coarsest level, the latest last
 
 
 def test_an_evaluator_s_answers_do_not_depend_on_what_is_beside() -> None:
