@@ -19,7 +19,8 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 def cosine_betas(steps: int, offset: float = 0.008, largest: float = 0.999) -> Tensor:
     """β of the cosine schedule, float64 (Nichol & Dhariwal 2021, eq. 17): 1 − ᾱ(t+1)/ᾱ(t), clipped."""
-    time = torch.arange(steps + 1, dtype=torch.float64) / steps
+    # On the CPU also where a network is built without memory for its weights: arange on PyTorch's meta device imports sympy and dynamo.
+    time = torch.arange(steps + 1, dtype=torch.float64, device="cpu") / steps
     signal = torch.cos((time + offset) / (1 + offset) * (math.pi / 2)) ** 2
     return (1 - signal[1:] / signal[:-1]).clamp(max=largest)
 

@@ -110,7 +110,7 @@ class ThreadedEvaluator(Evaluator):
 
     def warm_up(self) -> None:
         if isinstance(self._network, PackedNetwork):
-            self._network.record()
+            self._pool.submit(self._network.record).result()  # on one thread, as it will run
 
     def close(self) -> None:
         self._pool.shutdown(wait=False)

@@ -23,7 +23,7 @@ from model.unet import AccompanimentUNet, VocalFeatures
 
 # Below this many weights the other kernel that goes with the layout loses more than the layout saves (T = 1,024).
 LEAST_WEIGHTS = 150_000
-RECORDED_FRAMES = 32
+RECORDED_FRAMES = 2
 """Frames at the coarsest level while operations are recorded. Sizes are recorded as they follow from the input's, so any may come later."""
 
 

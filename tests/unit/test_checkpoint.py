@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -240,3 +242,14 @@ def test_refuses_a_missing_altered_or_foreign_shard(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="more than the 10 of a shard"):
         save_checkpoint(tmp_path / "never", checkpoint(), shard_bytes=10)
     assert not (tmp_path / "never").exists()
+
+
+def test_reading_one_imports_no_compiler(tmp_path: Path) -> None:
+    """A replica that starts anew would wait for seconds."""
+    save_checkpoint(tmp_path / "tiny", checkpoint())
+    script = (
+        "import sys; from pathlib import Path; from model.checkpoint import load_checkpoint; load_checkpoint(Path(sys.argv[1])).build(); "
+        "assert not {'sympy', 'torch._dynamo'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "tiny")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
