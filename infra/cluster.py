@@ -53,14 +53,14 @@ def connect(address: str | None = None, num_cpus: int | None = None, *, include_
     if wanted is None or wanted == "local":
         cpus = num_cpus or max(LEAST_ADVERTISED_CPUS, os.cpu_count() or 1)
         log.info("starting Ray on this machine with %d CPU tickets", cpus)
-        with _handlers_kept():
+        with _sigterm_handler_kept():
             _start(cpus, include_dashboard)
     else:
         # Inside a submitted job its own runtime environment is in force, and Ray refuses a second one.
         runtime_env = None if settings.in_ray_job else {"env_vars": ray_environment()}
         _require_answer(wanted)
         try:
-            with _handlers_kept():
+            with _sigterm_handler_kept():
                 ray.init(address=wanted, runtime_env=runtime_env, logging_level=logging.WARNING)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             first_line = str(error).strip().partition("\n")[0]
@@ -78,7 +78,7 @@ def connect(address: str | None = None, num_cpus: int | None = None, *, include_
 
 
 @contextmanager
-def _handlers_kept() -> Iterator[None]:
+def _sigterm_handler_kept() -> Iterator[None]:
     """Ray takes SIGTERM for itself and aborts on it: a process with a handler of its own, to end in order, has it again after the block.
     In the main thread: others may set none."""
     former = signal.getsignal(signal.SIGTERM)

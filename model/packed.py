@@ -110,7 +110,7 @@ class PackedNetwork:
         self._network = _packed_copy(network)
         self._convolutions: list[tuple[PackedConv1d, int]] | None = None  # those that run; their input has 1/n of the padded frames
         self._records: dict[bool, torch.jit.ScriptModule] = {}  # by whether frames are masked
-        self._laid: OrderedDict[int, list[Tensor]] = OrderedDict()  # by frames
+        self._laid: OrderedDict[int, list[Tensor]] = OrderedDict()  # by padded frames
         self._lock = threading.Lock()
 
     @torch.inference_mode()
