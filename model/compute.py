@@ -34,8 +34,8 @@ def training_flops(config: UNetConfig, frames: int) -> int:
     Nothing is computed: the network lies on the meta device.
     """
     with torch.device("meta"):
-        network = AccompanimentUNet(config)
-        schedule = Schedule(steps=config.diffusion_steps).to(torch.device("meta"))
+        network = AccompanimentUNet(config).to("meta")  # with its tables, which are made on the CPU
+        schedule = Schedule(steps=config.diffusion_steps).to("meta")
         latent_BCT = torch.empty(1, config.latent_channels, frames)
         valid_BT = torch.ones(1, frames, dtype=torch.bool)
         t_B = torch.zeros(1, dtype=torch.long)
