@@ -4,6 +4,7 @@ Ceph is unpacked into a cache folder, never installed: one monitor, one object s
 puts as a production server does; moto takes any keys.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -107,28 +108,51 @@ def serve_ceph(folder: Path) -> Iterator[S3Server]:
     (folder / "ceph.conf").write_text(_configuration(folder, libraries, gateway))
 
     def tool(name: str, *arguments: str) -> str:
-        done = subprocess.run(
-            [str(root / "usr/bin" / name), *arguments], env=environment, cwd=folder, capture_output=True, text=True, timeout=180
-        )
+        said = f"{name} {' '.join(arguments[:3])}"
+        command = [str(root / "usr/bin" / name), *arguments]
+        try:
+            done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=START_TIMEOUT_S)
+        except subprocess.TimeoutExpired as error:
+            raise NoCephError(f"{said} did not end within {START_TIMEOUT_S:.0f} s") from error
         if done.returncode:
-            raise NoCephError(
-                f"{name} {' '.join(arguments[:3])} ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-300:]}"
-            )
+            raise NoCephError(f"{said} ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-300:]}")
         return done.stdout
+
+    def ceph(*arguments: str) -> str:
+        """On a busy machine a client may ask before it has heard the cluster's id, and is refused: it asks again."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            try:
+                # Debian's `ceph` is a script over a compiled module for Python 3.11.
+                return tool(sys.executable, str(root / "usr/bin/ceph"), "--connect-timeout", "30", *arguments)
+            except NoCephError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
 
     with ExitStack() as stack:
 
-        def daemon(name: str, *arguments: str) -> None:
+        def daemon(name: str, *arguments: str) -> subprocess.Popen[bytes]:
             command = [str(root / "usr/bin" / name), "--foreground", *arguments]
-            stack.enter_context(_process(command, folder / f"{name}.log", environment))
+            return stack.enter_context(_process(command, folder / f"{name}.log", environment))
+
+        def object_store() -> None:
+            """Where it is refused for the same reason it ends: it is started again."""
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while time.monotonic() < deadline:
+                process = daemon("ceph-osd", "-i", "0")
+                while process.poll() is None and time.monotonic() < deadline:
+                    if json.loads(ceph("osd", "stat", "--format=json"))["num_up_osds"]:
+                        return
+                    time.sleep(0.2)
+            raise NoCephError(f"its object store did not start: {(folder / 'ceph-osd.log').read_text(errors='replace').strip()[-300:]}")
 
         tool("monmaptool", "--create", "--fsid", FSID, "--addv", "a", f"[v1:127.0.0.1:{monitor}]", "monmap")
         tool("ceph-mon", "--mkfs", "-i", "a", "--monmap", "monmap")
         daemon("ceph-mon", "-i", "a")
-        # Debian's `ceph` is a script over a compiled module for Python 3.11.
-        tool(sys.executable, str(root / "usr/bin/ceph"), "--connect-timeout", "30", "osd", "new", OSD_UUID)
+        ceph("osd", "new", OSD_UUID)
         tool("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", OSD_UUID)
-        daemon("ceph-osd", "-i", "0")
+        object_store()
         keys = (f"--access-key={ACCESS_KEY_ID}", f"--secret={SECRET_ACCESS_KEY}")
         tool("radosgw-admin", "-n", "client.rgw", "user", "create", "--uid=tests", "--display-name=tests", *keys)
         daemon("radosgw", "-n", "client.rgw")
