@@ -49,6 +49,8 @@ class ServeConfig:
     """Requests inside one model replica at a time; those of one model share the network's evaluations."""
     target_ongoing: float = 4.0
     """Requests inside a replica beyond which another one is started, up to max_replicas. On a GPU 8 and more."""
+    downscale_delay_s: float = 120.0
+    """Seconds of less load after which a replica too many ends, the last one too where `replicas` is 0; it finishes its requests first."""
     max_audio_s: float = 1800.0
     """Seconds of vocals that one model of a replica has in work, about 1.5 MB each; requests beyond them wait."""
     max_pending: int = 32
@@ -75,8 +77,8 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         positive = (
-            "replica_cpus", "ingress_replicas", "concurrent", "max_pending", "target_ongoing", "max_audio_s", "max_upload_mb",
-            "upload_timeout_s", "request_timeout_s", "drain_s",
+            "replica_cpus", "ingress_replicas", "concurrent", "max_pending", "target_ongoing", "downscale_delay_s",
+            "max_audio_s", "max_upload_mb", "upload_timeout_s", "request_timeout_s", "drain_s",
         )  # fmt: skip
         for name in positive:
             if getattr(self, name) <= 0:

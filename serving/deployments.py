@@ -86,7 +86,7 @@ def application(config: ServeConfig) -> Application:
                 # What one replica's network evaluates together; more than that wants another replica.
                 target_ongoing_requests=config.target_ongoing,
                 upscale_delay_s=5,
-                downscale_delay_s=120,
+                downscale_delay_s=config.downscale_delay_s,
             )
         }
     # Replicas start at different times, and must all load the version that the alias means now.

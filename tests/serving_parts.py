@@ -2,9 +2,11 @@
 
 import io
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import soundfile
 import torch
 
@@ -16,6 +18,16 @@ RATE_HZ = 44_100
 MODEL_NAME = "tiny"
 # Two steps keep a request far below a second.
 QUICK = {"steps": "2", "seed": "7"}
+
+
+def processes(of: psutil.Process, name: str) -> list[psutil.Process]:
+    """Those that a process began, itself or through others, whose command has `name` in it."""
+    found = []
+    for process in of.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if name in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def tiny_checkpoint(folder: Path) -> Path:

@@ -1,8 +1,12 @@
 """Joining Ray from a driver: what the process had before it has afterwards."""
 
+import os
+import signal
 import subprocess
 import sys
+from urllib.parse import urlsplit
 
+import psutil
 import pytest
 
 from infra.cluster import Cluster
@@ -17,6 +21,13 @@ with connect(sys.argv[1]):
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(30)
 """
+OWNER = """
+from infra.cluster import connect
+
+with connect(num_cpus=4, include_dashboard=True) as cluster:
+    print(cluster.dashboard_url, flush=True)
+    input()
+"""
 
 
 def test_a_driver_s_own_handler_is_told_of_sigterm(ray_cluster: Cluster) -> None:
@@ -24,3 +35,23 @@ def test_a_driver_s_own_handler_is_told_of_sigterm(ray_cluster: Cluster) -> None
     assert done.returncode == 1, done.stderr
     assert "ended in order" in done.stderr
     assert "SIGTERM received" not in done.stderr
+
+
+def test_the_dashboard_listens_on_loopback_only() -> None:
+    """Its page and its jobs are everybody's who reaches it."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    driver = psutil.Popen([sys.executable, "-c", OWNER], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        port = urlsplit(driver.stdout.readline().strip()).port
+        listening = {
+            found.laddr.ip
+            for process in driver.children(recursive=True)
+            for found in process.net_connections("tcp")
+            if found.status == psutil.CONN_LISTEN and found.laddr.port == port
+        }
+        assert listening == {"127.0.0.1"}
+        driver.communicate("over\n", timeout=60)
+        assert driver.returncode == 0
+    finally:
+        for process in [*driver.children(recursive=True), driver] if driver.is_running() else []:
+            process.send_signal(signal.SIGKILL)

@@ -82,13 +82,8 @@ class Scene:
         return application.deployments[MODEL_DEPLOYMENT].replica_states.get(ReplicaState.RUNNING, 0)
 
     def processes(self, name: str) -> list[psutil.Process]:
-        """Of this cluster, also of its worker node, by their command."""
-        found = []
-        for process in psutil.Process().children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                if name in " ".join(process.cmdline()):
-                    found.append(process)
-        return found
+        """Of this cluster, also of its worker node."""
+        return parts.processes(psutil.Process(), name)
 
     def settle(self, replicas: int = 2) -> None:
         """Waits until so many replicas serve, and HTTP does."""
@@ -220,11 +215,11 @@ def statuses(asked: Sequence[Asked]) -> set[int]:
 
 
 @contextmanager
-def worker_node(cluster: Cluster, log: Path) -> Iterator[psutil.Process]:
-    """A second node on this machine: a raylet of its own, with its own object store and workers."""
+def worker_node(cluster: Cluster, log: Path, *more: str) -> Iterator[psutil.Process]:
+    """A second node on this machine: a raylet of its own, with its own object store and workers. `more` goes to `ray start`."""
     command = [
         sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--address", cluster.address, "--block",
-        "--num-cpus", str(WORKER_CPUS), "--object-store-memory", str(2**27),
+        "--num-cpus", str(WORKER_CPUS), "--object-store-memory", str(2**27), *more,
     ]  # fmt: skip
     with log.open("wb") as output:
         node = psutil.Popen(command, stdout=output, stderr=subprocess.STDOUT)

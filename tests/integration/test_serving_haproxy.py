@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 
 import httpx
@@ -44,13 +43,7 @@ class Service:
         return httpx.post(f"{self.url}/v1/accompaniments", files=form, data=fields, headers=headers, timeout=BOUND_S)
 
     def processes(self, name: str) -> list[psutil.Process]:
-        """Of the service's, by their command."""
-        found = []
-        for process in self.process.children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                if name in " ".join(process.cmdline()):
-                    found.append(process)
-        return found
+        return parts.processes(self.process, name)
 
 
 VOCAL = parts.vocal(2.0)

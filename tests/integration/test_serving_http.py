@@ -85,15 +85,8 @@ def wait_until_ready(service: RunningService) -> list[httpx.Response]:
 
 
 def replica_processes() -> list[psutil.Process]:
-    """The processes of the model replica: those of this test's own cluster, by their parentage."""
-    ours = {child.pid for parent in psutil.Process().children() for child in [parent, *parent.children(recursive=True)]}
-    found = []
-    for pid in ours:
-        with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(pid)
-            if "ServeReplica:backline:Model" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
+    """The processes of the model replica."""
+    return parts.processes(psutil.Process(), "ServeReplica:backline:Model")
 
 
 def check_problem(answer: httpx.Response, status: int) -> None:
