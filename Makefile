@@ -61,10 +61,11 @@ weights-student: $(STAMP)
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; ok = (3, 11) <= v < (3, 14); sys.exit(0 if ok else "backline needs Python 3.11 to 3.13, this is %d.%d: make PYTHON=python3.11" % v)'
-	@echo "backline: installing the locked packages into $(VENV) (5.7 GB; about half a minute on a fast network)"
+	@echo "backline: installing the locked packages into $(VENV) (5.7 GB; about a minute on a fast network)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
-	@$(BIN)/uv pip install --quiet --require-hashes --python $(BIN)/python -r requirements.lock
+	@# Compiled now: some two hundred processes of tests and Ray workers begin by importing them.
+	@$(BIN)/uv pip install --quiet --compile-bytecode --require-hashes --python $(BIN)/python -r requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
