@@ -27,6 +27,7 @@ from infra.audio_limits import (
     UnreadableAudio,
     check_format,
     check_length,
+    check_mixable,
     check_samples,
 )
 from infra.container_audio import container_of, decode_container
@@ -112,10 +113,9 @@ def to_stereo_44k(audio: Audio) -> np.ndarray:
     """
     samples_CN = audio.samples_CN
     channels = samples_CN.shape[0]
+    check_mixable(channels)
     if channels == 6:
         samples_CN = _DOWNMIX_5_1 @ samples_CN
-    elif channels not in (1, 2):
-        raise UnreadableAudio(f"{channels} channels cannot be mixed to stereo, only 1, 2 or 6 (5.1) can; export a stereo file")
     if audio.sample_rate_hz != SAMPLE_RATE_HZ:
         samples_CN = _resample(samples_CN, audio.sample_rate_hz)
     if channels == 1:

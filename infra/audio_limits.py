@@ -9,6 +9,8 @@ from infra.errors import UserError
 
 MAX_DURATION_S = 1_200.0
 MAX_CHANNELS = 8
+MIXABLE_CHANNELS = (1, 2, 6)
+"""Layouts that can be mixed to stereo: mono, stereo and 5.1."""
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
 # A minute of silence in eight channels is a few kB of FLAC: duration alone does not bound the memory.
 MAX_DECODED_BYTES = 2**30
@@ -35,13 +37,20 @@ class AudioTooLong(AudioError):
 
 
 def check_format(sample_rate_hz: int, channels: int, max_channels: int) -> None:
-    """UnreadableAudio for a rate or a number of channels that no recording has."""
+    """UnreadableAudio for a rate that no recording has, or for channels that are too many or cannot be mixed to stereo."""
     if not MIN_RATE_HZ <= sample_rate_hz <= MAX_RATE_HZ:
         raise UnreadableAudio(f"sample rate {sample_rate_hz} Hz is not within {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz; export at 44100 Hz")
     if channels < 1:
         raise UnreadableAudio("the header claims 0 channels, at least 1 is needed; export a stereo file")
     if channels > max_channels:
         raise UnreadableAudio(f"{channels} channels are more than {max_channels}; export a stereo file")
+    check_mixable(channels)
+
+
+def check_mixable(channels: int) -> None:
+    """UnreadableAudio for a number of channels that `to_stereo_44k` has no rule for; told before such a file takes any memory."""
+    if channels not in MIXABLE_CHANNELS:
+        raise UnreadableAudio(f"{channels} channels cannot be mixed to stereo, only 1, 2 or 6 (5.1) can; export a stereo file")
 
 
 def check_length(samples: int, sample_rate_hz: int, channels: int, max_duration_s: float) -> None:

@@ -44,6 +44,8 @@ from serving.uploads import drop_upload, read_upload
 PAGE = Path(__file__).parent / "page"
 STREAM_CHUNK_BYTES = 64 * 1024
 DEADLINE_SLACK_S = 1.0
+# Refused uploads that are read to their end at a time: nobody keeps the service's places by sending slowly what is refused anyway.
+DROPPED_AT_A_TIME = 100
 PAGE_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
 # Scripts and styles are files of this service, never inline, and nothing is loaded from anywhere else.
 PAGE_HEADERS = {
@@ -103,6 +105,7 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
     seen = observer or Unobserved()
     keys = Keys(config.api_key_digests)
     gate = Gate(max_pending=config.max_pending, max_per_caller=config.max_pending_per_caller)
+    dropped = asyncio.Semaphore(DROPPED_AT_A_TIME)
     following = Following()
     keyed = openapi.security(keyed=bool(config.api_key_digests))
     app = FastAPI(
@@ -144,10 +147,15 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
                 seen.pending(gate.pending)
                 stack.enter_context(following.request(id))
                 with tracing.span("upload"):
-                    upload = await read_upload(request, max_bytes=config.max_upload_bytes, timeout_s=config.upload_timeout_s)
+                    try:
+                        async with asyncio.timeout(timeout_s):
+                            upload = await read_upload(request, max_bytes=config.max_upload_bytes, timeout_s=config.upload_timeout_s)
+                    except TimeoutError as error:
+                        raise ProblemError(problems.deadline_problem()) from error
             except ProblemError as refusal:
-                if refusal.problem.status != 408:
-                    await drop_upload(request, max_bytes=config.max_upload_bytes, timeout_s=config.upload_timeout_s)
+                if refusal.problem.status not in (408, 504) and not dropped.locked():
+                    async with dropped:
+                        await drop_upload(request, max_bytes=config.max_upload_bytes, timeout_s=config.upload_timeout_s)
                 raise
             sent_s = time.monotonic()
             asked = upload.request
@@ -165,7 +173,7 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
                 result = problems.deadline_problem()
             if isinstance(result, Problem):
                 await messages.aclose()
-                if result.status != 503:
+                if result.status in (500, 504):  # a refusal at once says nothing of how fast places become free
                     gate.served()
                 raise ProblemError(result)
             # Whatever the replica does not account for was waiting: for a free replica, or on the way there and back.

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -11,7 +11,7 @@ from ray import serve as ray_serve
 from ray.exceptions import ObjectLostError, RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import DeploymentStatus, ReplicaState
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatus, ReplicaState
 
 from infra import logs
 from serving import tracing
@@ -23,9 +23,15 @@ from serving.tracing import Origin
 
 log = logging.getLogger(__name__)
 
-READY_CACHE_S = 1.0
+STATUS_CACHE_S = 1.0
+WAITING_LOOK_S = 3.0
+"""How often who waits for a place in a replica looks whether there will be one."""
 CONTROLLER_TIMEOUT_S = 5.0
 INFO_TIMEOUT_S = 5.0
+
+
+class _EndingError(Exception):
+    """The service is being taken down, and no replica has begun with the request."""
 
 
 class ReplicaBackend:
@@ -40,7 +46,7 @@ class ReplicaBackend:
         self._may_sleep = may_sleep
         self._retry_after_s = retry_after_s
         self._info: ModelInfo | None = None
-        self._ready: tuple[float, str | None] = (-READY_CACHE_S, None)
+        self._known: tuple[float, ApplicationStatusOverview | None] = (-STATUS_CACHE_S, None)
 
     async def play(self, vocal: bytes, request: AccompanimentRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Message, None]:
         """A request is a function of its seed, so one that died with its replica is simply asked again, once; of a stream that had begun,
@@ -54,22 +60,27 @@ class ReplicaBackend:
             answers: Any = self._handle.options(stream=True).play.remote(self._model, vocal, request, left_s, origin)
             skip = sent
             try:
-                async for message in answers:
-                    if isinstance(message, AccompanimentResult) and not sent:
-                        sent, model = len(message.audio), message.model
-                        yield message
-                    elif isinstance(message, AccompanimentResult) and message.model != model:
-                        # A rollout came between: the rest of a stream has to be the same model's.
-                        yield self._unavailable("Replica lost", "the replica working on this stream died, and its model is replaced by now")
-                        return
-                    elif isinstance(message, AccompanimentResult | bytes):
-                        data = message if isinstance(message, bytes) else message.audio
-                        fresh, skip = data[skip:], max(0, skip - len(data))
-                        sent += len(fresh)
-                        if fresh:
-                            yield fresh
-                    else:
-                        yield message
+                async with aclosing(self._begun(answers)) as messages:
+                    async for message in messages:
+                        if isinstance(message, AccompanimentResult) and not sent:
+                            sent, model = len(message.audio), message.model
+                            yield message
+                        elif isinstance(message, AccompanimentResult) and message.model != model:
+                            # A rollout came between: the rest of a stream has to be the same model's.
+                            detail = "the replica working on this stream died, and its model is replaced by now"
+                            yield self._unavailable("Replica lost", detail)
+                            return
+                        elif isinstance(message, AccompanimentResult | bytes):
+                            data = message if isinstance(message, bytes) else message.audio
+                            fresh, skip = data[skip:], max(0, skip - len(data))
+                            sent += len(fresh)
+                            if fresh:
+                                yield fresh
+                        else:
+                            yield message
+                return
+            except _EndingError:
+                yield self._unavailable("Not ready", "the service is ending; try again after the time in Retry-After")
                 return
             except BackPressureError:
                 yield self._unavailable("Full", "all places in the queue are taken; try again after the time in Retry-After")
@@ -85,6 +96,26 @@ class ReplicaBackend:
                 attempt.end()
         yield self._unavailable("Replica lost", "the replicas working on this request died; try again after the time in Retry-After")
 
+    async def _begun(self, answers: AsyncIterator[Message]) -> AsyncGenerator[Message, None]:
+        """Those of a replica, and _EndingError where none will begin: Serve itself lets a request wait for a deployment that is deleted."""
+
+        async def begin() -> Message:
+            return await anext(answers)
+
+        first = asyncio.create_task(begin())
+        first.add_done_callback(lambda done: done.cancelled() or done.exception())  # or asyncio logs one that nobody waits for any more
+        try:
+            while not (await asyncio.wait({first}, timeout=WAITING_LOOK_S))[0]:
+                if await self._is_ending():
+                    raise _EndingError
+            yield await first
+        except StopAsyncIteration:
+            return
+        finally:
+            first.cancel()
+        async for message in answers:
+            yield message
+
     async def info(self) -> ModelInfo:
         """Asked once: it does not change for as long as a deployment lives. Raises ProblemError 503."""
         if self._info is None:
@@ -99,25 +130,34 @@ class ReplicaBackend:
         return self._info
 
     async def not_ready(self) -> str | None:
-        """What Serve's controller knows, so that a busy model does not look like a missing one; asked at most once a second."""
-        checked_s, reason = self._ready
-        if time.monotonic() - checked_s >= READY_CACHE_S:
-            try:
-                async with asyncio.timeout(CONTROLLER_TIMEOUT_S):
-                    status = await asyncio.to_thread(ray_serve.status)
-            except TimeoutError:
-                return "Ray Serve's controller does not answer"
-            application = status.applications.get(self._application)
-            model = application.deployments.get(self._deployment) if application else None
-            running = model.replica_states.get(ReplicaState.RUNNING, 0) if model else 0
-            asleep = self._may_sleep and model is not None and model.status == DeploymentStatus.HEALTHY
-            reason = (
-                None
-                if running or asleep
-                else f"no model replica is running ({model.message or model.status.value if model else 'not deployed'})"
-            )
-            self._ready = (time.monotonic(), reason)
-        return reason
+        """As Serve's controller knows it, so that a busy model does not look like a missing one."""
+        try:
+            application = await self._status()
+        except TimeoutError:
+            return "Ray Serve's controller does not answer"
+        model = application.deployments.get(self._deployment) if application else None
+        running = model.replica_states.get(ReplicaState.RUNNING, 0) if model else 0
+        asleep = self._may_sleep and model is not None and model.status == DeploymentStatus.HEALTHY
+        if running or asleep:
+            return None
+        return f"no model replica is running ({model.message or model.status.value if model else 'not deployed'})"
+
+    async def _is_ending(self) -> bool:
+        try:
+            application = await self._status()
+        except TimeoutError:
+            return False
+        return application is None or application.status == ApplicationStatus.DELETING
+
+    async def _status(self) -> ApplicationStatusOverview | None:
+        """What Serve's controller knows of the application, asked at most once a second. Raises TimeoutError."""
+        asked_s, known = self._known
+        if time.monotonic() - asked_s >= STATUS_CACHE_S:
+            async with asyncio.timeout(CONTROLLER_TIMEOUT_S):
+                status = await asyncio.to_thread(ray_serve.status)
+            known = status.applications.get(self._application)
+            self._known = (time.monotonic(), known)
+        return known
 
     def _unavailable(self, title: str, detail: str) -> Problem:
         return Problem(status=503, title=title, detail=detail, retry_after_s=self._retry_after_s)

@@ -4,6 +4,7 @@ import logging
 import signal
 import socket
 import threading
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import FrameType
@@ -16,7 +17,7 @@ from ray.exceptions import RayError
 from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions, ProxyLocation
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import LoggingConfig
+from ray.serve.schema import LoggingConfig, ReplicaState
 
 from infra.cluster import connect
 from infra.errors import UserError
@@ -35,11 +36,12 @@ from serving.telemetry import IngressMetrics, Reporting
 log = logging.getLogger(__name__)
 
 APPLICATION = "backline"
-MODEL_DEPLOYMENT = "Model"
+MODEL_DEPLOYMENT, INGRESS_DEPLOYMENT = "Model", "Ingress"
 LIGHT_CPUS = 0.01
 """CPU tickets of an ingress replica: it carries bytes, and must fit beside the model on the smallest machine."""
 # An upload is held by the ingress until its answer goes out; this is only the ceiling for everything else (health, page, refusals).
 INGRESS_ONGOING = 1_000
+DRAIN_POLL_S = 0.2
 
 
 class Ingress:
@@ -69,7 +71,7 @@ class Ingress:
 
 # Bound below the classes, not by decorators: a class stays a class, for readers and type checkers alike.
 MODEL: Deployment = ray_serve.deployment(name=MODEL_DEPLOYMENT)(ModelServer)
-INGRESS: Deployment = ray_serve.deployment(name="Ingress")(ray_serve.ingress()(Ingress))
+INGRESS: Deployment = ray_serve.deployment(name=INGRESS_DEPLOYMENT)(ray_serve.ingress()(Ingress))
 
 
 def application(config: ServeConfig) -> Application:
@@ -124,7 +126,8 @@ def application(config: ServeConfig) -> Application:
         max_ongoing_requests=INGRESS_ONGOING,
         max_queued_requests=INGRESS_ONGOING,
         backpressure_config=full,
-        graceful_shutdown_timeout_s=config.drain_s,
+        # A request that loses its model replica is asked elsewhere, one that loses its ingress is lost: that one waits for the longest.
+        graceful_shutdown_timeout_s=max(config.drain_s, config.request_timeout_s),
         ray_actor_options={"num_cpus": LIGHT_CPUS},
     ).bind(models, limits, config.replicas == 0, config.models_per_replica > 0, reporting)
 
@@ -186,14 +189,13 @@ def start(config: ServeConfig, *, wait_until_ready: bool = True) -> RunningServi
         if not shared and (config.address or Settings.from_environment().ray_address) in (None, "local"):
             require_free(config.host, config.port)
         target = _target(config)
-        if shared:
-            stack.callback(ray_serve.delete, APPLICATION)
-        else:
+        if not shared:
             stack.callback(ray_serve.shutdown)
         try:
             ray_serve.start(
                 proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=config.host, port=config.port), logging_config=_quiet()
             )
+            stack.callback(_drain, config.drain_s)
             ray_serve.run_many([target], wait_for_applications_running=wait_until_ready)
         except (RuntimeError, TimeoutError, RayError) as error:
             raise UserError(f"the service did not start: {_reason(str(error))}") from error
@@ -225,6 +227,27 @@ def reload(config: ServeConfig, served: list[str | None]) -> list[str | None]:
     except (UserError, ModelError, RuntimeError, TimeoutError, RayError) as error:
         log.warning("the models stay as they are: %s", _reason(str(error)))
         return served
+    except Exception:  # a full disk, a fault of ours: no reason to end a service that answers
+        log.exception("the models stay as they are")
+        return served
+
+
+def _drain(within_s: float) -> None:
+    """Takes the application down once its requests have their answers. Serve's own `shutdown` closes their connections at once, and its
+    `delete` waits for a minute, however long they may take."""
+    found = ray_serve.status().applications.get(APPLICATION)
+    models = [deployment for name, deployment in found.deployments.items() if name != INGRESS_DEPLOYMENT] if found else []
+    serves = any(model.replica_states.get(ReplicaState.RUNNING) for model in models)
+    ray_serve.delete(APPLICATION, _blocking=False)
+    if not serves:
+        return  # a replica that is not there yet would be waited for in vain
+    log.info("requests in work are finished within %g s, no new ones are taken", within_s)
+    ends_s = time.monotonic() + within_s
+    while APPLICATION in ray_serve.status().applications:
+        if time.monotonic() > ends_s:
+            log.warning("%g s were not enough: what is still in work is lost (--drain-s)", within_s)
+            return
+        time.sleep(DRAIN_POLL_S)
 
 
 def _target(config: ServeConfig) -> ray_serve.RunTarget:
@@ -246,22 +269,23 @@ def require_free(host: str, port: int) -> None:
 
 
 def serve(config: ServeConfig) -> None:
-    """Runs the service until SIGINT or SIGTERM."""
+    """Runs the service until SIGINT or SIGTERM, which also end it while it starts or rolls a model out; a second one, while it drains."""
     settings = Settings.from_environment()
     configure(settings.log_level, settings.log_format)  # once more: Ray's handlers are there only now
-    stopping = threading.Event()
+    pause = threading.Event()
 
     def stop(_: int, __: FrameType | None) -> None:
-        stopping.set()
+        raise KeyboardInterrupt
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with start(config) as service:
             log.info("backline answers at %s (the page), %s/docs (the interface); Ctrl-C ends it", service.url, service.url)
             versions = versions_of(config)
-            while not stopping.wait(config.reload_every_s or None):
+            while not pause.wait(config.reload_every_s or None):
                 versions = reload(config, versions)
-            log.info("stopping")
+    except KeyboardInterrupt:
+        log.info("stopped")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

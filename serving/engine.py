@@ -34,6 +34,9 @@ from serving.schema import AccompanimentRequest, AccompanimentResult, Fit, Model
 
 log = logging.getLogger(__name__)
 
+# Decoding a vocal of five minutes takes a second, and up to 2 GB for a moment.
+DECODED_AT_A_TIME = 2
+LOOK_EVERY_S = 0.1
 # A stream's headers tell the fit of what is heard so far, at least this much, if the first window has it.
 STREAM_FIT_S = 8.0
 
@@ -44,6 +47,14 @@ class CancelledRequestError(Exception):
 
 class DeadlineError(Exception):
     """The time that the caller gave was over before the end."""
+
+
+class FieldError(UserError):
+    """A field asks for what this model does not do."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field, self.message = field, message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +158,7 @@ class Engine:
         self.config = config or EngineConfig()
         self.denoiser = Denoiser(accompanist.evaluator)
         self._room = Room(self.config.max_audio_s)
+        self._decoders = threading.Semaphore(DECODED_AT_A_TIME)
         self._calls: set[Call] = set()
         self._progress_at_s = time.monotonic()
 
@@ -157,8 +169,8 @@ class Engine:
     def generate(self, vocal: bytes | np.ndarray, request: AccompanimentRequest, call: Call | None = None) -> AccompanimentResult:
         """The band for `vocal`: an audio file's bytes, or samples_CN at 44.1 kHz. Whole, also where the request says `stream`.
 
-        Raises AudioError (the vocal), ModelError (the model, say one that diverged), CancelledRequestError or DeadlineError (within a
-        denoising step).
+        Raises AudioError (the vocal), FieldError (the request), ModelError (the model, say one that diverged), CancelledRequestError or
+        DeadlineError (within a denoising step).
         """
         (result,) = self.play(vocal, request.model_copy(update={"stream": False}), call)
         assert isinstance(result, AccompanimentResult)
@@ -171,13 +183,15 @@ class Engine:
         beginning and `more`, then bytes. Its fit and times are those of what had been made by then. Errors as there, between pieces too.
         """
         call = call or Call()
+        self._check(request)
         start_s = time.perf_counter()
         with tracing.span("decode"):
-            vocal_CN = self._decode(vocal)
+            vocal_CN = self._decode(vocal, call)
         call.look()
         decoded_s = time.perf_counter() - start_s
+        if not self._calls:
+            self._went_on()  # before the call is seen: an engine that nothing was asked of has not gone on for long
         self._calls.add(call)
-        self._went_on()
         try:
             with self._room.take(vocal_CN.shape[1] / SAMPLE_RATE_HZ, call.look):
                 waited_s = time.perf_counter() - start_s - decoded_s
@@ -208,10 +222,20 @@ class Engine:
     def _went_on(self) -> None:
         self._progress_at_s = time.monotonic()
 
-    def _decode(self, vocal: bytes | np.ndarray) -> np.ndarray:
+    def _check(self, request: AccompanimentRequest) -> None:
+        most = self.accompanist.checkpoint.network.diffusion_steps
+        if request.steps is not None and request.steps > most:
+            raise FieldError("steps", f"is {request.steps}, more than the {most} of this model's noise schedule; give {most} or fewer")
+
+    def _decode(self, vocal: bytes | np.ndarray, call: Call) -> np.ndarray:
         if isinstance(vocal, np.ndarray):
             return vocal
-        return audio_files.to_stereo_44k(audio_files.decode(vocal, max_duration_s=self.config.max_duration_s))
+        while not self._decoders.acquire(timeout=LOOK_EVERY_S):
+            call.look()
+        try:
+            return audio_files.to_stereo_44k(audio_files.decode(vocal, max_duration_s=self.config.max_duration_s))
+        finally:
+            self._decoders.release()
 
     def _streams(self, vocal_CN: np.ndarray, request: AccompanimentRequest) -> bool:
         """Whether sound can leave before the end: of one window, of the best of several, and of a ZIP it cannot."""
@@ -232,6 +256,7 @@ class Engine:
         def denoise(lanes: Sequence[Lane], progress: Callable[[int], None]) -> Iterator[tuple[Lane, Tensor]]:
             for lane in lanes:
                 lane.prepare()
+                self._went_on()
                 call.look()
             call.ready()
             return self.denoiser.denoise(lanes, progress, first_soon=first_soon)

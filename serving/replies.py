@@ -12,9 +12,9 @@ from infra.audio_files import AudioError
 from model.workers import one_thread_workers
 from serving import tracing
 from serving.app import Message
-from serving.engine import Call, CancelledRequestError, DeadlineError, Engine
-from serving.problems import audio_problem, deadline_problem, unknown_model
-from serving.schema import AccompanimentRequest, AccompanimentResult, ModelInfo, RequestProgress
+from serving.engine import Call, CancelledRequestError, DeadlineError, Engine, FieldError
+from serving.problems import audio_problem, deadline_problem, fields_problem, unknown_model
+from serving.schema import AccompanimentRequest, AccompanimentResult, FieldFault, ModelInfo, RequestProgress
 from serving.tracing import Origin, Tracer
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,9 @@ class Replies:
             except AudioError as error:
                 log.info("refused", extra={"reason": type(error).__name__})
                 say(audio_problem(error))
+            except FieldError as error:
+                log.info("refused", extra={"reason": type(error).__name__})
+                say(fields_problem([FieldFault(field=error.field, message=error.message)]))
             except DeadlineError:
                 log.info("late")
                 span.fail("late")

@@ -151,14 +151,13 @@ $("help").onclick = () => $("shortcuts").showModal();
 $("letters").checked = localStorage.getItem(LETTERS) !== "off";
 $("letters").onchange = () => localStorage.setItem(LETTERS, $("letters").checked ? "on" : "off");
 
-let wasReady = null;
+let known = false; // what models there are
 async function watch() {
   const now = await ready();
-  if (now && !wasReady) band.look();
-  wasReady = now;
   $("service").className = now ? "ready" : "off";
   $("service").textContent = now ? "ready" : "not ready";
-  setTimeout(watch, now ? 15000 : 2000);
+  known = now && (known || await band.look());
+  setTimeout(watch, known ? 15000 : 2000);
 }
 watch();
 

@@ -31,20 +31,21 @@ export class BandForm {
     $("go").disabled = !vocal || this.#working !== null;
   }
 
-  get limit_s() { return Math.min(...this.#models.map(model => model.max_duration_s), 600); }
+  get limit_s() { return this.#models.length ? Math.min(...this.#models.map(model => model.max_duration_s)) : 600; }
 
   set seed(seed) {
     $("seed").value = seed;
     $("seed").focus();
   }
 
-  /** What models there are; asks for a key where one is wanted. */
+  /** What models there are, and whether that is known now; asks for a key where one is wanted. */
   async look() {
     try {
       this.#models = await models();
     } catch (fault) {
-      if (fault.status === 401) this.#wantKey();
-      return; // not ready yet: the state in the header says so, and this is asked again when it is
+      if (fault.status !== 401) return false; // asleep or busy: it is asked again
+      this.#wantKey(); // with it, it is asked again
+      return true;
     }
     const chosen = $("model").value;
     $("model").replaceChildren(new Option("the service's own", ""), ...this.#models.map(({ id }) => new Option(id, id, false, id === chosen)));
@@ -52,6 +53,7 @@ export class BandForm {
     const [{ default_steps, default_guidance }] = this.#models;
     $("steps").placeholder = default_steps;
     $("guidance").placeholder = default_guidance;
+    return true;
   }
 
   async ask() {

@@ -1,6 +1,7 @@
 /* The service, as `GET /docs` describes it. Addresses are relative, so that the page also works below a path. */
 
 const POLL_MS = 500;
+const MOST_MISSING = 10;
 const KEY = "backline-key";
 
 /** The API key, for as long as this tab lives. */
@@ -68,16 +69,21 @@ function refusal(status, text, retryAfter) {
 }
 
 function poll(id, told) {
-  let missing = 0, stopped = false;
+  let missing = 0, stopped = false, known = false;
   const ask = async () => {
     try {
       const answer = await fetch(`v1/progress/${id}`, { headers: key.headers() });
       if (stopped) return;
-      if (answer.ok) told(await answer.json());
-      else { told({ state: "unknown" }); missing++; }
+      if (answer.ok) {
+        [missing, known] = [0, true];
+        told(await answer.json());
+      } else {
+        missing++; // of several ingresses only one knows it: what is known stays
+        if (!known) told({ state: "unknown" });
+      }
     } catch { missing++; }
     // A service that keeps no progress is not asked for ever.
-    if (!stopped && missing < 3) setTimeout(ask, POLL_MS);
+    if (!stopped && missing < MOST_MISSING) setTimeout(ask, POLL_MS);
   };
   told({ state: "unknown" });
   setTimeout(ask, POLL_MS);

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.app import AppConfig, Message, create_app
 from serving.engine import Engine
-from serving.problems import Problem
+from serving.problems import Problem, ProblemError
 from serving.replies import LocalBackend
 from serving.schema import AccompanimentRequest, ModelInfo
 
@@ -24,6 +24,8 @@ class Backend(LocalBackend):
         self.refusals: list[Problem] = []
         self.asked: list[AccompanimentRequest] = []
         self.others: list[str] = []
+        self.asleep = 0
+        """How often it is asked for its models in vain first."""
         self.hold = threading.Event()
         self.hold.set()
 
@@ -38,6 +40,9 @@ class Backend(LocalBackend):
             yield message
 
     async def models(self) -> list[ModelInfo]:
+        if self.asleep:
+            self.asleep -= 1
+            raise ProblemError(Problem(status=503, title="Not ready", detail="it wakes", retry_after_s=1))
         (info,) = await super().models()
         return [info, *(info.model_copy(update={"id": name}) for name in self.others)]
 
@@ -49,6 +54,8 @@ class Service:
         self.backend = backend
         self.progress: dict[str, object] | None = {"state": "running", "steps_done": 5, "steps": 20, "queue_position": None}
         self.asked_progress: list[str] = []
+        self.odd_only = False
+        """Every other question for progress is answered as by an ingress that does not know the request."""
         self._app: ASGIApp = create_app(backend, config)
         self.url = ""
 
@@ -57,9 +64,10 @@ class Service:
             await self._app(scope, receive, send)
             return
         self.asked_progress.append(scope["path"].rpartition("/")[2])
-        status = 404 if self.progress is None else 200
+        progress = None if self.odd_only and len(self.asked_progress) % 2 == 0 else self.progress
+        status = 404 if progress is None else 200
         await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]})
-        await send({"type": "http.response.body", "body": json.dumps(self.progress or {}).encode()})
+        await send({"type": "http.response.body", "body": json.dumps(progress or {}).encode()})
 
 
 @contextmanager

@@ -326,6 +326,38 @@ def test_progress_and_cancelling(page: Page, service: Service, vocal: Path) -> N
     page.until_cancelled()
 
 
+def test_progress_where_two_ingresses_answer_in_turn(tab: Page, service: Service, vocal: Path) -> None:
+    """The one that does not know the request takes nothing away from what the other told, however often."""
+    visit = visited(tab, service, expected=("status of 404",))
+    page = next(visit)
+    drop(page, vocal)
+    service.backend.hold.clear()
+    service.odd_only = True
+    page.click("#go")
+    page.until("document.getElementById('progress-text').textContent.includes('step 5 of 20')")
+    page.js("""(globalThis.said = [], new MutationObserver(() => said.push(document.getElementById('progress-text').textContent))
+        .observe(document.getElementById('progress-text'), { childList: true, characterData: true, subtree: true }))""")
+    before = len(service.asked_progress)
+    while len(service.asked_progress) < before + 14:
+        page.js("new Promise(done => setTimeout(done, 100))")
+    service.odd_only = False
+    assert page.js("said.every(text => text.includes('step 5 of 20'))")
+    page.click("#cancel")
+    page.until("document.getElementById('work').hidden")
+    page.until_cancelled()
+    list(visit)
+
+
+def test_models_of_a_service_that_wakes_are_asked_for_again(tab: Page, service: Service) -> None:
+    service.backend.asleep, service.backend.others = 2, ["another"]
+    visit = visited(tab, service, expected=("status of 503",))
+    page = next(visit)  # until the model's own steps are known
+    assert service.backend.asleep == 0
+    assert not page.js("document.getElementById('model-field').hidden")
+    service.backend.others = []
+    list(visit)
+
+
 def test_refusals_are_said_in_words(tab: Page, service: Service, vocal: Path, tmp_path: Path) -> None:
     visit = visited(tab, service, expected=("status of 503", "status of 429", "status of 400", "status of 404"))
     page = next(visit)

@@ -201,6 +201,7 @@ def test_what_is_not_audio(data: bytes, words: str) -> None:
         (file_of(noise(1, 99_999), format="OGG", subtype="VORBIS")[:60], "damaged"),
         (file_of(noise(1, 10), rate_hz=100), "sample rate 100 Hz"),
         (file_of(noise(9, 10)), "9 channels are more than 8"),
+        (file_of(noise(8, 10)), "8 channels cannot be mixed"),
         (b"\x00\x00\x00\x18ftypM4A " + bytes(400), "M4A.*damaged"),
         (b"\x1aE\xdf\xa3" + bytes(400), "WebM.*damaged"),
     ],

@@ -6,22 +6,24 @@ import struct
 import threading
 import tomllib
 import zipfile
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 import serving_parts as parts
 import soundfile
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from httpx import Response
 
 from infra.errors import UserError
 from model.accompany import Accompanist
 from model.errors import ModelError
-from serving.admission import Gate, digest
+from serving.admission import FIRST_GUESS_S, Gate, digest
 from serving.app import AppConfig, Message, create_app
 from serving.engine import Engine, EngineConfig
 from serving.loading import load_engine
@@ -341,22 +343,32 @@ def received_before_the_answer(config: AppConfig, headers: dict[str, str], sizes
     """(status, chunks read before it) of a POST whose body comes in chunks of `sizes`: what a client that reads only after it has sent
     everything depends on."""
     chunks = [{"type": "http.request", "body": bytes(size), "more_body": index < len(sizes) - 1} for index, size in enumerate(sizes)]
-    answers: list[tuple[int, int]] = []
     unread = list(chunks)
 
     async def receive() -> dict:
         return unread.pop(0) if unread else {"type": "http.disconnect"}
 
+    return asyncio.run(status_of(create_app(EngineBackend(None), config), headers, receive)), len(chunks) - len(unread)
+
+
+async def status_of(app: FastAPI, headers: dict[str, str], receive: Callable[[], Awaitable[dict]]) -> int:
+    """Of a POST whose body comes by `receive`, which is asked no more once the answer has begun."""
+    statuses: list[int] = []
+
+    async def receive_before() -> dict:
+        assert not statuses
+        return await receive()
+
     async def send(message: dict) -> None:
         if message["type"] == "http.response.start":
-            answers.append((message["status"], len(chunks) - len(unread)))
+            statuses.append(message["status"])
 
     scope = {
         "type": "http", "http_version": "1.1", "method": "POST", "path": HTTP_PATH, "raw_path": HTTP_PATH.encode(), "query_string": b"",
         "root_path": "", "scheme": "http", "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
     }  # fmt: skip
-    asyncio.run(create_app(EngineBackend(None), config)(scope, receive, send))
-    return answers[0]
+    await app(scope, receive_before, send)
+    return statuses[0]
 
 
 def test_a_refusal_reads_the_upload_off_first() -> None:
@@ -368,6 +380,48 @@ def test_a_refusal_reads_the_upload_off_first() -> None:
     status, chunks = received_before_the_answer(AppConfig(max_upload_bytes=2**16), form, [2**16] * 100)
     assert status == 400
     assert chunks < 20
+
+
+def test_slow_refused_uploads_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where so many are read off already, the next refusal goes out at once."""
+    monkeypatch.setattr("serving.app.DROPPED_AT_A_TIME", 1)
+    form = {"content-type": "multipart/form-data; boundary=x"}
+
+    async def refuse_two() -> list[int]:
+        app = create_app(EngineBackend(None), AppConfig(api_key_digests=(digest("key"),)))
+        sends, ends = asyncio.Event(), asyncio.Event()
+
+        async def slowly() -> dict:
+            sends.set()
+            await ends.wait()
+            return {"type": "http.disconnect"}
+
+        first = asyncio.create_task(status_of(app, form, slowly))
+        await sends.wait()
+        second = await asyncio.wait_for(status_of(app, form, slowly), timeout=30)
+        assert not first.done()
+        ends.set()
+        return [await first, second]
+
+    assert asyncio.run(refuse_two()) == [401, 401]
+
+
+def test_a_slow_upload_has_the_callers_own_deadline() -> None:
+    async def slowly() -> dict:
+        await asyncio.sleep(3_600)
+        raise AssertionError("nobody waits so long")
+
+    headers = {"content-type": "multipart/form-data; boundary=x", "x-backline-timeout-seconds": "0.2"}
+    assert asyncio.run(status_of(create_app(EngineBackend(None), AppConfig()), headers, slowly)) == 504
+    assert asyncio.run(status_of(create_app(EngineBackend(None), AppConfig(upload_timeout_s=0.1)), headers, slowly)) == 408
+
+
+def test_steps_beyond_the_model_s_schedule_are_refused(engine: Engine) -> None:
+    checkpoint = engine.accompanist.checkpoint
+    short = replace(checkpoint, network=replace(checkpoint.network, diffusion_steps=20))
+    with TestClient(create_app(EngineBackend(Engine(Accompanist(short, engine.accompanist.codec))), AppConfig())) as client:
+        assert "steps" in problem(post(client, steps="21"), 422)
+        assert post(client, steps="20").status_code == 200
 
 
 def test_readiness_is_not_liveness() -> None:
@@ -428,6 +482,21 @@ def test_a_full_service_and_a_greedy_caller(engine: Engine) -> None:
         backend.hold.set()
         assert [asked.result().status_code for asked in waiting] == [200, 200, 200]
         assert post(client, headers={"X-API-Key": "a"}).status_code == 200
+
+
+def test_refusals_at_once_do_not_promise_places(engine: Engine) -> None:
+    """Ten files that are no audio say nothing of how long a band takes."""
+    backend = EngineBackend(engine)
+    with TestClient(create_app(backend, AppConfig(max_pending=1))) as client, ThreadPoolExecutor() as threads:
+        for _ in range(10):
+            problem(post(client, vocal=b"no sound"), 415)
+            assert backend.inside.acquire(timeout=30)
+        backend.hold.clear()
+        waiting = threads.submit(post, client)
+        assert backend.inside.acquire(timeout=30)
+        assert int(post(client).headers["retry-after"]) == FIRST_GUESS_S
+        backend.hold.set()
+        assert waiting.result().status_code == 200
 
 
 def test_retry_after_follows_the_rate_of_answers() -> None:

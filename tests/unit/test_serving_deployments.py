@@ -63,11 +63,18 @@ def test_the_builder_is_typed() -> None:
 
 
 def test_what_a_replica_takes_and_what_may_wait_for_it() -> None:
-    config = ServeConfig(checkpoint="runs/a", replica_gpus=0.5, replica_memory_gb=1.5, concurrent=3, max_pending=7, max_replicas=4)
-    (model,) = (bound._bound_deployment for bound in application(config)._bound_deployment.init_args[0].values())
+    config = ServeConfig(
+        checkpoint="runs/a", replica_gpus=0.5, replica_memory_gb=1.5, concurrent=3, max_pending=7, max_replicas=4, downscale_delay_s=9,
+        drain_s=30, request_timeout_s=900,
+    )  # fmt: skip
+    ingress = application(config)._bound_deployment
+    (model,) = (bound._bound_deployment for bound in ingress.init_args[0].values())
     assert model.ray_actor_options == {"num_cpus": 1.0, "num_gpus": 0.5, "memory": 1_500_000_000}
     assert (model._deployment_config.max_ongoing_requests, model._deployment_config.max_queued_requests) == (3, 7)
     assert (model._deployment_config.autoscaling_config.min_replicas, model._deployment_config.autoscaling_config.max_replicas) == (1, 4)
+    assert model._deployment_config.autoscaling_config.downscale_delay_s == 9
+    # A request that loses its replica is asked elsewhere, one that loses its ingress is lost.
+    assert (model._deployment_config.graceful_shutdown_timeout_s, ingress._deployment_config.graceful_shutdown_timeout_s) == (30, 900)
 
 
 def test_the_file_for_serve_deploy_is_understood() -> None:

@@ -25,7 +25,7 @@ from model.errors import ModelError
 from model.level import mix
 from model.sampling import Sampling
 from model.windows import Lane
-from serving.engine import Call, CancelledRequestError, DeadlineError, Engine, EngineConfig
+from serving.engine import DECODED_AT_A_TIME, Call, CancelledRequestError, DeadlineError, Engine, EngineConfig
 from serving.loading import load_engine
 from serving.rendering import render
 from serving.schema import AccompanimentRequest, AccompanimentResult, Format, Output, StageSeconds
@@ -363,6 +363,62 @@ def test_a_hung_model_is_seen(engine: Engine) -> None:
         assert waiting.result().audio
     assert hung.stalled_s() == 0
     hung.close()
+
+
+def test_who_comes_later_does_not_hide_that_the_codec_hangs(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    codec, answer = engine.accompanist.codec, threading.Event()
+    encode_pieces = codec.encode_pieces
+
+    def hang(*args: Any, **options: Any) -> Iterator[Tensor]:
+        answer.wait()
+        yield from encode_pieces(*args, **options)
+
+    monkeypatch.setattr(codec, "encode_pieces", hang)
+    with ThreadPoolExecutor(2) as threads:
+        waiting = [threads.submit(engine.generate, parts.vocal(), QUICK)]
+        while engine.stalled_s() < 0.3:
+            time.sleep(0.01)
+        waiting.append(threads.submit(engine.generate, parts.vocal(), QUICK))
+        while engine.calls < 2:
+            time.sleep(0.01)
+        assert engine.stalled_s() >= 0.3
+        answer.set()
+        assert waiting[0].result().audio == waiting[1].result().audio
+    assert engine.stalled_s() == 0
+
+
+def test_few_vocals_are_decoded_at_a_time(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of 0.3 MB may need a GB for a moment. Who waits for that can go away."""
+    inside, go_on = threading.Semaphore(0), threading.Event()
+    now, most, lock = 0, 0, threading.Lock()
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        inside.release()
+        go_on.wait()
+        try:
+            return decode(*args, **options)
+        finally:
+            with lock:
+                now -= 1
+
+    monkeypatch.setattr("serving.engine.audio_files.decode", counted)
+    with ThreadPoolExecutor(6) as threads:
+        waiting = [threads.submit(engine.generate, parts.vocal(), QUICK) for _ in range(DECODED_AT_A_TIME)]
+        for _ in waiting:
+            inside.acquire()
+        gone = Call()
+        leaving = threads.submit(engine.generate, parts.vocal(), QUICK, gone)
+        waiting += [threads.submit(engine.generate, parts.vocal(), QUICK) for _ in range(2)]
+        gone.cancel()
+        with pytest.raises(CancelledRequestError):
+            leaving.result()
+        go_on.set()
+        assert len({one.result().audio for one in waiting}) == 1
+    assert most == DECODED_AT_A_TIME
 
 
 def test_a_long_vocal_is_refused(engine: Engine) -> None:
