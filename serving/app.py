@@ -44,7 +44,7 @@ from serving.uploads import drop_upload, read_upload
 PAGE = Path(__file__).parent / "page"
 STREAM_CHUNK_BYTES = 64 * 1024
 DEADLINE_SLACK_S = 1.0
-# Refused uploads that are read to their end at a time: nobody keeps the service's places by sending slowly what is refused anyway.
+# Refused uploads that are read to their end at a time: nobody fills the ingress by sending slowly what is refused anyway.
 DROPPED_AT_A_TIME = 100
 PAGE_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
 # Scripts and styles are files of this service, never inline, and nothing is loaded from anywhere else.
@@ -138,11 +138,12 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
             account = Account(id, seen, tracer=tracer, traceparent=request.headers.get("traceparent"), keeper=keeper)
             start_s = stack.enter_context(account).start_s
             stack.callback(lambda: seen.pending(gate.pending))  # after the gate has let go
+            place = stack.enter_context(ExitStack())
             try:
                 with tracing.span("admission"):
                     caller = keys.caller(request.headers)
                     account.caller(caller)
-                    stack.enter_context(gate.admit(caller))
+                    place.enter_context(gate.admit(caller))
                     timeout_s = _timeout_s(request, config.request_timeout_s)
                 seen.pending(gate.pending)
                 stack.enter_context(following.request(id))
@@ -153,6 +154,7 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
                     except TimeoutError as error:
                         raise ProblemError(problems.deadline_problem()) from error
             except ProblemError as refusal:
+                place.close()
                 if refusal.problem.status not in (408, 504) and not dropped.locked():
                     async with dropped:
                         await drop_upload(request, max_bytes=config.max_upload_bytes, timeout_s=config.upload_timeout_s)
@@ -173,7 +175,7 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
                 result = problems.deadline_problem()
             if isinstance(result, Problem):
                 await messages.aclose()
-                if result.status in (500, 504):  # a refusal at once says nothing of how fast places become free
+                if result.status == 504:  # refusals at once say nothing of how fast places become free
                     gate.served()
                 raise ProblemError(result)
             # Whatever the replica does not account for was waiting: for a free replica, or on the way there and back.

@@ -46,6 +46,7 @@ class ReplicaBackend:
         self._may_sleep = may_sleep
         self._retry_after_s = retry_after_s
         self._info: ModelInfo | None = None
+        self._asking = asyncio.Lock()
         self._known: tuple[float, ApplicationStatusOverview | None] = (-STATUS_CACHE_S, None)
 
     async def play(self, vocal: bytes, request: AccompanimentRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Message, None]:
@@ -97,7 +98,7 @@ class ReplicaBackend:
         yield self._unavailable("Replica lost", "the replicas working on this request died; try again after the time in Retry-After")
 
     async def _begun(self, answers: AsyncIterator[Message]) -> AsyncGenerator[Message, None]:
-        """Those of a replica, and _EndingError where none will begin: Serve itself lets a request wait for a deployment that is deleted."""
+        """Those of a replica, and _EndingError where none has said anything and the deployment goes: Serve itself would let it wait."""
 
         async def begin() -> Message:
             return await anext(answers)
@@ -106,7 +107,7 @@ class ReplicaBackend:
         first.add_done_callback(lambda done: done.cancelled() or done.exception())  # or asyncio logs one that nobody waits for any more
         try:
             while not (await asyncio.wait({first}, timeout=WAITING_LOOK_S))[0]:
-                if await self._is_ending():
+                if await self._is_ending() and not first.done():
                     raise _EndingError
             yield await first
         except StopAsyncIteration:
@@ -147,16 +148,17 @@ class ReplicaBackend:
             application = await self._status()
         except TimeoutError:
             return False
-        return application is None or application.status == ApplicationStatus.DELETING
+        return application is None or application.status == ApplicationStatus.DELETING or self._deployment not in application.deployments
 
     async def _status(self) -> ApplicationStatusOverview | None:
         """What Serve's controller knows of the application, asked at most once a second. Raises TimeoutError."""
-        asked_s, known = self._known
-        if time.monotonic() - asked_s >= STATUS_CACHE_S:
-            async with asyncio.timeout(CONTROLLER_TIMEOUT_S):
-                status = await asyncio.to_thread(ray_serve.status)
-            known = status.applications.get(self._application)
-            self._known = (time.monotonic(), known)
+        async with self._asking:
+            asked_s, known = self._known
+            if time.monotonic() - asked_s >= STATUS_CACHE_S:
+                async with asyncio.timeout(CONTROLLER_TIMEOUT_S):
+                    status = await asyncio.to_thread(ray_serve.status)
+                known = status.applications.get(self._application)
+                self._known = (time.monotonic(), known)
         return known
 
     def _unavailable(self, title: str, detail: str) -> Problem:

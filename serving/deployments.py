@@ -3,7 +3,6 @@
 import logging
 import signal
 import socket
-import threading
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from ray import serve as ray_serve
 from ray.exceptions import RayError
 from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions, ProxyLocation
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig, ReplicaState
 
@@ -42,6 +42,10 @@ LIGHT_CPUS = 0.01
 # An upload is held by the ingress until its answer goes out; this is only the ceiling for everything else (health, page, refusals).
 INGRESS_ONGOING = 1_000
 DRAIN_POLL_S = 0.2
+WORKING = (ReplicaState.RUNNING, ReplicaState.UPDATING, ReplicaState.STOPPING)
+"""States of a replica that may have requests in work; one that stops finishes them."""
+REFUSED_WITHIN_S = 6.0
+"""In which the ingress has refused those that wait for a replica (`serving.backends.WAITING_LOOK_S`)."""
 
 
 class Ingress:
@@ -233,21 +237,26 @@ def reload(config: ServeConfig, served: list[str | None]) -> list[str | None]:
 
 
 def _drain(within_s: float) -> None:
-    """Takes the application down once its requests have their answers. Serve's own `shutdown` closes their connections at once, and its
-    `delete` waits for a minute, however long they may take."""
-    found = ray_serve.status().applications.get(APPLICATION)
-    models = [deployment for name, deployment in found.deployments.items() if name != INGRESS_DEPLOYMENT] if found else []
-    serves = any(model.replica_states.get(ReplicaState.RUNNING) for model in models)
-    ray_serve.delete(APPLICATION, _blocking=False)
-    if not serves:
-        return  # a replica that is not there yet would be waited for in vain
-    log.info("requests in work are finished within %g s, no new ones are taken", within_s)
-    ends_s = time.monotonic() + within_s
-    while APPLICATION in ray_serve.status().applications:
-        if time.monotonic() > ends_s:
-            log.warning("%g s were not enough: what is still in work is lost (--drain-s)", within_s)
-            return
-        time.sleep(DRAIN_POLL_S)
+    """Takes the application down once its requests have their answers; new ones get Serve's own 404. Its `shutdown` closes connections at
+    once, and its `delete` waits for a minute, however long requests may take."""
+    try:
+        found = ray_serve.status().applications.get(APPLICATION)
+        models = [deployment for name, deployment in found.deployments.items() if name != INGRESS_DEPLOYMENT] if found else []
+        works = any(model.replica_states.get(state) for model in models for state in WORKING)
+        if works:
+            log.info("requests in work are finished within %g s, no new ones are taken", within_s)
+        else:
+            within_s = min(within_s, REFUSED_WITHIN_S)  # a replica that is not there yet would be waited for in vain
+        ray_serve.delete(APPLICATION, _blocking=False)
+        ends_s = time.monotonic() + within_s
+        while APPLICATION in ray_serve.status().applications:
+            if time.monotonic() > ends_s:
+                if works:
+                    log.warning("%g s were not enough: what is still in work is lost (--drain-s)", within_s)
+                return
+            time.sleep(DRAIN_POLL_S)
+    except (RayError, RayServeException) as error:  # somebody else has ended Serve
+        log.warning("the service's requests cannot be waited for: %s", _reason(str(error)))
 
 
 def _target(config: ServeConfig) -> ray_serve.RunTarget:
@@ -272,7 +281,6 @@ def serve(config: ServeConfig) -> None:
     """Runs the service until SIGINT or SIGTERM, which also end it while it starts or rolls a model out; a second one, while it drains."""
     settings = Settings.from_environment()
     configure(settings.log_level, settings.log_format)  # once more: Ray's handlers are there only now
-    pause = threading.Event()
 
     def stop(_: int, __: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -282,8 +290,10 @@ def serve(config: ServeConfig) -> None:
         with start(config) as service:
             log.info("backline answers at %s (the page), %s/docs (the interface); Ctrl-C ends it", service.url, service.url)
             versions = versions_of(config)
-            while not pause.wait(config.reload_every_s or None):
+            while config.reload_every_s:
+                time.sleep(config.reload_every_s)
                 versions = reload(config, versions)
+            signal.pause()
     except KeyboardInterrupt:
         log.info("stopped")
     finally:

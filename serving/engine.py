@@ -185,14 +185,16 @@ class Engine:
         call = call or Call()
         self._check(request)
         start_s = time.perf_counter()
-        with tracing.span("decode"):
-            vocal_CN = self._decode(vocal, call)
-        call.look()
-        decoded_s = time.perf_counter() - start_s
         if not self._calls:
             self._went_on()  # before the call is seen: an engine that nothing was asked of has not gone on for long
         self._calls.add(call)
         try:
+            with self._decoding(call), tracing.span("decode"):
+                began_s = time.perf_counter()
+                vocal_CN = self._decode(vocal)
+                decoded_s = time.perf_counter() - began_s
+            self._went_on()
+            call.look()
             with self._room.take(vocal_CN.shape[1] / SAMPLE_RATE_HZ, call.look):
                 waited_s = time.perf_counter() - start_s - decoded_s
                 tracing.passed("wait", time.monotonic() - waited_s, time.monotonic())
@@ -227,15 +229,20 @@ class Engine:
         if request.steps is not None and request.steps > most:
             raise FieldError("steps", f"is {request.steps}, more than the {most} of this model's noise schedule; give {most} or fewer")
 
-    def _decode(self, vocal: bytes | np.ndarray, call: Call) -> np.ndarray:
-        if isinstance(vocal, np.ndarray):
-            return vocal
+    @contextmanager
+    def _decoding(self, call: Call) -> Iterator[None]:
+        """Waits until few others decode."""
         while not self._decoders.acquire(timeout=LOOK_EVERY_S):
             call.look()
         try:
-            return audio_files.to_stereo_44k(audio_files.decode(vocal, max_duration_s=self.config.max_duration_s))
+            yield
         finally:
             self._decoders.release()
+
+    def _decode(self, vocal: bytes | np.ndarray) -> np.ndarray:
+        if isinstance(vocal, np.ndarray):
+            return vocal
+        return audio_files.to_stereo_44k(audio_files.decode(vocal, max_duration_s=self.config.max_duration_s))
 
     def _streams(self, vocal_CN: np.ndarray, request: AccompanimentRequest) -> bool:
         """Whether sound can leave before the end: of one window, of the best of several, and of a ZIP it cannot."""

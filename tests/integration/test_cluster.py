@@ -1,9 +1,10 @@
 """Joining Ray from a driver: what the process had before it has afterwards."""
 
 import os
-import signal
 import subprocess
 import sys
+from contextlib import suppress
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -43,15 +44,17 @@ def test_the_dashboard_listens_on_loopback_only() -> None:
     driver = psutil.Popen([sys.executable, "-c", OWNER], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         port = urlsplit(driver.stdout.readline().strip()).port
-        listening = {
-            found.laddr.ip
-            for process in driver.children(recursive=True)
-            for found in process.net_connections("tcp")
-            if found.status == psutil.CONN_LISTEN and found.laddr.port == port
-        }
-        assert listening == {"127.0.0.1"}
+        listening = [found.laddr for process in driver.children(recursive=True) for found in listeners(process)]
+        assert {address.ip for address in listening if address.port == port} == {"127.0.0.1"}
         driver.communicate("over\n", timeout=60)
         assert driver.returncode == 0
     finally:
         for process in [*driver.children(recursive=True), driver] if driver.is_running() else []:
-            process.send_signal(signal.SIGKILL)
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def listeners(process: psutil.Process) -> list[Any]:
+    with suppress(psutil.NoSuchProcess):
+        return [found for found in process.net_connections("tcp") if found.status == psutil.CONN_LISTEN]
+    return []

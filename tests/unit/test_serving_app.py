@@ -411,9 +411,10 @@ def test_a_slow_upload_has_the_callers_own_deadline() -> None:
         await asyncio.sleep(3_600)
         raise AssertionError("nobody waits so long")
 
-    headers = {"content-type": "multipart/form-data; boundary=x", "x-backline-timeout-seconds": "0.2"}
-    assert asyncio.run(status_of(create_app(EngineBackend(None), AppConfig()), headers, slowly)) == 504
-    assert asyncio.run(status_of(create_app(EngineBackend(None), AppConfig(upload_timeout_s=0.1)), headers, slowly)) == 408
+    form = {"content-type": "multipart/form-data; boundary=x"}
+    hurried = form | {"x-backline-timeout-seconds": "0.2"}
+    assert asyncio.run(status_of(create_app(EngineBackend(None), AppConfig()), hurried, slowly)) == 504
+    assert asyncio.run(status_of(create_app(EngineBackend(None), AppConfig(upload_timeout_s=0.1)), form, slowly)) == 408
 
 
 def test_steps_beyond_the_model_s_schedule_are_refused(engine: Engine) -> None:

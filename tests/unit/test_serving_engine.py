@@ -414,9 +414,11 @@ def test_few_vocals_are_decoded_at_a_time(engine: Engine, monkeypatch: pytest.Mo
         leaving = threads.submit(engine.generate, parts.vocal(), QUICK, gone)
         waiting += [threads.submit(engine.generate, parts.vocal(), QUICK) for _ in range(2)]
         gone.cancel()
-        with pytest.raises(CancelledRequestError):
-            leaving.result()
-        go_on.set()
+        try:
+            with pytest.raises(CancelledRequestError):
+                leaving.result(timeout=60)
+        finally:
+            go_on.set()
         assert len({one.result().audio for one in waiting}) == 1
     assert most == DECODED_AT_A_TIME
 
