@@ -34,7 +34,7 @@ from serving.schema import AccompanimentRequest, AccompanimentResult, Fit, Model
 
 log = logging.getLogger(__name__)
 
-# Decoding a vocal of five minutes takes a second, and up to 2 GB for a moment.
+# Ten minutes in six channels take 2 GB for a moment while they are decoded.
 DECODED_AT_A_TIME = 2
 LOOK_EVERY_S = 0.1
 # A stream's headers tell the fit of what is heard so far, at least this much, if the first window has it.
