@@ -19,8 +19,8 @@ from torch import Tensor
 
 from model.errors import ModelError
 from model.geometry import SEGMENT_FRAMES
+from model.network.unet import AccompanimentUNet, VocalFeatures
 from model.packed import PackedNetwork
-from model.unet import AccompanimentUNet, VocalFeatures
 from model.workers import one_thread_workers
 
 # Lengths of window, of those asked for last, for which laid-out weights are kept at least, about 60 MB each; and as many as may be

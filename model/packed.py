@@ -19,7 +19,7 @@ from typing import List, Optional  # noqa: UP035 (TorchScript reads these)
 import torch
 from torch import Tensor, nn
 
-from model.unet import AccompanimentUNet, VocalFeatures
+from model.network.unet import AccompanimentUNet, VocalFeatures
 
 # Below this many weights the other kernel that goes with the layout loses more than the layout saves (T = 1,024).
 LEAST_WEIGHTS = 150_000

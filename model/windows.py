@@ -14,8 +14,8 @@ from torch import Tensor
 from model.diffusion import Schedule
 from model.evaluator import Evaluation, Evaluator
 from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
+from model.network.unet import VocalFeatures
 from model.sampling import SamplerConfig, Solving, guide, solve
-from model.unet import VocalFeatures
 
 NOISE_WINDOW_FRAMES = SEGMENT_FRAMES
 # Beside each other, windows are cut to whole frames of the coarsest level.

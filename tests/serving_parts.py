@@ -12,7 +12,7 @@ import torch
 
 from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics, save_checkpoint
 from model.codec import load_codec
-from model.unet import AccompanimentUNet, UNetConfig
+from model.network.unet import AccompanimentUNet, UNetConfig
 
 RATE_HZ = 44_100
 MODEL_NAME = "tiny"

@@ -9,7 +9,7 @@ from infra.errors import UserError
 from infra.records import MANIFEST, Manifest, code_version, read_manifest
 from infra.storage import Place
 from model.checkpoint import Checkpoint
-from model.unet import AccompanimentUNet, count_parameters
+from model.network.unet import AccompanimentUNet, count_parameters
 from training.config import TrainConfig, size_name
 from training.evaluation_markdown import markdown
 from training.evaluation_report import EvaluationReport

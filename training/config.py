@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from model.diffusion import DiffusionLossConfig
 from model.geometry import SEGMENT_FRAMES
-from model.unet import PRESETS, UNetConfig, sized
+from model.network.unet import PRESETS, UNetConfig, sized
 
 # What a field left at 0 becomes. `paper` is the paper's training on a GPU (method: AdamW 3.5e-4, batch 16); `small` learns on two CPU
 # cores in minutes: short crops, a higher rate, and an average of the weights that forgets within the run.

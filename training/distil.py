@@ -14,7 +14,7 @@ from infra.settings import Settings
 from infra.storage import Place, localise
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.diffusion import DiffusionLossConfig
-from model.unet import DEEPEST, PRESETS, sized
+from model.network.unet import DEEPEST, PRESETS, sized
 from training.config import Distillation, TrainConfig
 from training.launch import TrainResult, train
 from training.state import put_folder

@@ -18,7 +18,7 @@ from infra.tracking import Tracker
 from model.checkpoint import Checkpoint, LatentStatistics, load_checkpoint
 from model.codec_base import CodecIdentity, tensors_sha256
 from model.diffusion import DiffusionLoss, Schedule, velocity_loss
-from model.unet import AccompanimentUNet
+from model.network.unet import AccompanimentUNet
 from training.batches import Batch, Batches, statistics_of, validation_batches
 from training.config import TrainConfig
 from training.meter import Meter

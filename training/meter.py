@@ -5,8 +5,8 @@ import time
 import torch
 from torch import Tensor
 
-from model.compute import peak_flops, training_flops
-from model.unet import UNetConfig
+from model.network.flops import peak_flops, training_flops
+from model.network.unet import UNetConfig
 from training.workers import Workers
 
 

@@ -22,7 +22,7 @@ from infra.records import Manifest
 from infra.storage import MissingObjectError, Place
 from model.checkpoint import CONFIG_FILE, Checkpoint, DatasetIdentity, replace_folder, save_checkpoint
 from model.codec_base import CodecIdentity
-from model.unet import AccompanimentUNet
+from model.network.unet import AccompanimentUNet
 from training.config import MAY_CHANGE, TrainConfig, before_sizes
 
 STATE, STATE_JSON, METRICS = "training_state.safetensors", "training_state.json", "metrics.jsonl"

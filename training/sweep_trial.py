@@ -18,9 +18,9 @@ from infra.records import read_manifest
 from infra.storage import MissingObjectError, Place
 from infra.tracking import Store, Tracker, read_handle
 from model.checkpoint import CONFIG_FILE
-from model.compute import training_flops
 from model.errors import ModelError
-from model.unet import AccompanimentUNet, UNetConfig, count_parameters
+from model.network.flops import training_flops
+from model.network.unet import AccompanimentUNet, UNetConfig, count_parameters
 from training.config import TrainConfig
 from training.evaluation import EvaluateConfig, evaluate
 from training.evaluation_report import EvaluationReport

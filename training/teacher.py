@@ -11,8 +11,8 @@ from torch import Tensor
 from model.checkpoint import Checkpoint
 from model.diffusion import Denoiser, Schedule
 from model.distillation import lesson
+from model.network.unet import AccompanimentUNet
 from model.sampling import Sampling, guide, timesteps
-from model.unet import AccompanimentUNet
 from training.batches import Batch
 from training.config import Distillation
 

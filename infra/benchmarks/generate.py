@@ -27,7 +27,7 @@ from infra.benchmarks.subject import (
 if TYPE_CHECKING:
     from model.accompany import Accompanist
     from model.evaluator import Evaluator
-    from model.unet import AccompanimentUNet
+    from model.network.unet import AccompanimentUNet
 
 
 def evaluation_floor(unet: "AccompanimentUNet", frames: int, device: str) -> list[str]:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from model.codec_base import Codec
     from model.evaluator import Evaluator
     from model.fit import Fit, Listener
+    from model.network.unet import VocalFeatures
     from model.sampling import Sampling
-    from model.unet import VocalFeatures
 
 STEPS = (4, 8, 12, 20, 50, 800)
 FIGURES = ("harmony", "rhythm", "overall", "leakage")

@@ -30,7 +30,7 @@ def random_accompanist(
     from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics
     from model.codec import load_codec
     from model.evaluator import evaluator_for
-    from model.unet import PRESETS, AccompanimentUNet
+    from model.network.unet import PRESETS, AccompanimentUNet
 
     codec = load_codec(codec, device=device) if isinstance(codec, str) else codec
     torch.manual_seed(0)

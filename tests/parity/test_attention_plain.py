@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.attention import SoftAlignmentAttention
+from model.network.attention import SoftAlignmentAttention
 
 CHANNELS, VOCAL_CHANNELS, HEADS, HEAD_CHANNELS = 24, 40, 3, 8
 LENGTHS = [1, 2, 7, 15, 16, 17, 31, 33, 64, 129, 200]

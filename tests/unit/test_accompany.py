@@ -22,9 +22,9 @@ from model.errors import ModelError
 from model.evaluator import BatchedEvaluator, Evaluation
 from model.fit import NO_FIT, fit
 from model.level import active_level_db, level_gain, mix, without_bumps
+from model.network.unet import AccompanimentUNet, UNetConfig
 from model.sampling import Sampling
 from model.tuning import speed_into_tune, stretched
-from model.unet import AccompanimentUNet, UNetConfig
 from pipelines.segment import SegmentConfig, voice
 
 NETWORK = UNetConfig(channels=(16, 32), vocal_blocks=(1, 1), heads=2, head_channels=16, time_channels=32, bottleneck_blocks=1)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.attention import SoftAlignmentAttention
 from model.diffusion import Schedule
 from model.errors import ModelError
+from model.network.attention import SoftAlignmentAttention
 
 FRAMES, HERE, FAR = 128, 20, slice(90, 128)
 

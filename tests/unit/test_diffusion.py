@@ -12,7 +12,7 @@ from infra.records import read_latents, read_manifest
 from infra.storage import Place
 from model.diffusion import DiffusionLossConfig, Schedule, velocity_loss
 from model.errors import ModelError
-from model.unet import AccompanimentUNet, UNetConfig
+from model.network.unet import AccompanimentUNet, UNetConfig
 from tests.tiny_latents import write_latents
 from training.batches import Batches, statistics_of
 from training.config import TrainConfig

@@ -16,8 +16,8 @@ from model.codec_base import CodecIdentity
 from model.diffusion import Denoiser, DiffusionLossConfig, Schedule
 from model.distillation import lesson
 from model.evaluator import ThreadedEvaluator
+from model.network.unet import PRESETS, AccompanimentUNet, UNetConfig, sized
 from model.sampling import SamplerConfig, Sampling, sample, timesteps
-from model.unet import PRESETS, AccompanimentUNet, UNetConfig, sized
 from model.windows import Lane, Window, denoise
 from tests.tiny_latents import write_latents
 from training.batches import Batch

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import model.packed
 from model.errors import ModelError
 from model.evaluator import Evaluation, ThreadedEvaluator
+from model.network.unet import AccompanimentUNet, UNetConfig, paper, sized, small
 from model.packed import PackedConv1d, PackedNetwork
-from model.unet import AccompanimentUNet, UNetConfig, paper, sized, small
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this machine has no oneDNN: nothing is laid out")
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from model.errors import ModelError
-from model.unet import PRESETS, AccompanimentUNet, UNetConfig, count_parameters, paper, sized, small
+from model.network.unet import PRESETS, AccompanimentUNet, UNetConfig, count_parameters, paper, sized, small
 
 TINY = UNetConfig(channels=(16, 32, 48), vocal_blocks=(1, 2, 1), heads=2, head_channels=16, time_channels=32)
 

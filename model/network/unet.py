@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import AlignmentKeys, SoftAlignmentAttention
 from model.diffusion import Schedule
 from model.errors import ModelError
 from model.geometry import LATENT_CHANNELS
+from model.network.attention import AlignmentKeys, SoftAlignmentAttention
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.diffusion import Schedule, velocity_loss
-from model.unet import AccompanimentUNet, UNetConfig
+from model.network.unet import AccompanimentUNet, UNetConfig
 
 # Dense bfloat16 FLOP/s that makers state, by a part of the device's name; the longer name stands before the shorter one.
 BF16_PEAKS = {
