@@ -19,14 +19,14 @@ from torch import Tensor
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.codec import load_codec
 from model.codec_base import Codec
-from model.diffusion import Schedule
+from model.diffusion.objective import Schedule
+from model.diffusion.sampling import USUAL_SAMPLING, Progress, Sampling, Solver
 from model.errors import ModelError
 from model.evaluator import Evaluator, evaluator_for
 from model.fit import Fit, Listener
 from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SEGMENT_FRAMES
 from model.level import level_gain, without_bumps
 from model.network.unet import VocalFeatures
-from model.sampling import USUAL_SAMPLING, Progress, Sampling, Solver
 from model.tuning import IN_TUNE, speed_into_tune, stretched, stretched_pieces
 from model.windows import Lane, Window, noise, windows
 from model.windows import denoise as denoise_alone

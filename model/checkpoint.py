@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from model.codec_base import CodecIdentity
+from model.diffusion.sampling import USUAL_SAMPLING, Sampling
 from model.errors import ModelError
 from model.geometry import LATENT_CHANNELS
 from model.network.unet import AccompanimentUNet, UNetConfig
-from model.sampling import USUAL_SAMPLING, Sampling
 from model.weight_files import WEIGHTS_FILE, load_weights, save_weights, weights_sha256
 
 SCHEMA_VERSION = 1

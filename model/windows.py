@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from model.diffusion import Schedule
+from model.diffusion.objective import Schedule
+from model.diffusion.sampling import SamplerConfig, Solving, guide, solve
 from model.evaluator import Evaluation, Evaluator
 from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
 from model.network.unet import VocalFeatures
-from model.sampling import SamplerConfig, Solving, guide, solve
 
 NOISE_WINDOW_FRAMES = SEGMENT_FRAMES
 # Beside each other, windows are cut to whole frames of the coarsest level.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from model.diffusion import DiffusionLossConfig
+from model.diffusion.objective import DiffusionLossConfig
 from model.geometry import SEGMENT_FRAMES
 from model.network.unet import PRESETS, UNetConfig, sized
 

@@ -13,7 +13,7 @@ from infra.places import checkpoint_place
 from infra.settings import Settings
 from infra.storage import Place, localise
 from model.checkpoint import Checkpoint, load_checkpoint
-from model.diffusion import DiffusionLossConfig
+from model.diffusion.objective import DiffusionLossConfig
 from model.network.unet import DEEPEST, PRESETS, sized
 from training.config import Distillation, TrainConfig
 from training.launch import TrainResult, train

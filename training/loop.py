@@ -17,7 +17,7 @@ from infra.storage import Place, localise
 from infra.tracking import Tracker
 from model.checkpoint import Checkpoint, LatentStatistics, load_checkpoint
 from model.codec_base import CodecIdentity, tensors_sha256
-from model.diffusion import DiffusionLoss, Schedule, velocity_loss
+from model.diffusion.objective import DiffusionLoss, Schedule, velocity_loss
 from model.network.unet import AccompanimentUNet
 from training.batches import Batch, Batches, statistics_of, validation_batches
 from training.config import TrainConfig

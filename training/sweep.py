@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from infra.commands import LISTED
 from model.accompany import GenerationConfig
-from model.diffusion import DiffusionLossConfig
-from model.sampling import USUAL_SAMPLING
+from model.diffusion.objective import DiffusionLossConfig
+from model.diffusion.sampling import USUAL_SAMPLING
 from training.config import TrainConfig
 
 Weighting = Literal["min-snr", "uniform"]

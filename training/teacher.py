@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import Checkpoint
-from model.diffusion import Denoiser, Schedule
-from model.distillation import lesson
+from model.diffusion.distillation import lesson
+from model.diffusion.objective import Denoiser, Schedule
+from model.diffusion.sampling import Sampling, guide, timesteps
 from model.network.unet import AccompanimentUNet
-from model.sampling import Sampling, guide, timesteps
 from training.batches import Batch
 from training.config import Distillation
 

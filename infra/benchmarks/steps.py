@@ -25,10 +25,10 @@ from infra.benchmarks.subject import machine
 if TYPE_CHECKING:
     from model.checkpoint import Checkpoint
     from model.codec_base import Codec
+    from model.diffusion.sampling import Sampling
     from model.evaluator import Evaluator
     from model.fit import Fit, Listener
     from model.network.unet import VocalFeatures
-    from model.sampling import Sampling
 
 STEPS = (4, 8, 12, 20, 50, 800)
 FIGURES = ("harmony", "rhythm", "overall", "leakage")
@@ -74,7 +74,7 @@ class Player:
     """A checkpoint that plays to songs, their vocals encoded once."""
 
     def __init__(self, checkpoint: "Checkpoint", songs: Sequence[Song]) -> None:
-        from model.diffusion import Schedule
+        from model.diffusion.objective import Schedule
         from model.evaluator import evaluator_for
 
         self.checkpoint, self.songs = checkpoint, songs
@@ -153,7 +153,7 @@ def measure(arguments: argparse.Namespace) -> tuple[list[str], list[Row]]:
     from model.accompany import GenerationConfig
     from model.checkpoint import SHIPPED_CHECKPOINT, load_checkpoint
     from model.codec import load_codec
-    from model.sampling import Sampling, Solver
+    from model.diffusion.sampling import Sampling, Solver
 
     checkpoint = load_checkpoint(arguments.checkpoint or SHIPPED_CHECKPOINT)
     codec = load_codec(arguments.codec or checkpoint.codec.id)
@@ -219,7 +219,7 @@ def measure(arguments: argparse.Namespace) -> tuple[list[str], list[Row]]:
 
 
 def main() -> None:
-    from model.sampling import Solver
+    from model.diffusion.sampling import Solver
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, help="a checkpoint's or a training run's folder; by default the one that ships")

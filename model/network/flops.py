@@ -9,7 +9,7 @@ import time
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.diffusion import Schedule, velocity_loss
+from model.diffusion.objective import Schedule, velocity_loss
 from model.network.unet import AccompanimentUNet, UNetConfig
 
 # Dense bfloat16 FLOP/s that makers state, by a part of the device's name; the longer name stands before the shorter one.

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.diffusion import Schedule
+from model.diffusion.objective import Schedule
 from model.errors import ModelError
 from model.geometry import LATENT_CHANNELS
 from model.network.attention import AlignmentKeys, SoftAlignmentAttention

@@ -7,7 +7,7 @@ import torch
 
 from infra.errors import UserError
 from model.checkpoint import load_checkpoint
-from model.sampling import Sampling
+from model.diffusion.sampling import Sampling
 from tests.tiny_latents import write_latents
 from training.config import TrainConfig
 from training.distil import DistilConfig, distil

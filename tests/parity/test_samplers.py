@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.diffusion import Schedule
-from model.sampling import SamplerConfig, sample, timesteps
+from model.diffusion.objective import Schedule
+from model.diffusion.sampling import SamplerConfig, sample, timesteps
 
 SCHEDULE = Schedule()
 SHAPE = (2, 3, 17)

@@ -18,12 +18,12 @@ from model.accompany import (
 from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics, load_checkpoint, save_checkpoint
 from model.codec import load_codec
 from model.codec_base import CodecIdentity
+from model.diffusion.sampling import Sampling
 from model.errors import ModelError
 from model.evaluator import BatchedEvaluator, Evaluation
 from model.fit import NO_FIT, fit
 from model.level import active_level_db, level_gain, mix, without_bumps
 from model.network.unet import AccompanimentUNet, UNetConfig
-from model.sampling import Sampling
 from model.tuning import speed_into_tune, stretched
 from pipelines.segment import SegmentConfig, voice
 

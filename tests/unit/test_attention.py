@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.diffusion import Schedule
+from model.diffusion.objective import Schedule
 from model.errors import ModelError
 from model.network.attention import SoftAlignmentAttention
 

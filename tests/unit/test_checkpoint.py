@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics, load_checkpoint, save_checkpoint
 from model.codec_base import CodecIdentity
+from model.diffusion.sampling import USUAL_SAMPLING, Sampling
 from model.errors import ModelError
 from model.network.unet import AccompanimentUNet, UNetConfig
-from model.sampling import USUAL_SAMPLING, Sampling
 from model.weight_files import INDEX_FILE, weight_files
 
 NETWORK = UNetConfig(channels=(8, 16), vocal_blocks=(1, 1), heads=1, head_channels=8, time_channels=8)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from infra.records import read_latents, read_manifest
 from infra.storage import Place
-from model.diffusion import DiffusionLossConfig, Schedule, velocity_loss
+from model.diffusion.objective import DiffusionLossConfig, Schedule, velocity_loss
 from model.errors import ModelError
 from model.network.unet import AccompanimentUNet, UNetConfig
 from tests.tiny_latents import write_latents

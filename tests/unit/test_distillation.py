@@ -13,11 +13,11 @@ from infra.errors import UserError
 from infra.storage import Place
 from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics, load_checkpoint, save_checkpoint
 from model.codec_base import CodecIdentity
-from model.diffusion import Denoiser, DiffusionLossConfig, Schedule
-from model.distillation import lesson
+from model.diffusion.distillation import lesson
+from model.diffusion.objective import Denoiser, DiffusionLossConfig, Schedule
+from model.diffusion.sampling import SamplerConfig, Sampling, sample, timesteps
 from model.evaluator import ThreadedEvaluator
 from model.network.unet import PRESETS, AccompanimentUNet, UNetConfig, sized
-from model.sampling import SamplerConfig, Sampling, sample, timesteps
 from model.windows import Lane, Window, denoise
 from tests.tiny_latents import write_latents
 from training.batches import Batch

@@ -9,7 +9,7 @@ import torch
 
 from infra.errors import UserError
 from model.checkpoint import load_checkpoint
-from model.diffusion import DiffusionLossConfig
+from model.diffusion.objective import DiffusionLossConfig
 from model.weight_files import weight_files
 from tests.tiny_latents import write_latents
 from training.card import command

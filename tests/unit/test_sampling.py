@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.diffusion import Denoiser, Schedule
+from model.diffusion.objective import Denoiser, Schedule
+from model.diffusion.sampling import SamplerConfig, guide, sample, solve, timesteps
 from model.errors import ModelError
-from model.sampling import SamplerConfig, guide, sample, solve, timesteps
 
 SCHEDULE = Schedule()
 SOLVERS = ["dpmpp-2m", "ddim", "ancestral"]

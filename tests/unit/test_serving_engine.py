@@ -21,9 +21,9 @@ from torch import Tensor
 from infra.audio_files import AudioTooLong, decode
 from infra.errors import UserError
 from model.accompany import Accompanist
+from model.diffusion.sampling import Sampling
 from model.errors import ModelError
 from model.level import mix
-from model.sampling import Sampling
 from model.windows import Lane
 from serving.engine import DECODED_AT_A_TIME, Call, CancelledRequestError, DeadlineError, Engine, EngineConfig
 from serving.loading import load_engine

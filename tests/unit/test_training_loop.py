@@ -14,7 +14,7 @@ import torch
 from infra.errors import UserError
 from infra.storage import Place
 from model.checkpoint import load_checkpoint
-from model.diffusion import DiffusionLossConfig
+from model.diffusion.objective import DiffusionLossConfig
 from tests.tiny_latents import write_latents
 from training.config import TrainConfig
 from training.loop import build, latest, learning_rate, run

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.diffusion import Schedule
+from model.diffusion.objective import Schedule
+from model.diffusion.sampling import SamplerConfig, guide, sample
 from model.evaluator import Evaluation, Evaluator, ThreadedEvaluator
 from model.network.unet import AccompanimentUNet, UNetConfig, VocalFeatures
-from model.sampling import SamplerConfig, guide, sample
 from model.windows import NOISE_WINDOW_FRAMES, Lane, Window, denoise, handover, noise, noise_stream, windows
 
 NETWORK = UNetConfig(channels=(16, 32), vocal_blocks=(1, 1), heads=2, head_channels=16, time_channels=32, bottleneck_blocks=1)

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from model.diffusion import Denoiser, Schedule
+from model.diffusion.objective import Denoiser, Schedule
 from model.errors import ModelError
 
 Solver = Literal["dpmpp-2m", "ddim", "ancestral"]

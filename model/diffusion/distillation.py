@@ -1,14 +1,14 @@
 """What a student of few steps learns: to land in one DDIM step where its teacher lands in two. It knows nothing of networks.
 
 Shapes: B batch, C channels, T frames, G the teacher's timesteps and the clean end behind them. Both take "trailing" timesteps
-(`model.sampling.timesteps`): a student of N steps stands on every other one of its teacher's 2 N.
+(`model.diffusion.sampling.timesteps`): a student of N steps stands on every other one of its teacher's 2 N.
 """
 
 import torch
 from torch import Tensor
 
-from model.diffusion import Denoiser, Schedule
-from model.sampling import timesteps
+from model.diffusion.objective import Denoiser, Schedule
+from model.diffusion.sampling import timesteps
 
 
 def lesson(teacher: Denoiser, schedule: Schedule, x_BCT: Tensor, place_B: Tensor, steps: int) -> tuple[Tensor, Tensor]:
