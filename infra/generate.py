@@ -45,7 +45,7 @@ class GenerateRequest:
 def generate_file(request: GenerateRequest) -> int:
     """Writes the accompaniment (or the mix) of a vocal file and says how well it fits."""
     from model.accompany import GenerationConfig
-    from model.level import mix, within_full_scale
+    from model.inference.gain import mix, within_full_scale
 
     config = GenerationConfig(seed=request.seed, candidates=request.candidates, steps=request.steps, guidance=request.guidance)
     vocal = Place(request.vocal)

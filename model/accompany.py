@@ -22,21 +22,21 @@ from model.codec_base import Codec
 from model.diffusion.objective import Schedule
 from model.diffusion.sampling import USUAL_SAMPLING, Progress, Sampling, Solver
 from model.errors import ModelError
-from model.evaluator import Evaluator, evaluator_for
 from model.fit import Fit, Listener
 from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SEGMENT_FRAMES
-from model.level import level_gain, without_bumps
+from model.inference.gain import level_gain, without_bumps
+from model.inference.intonation import IN_TUNE, speed_into_tune, stretched, stretched_pieces
+from model.inference.network_runner import Evaluator, evaluator_for
+from model.inference.windows import Lane, Window, noise, windows
+from model.inference.windows import denoise as denoise_alone
 from model.network.unet import VocalFeatures
-from model.tuning import IN_TUNE, speed_into_tune, stretched, stretched_pieces
-from model.windows import Lane, Window, noise, windows
-from model.windows import denoise as denoise_alone
 
 # Null features kept, one for each length of window: guided requests of the same length share them.
 NULL_LENGTHS = 4
 
 Item = TypeVar("Item")
 Denoise = Callable[[Sequence[Lane], Callable[[int], None]], Iterator[tuple[Lane, Tensor]]]
-"""Moves a request's lanes to their ends, as `model.windows.denoise` does: (lanes, progress) → settled frames with their lane."""
+"""Moves a request's lanes to their ends, as `model.inference.windows.denoise` does: (lanes, progress) → settled frames with their lane."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from model.checkpoint import Checkpoint
 from model.fit import Fit as ModelFit
 from model.fit import Listener
 from model.geometry import HOP_SAMPLES, SAMPLE_RATE_HZ
-from model.windows import Lane
+from model.inference.windows import Lane
 from serving import tracing
 from serving.denoiser import Denoiser
 from serving.rendering import StreamedFile, kind_of, render

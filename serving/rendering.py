@@ -10,7 +10,7 @@ import numpy as np
 
 from infra import audio_files
 from model.geometry import SAMPLE_RATE_HZ
-from model.level import RunningGain, mix, within_full_scale
+from model.inference.gain import RunningGain, mix, within_full_scale
 from serving.schema import AccompanimentRequest
 
 # ZIP keeps a date for each file; a fixed one (the earliest that it can hold) makes equal answers equal bytes.

@@ -29,7 +29,7 @@ from model.codec import load_codec
 from model.codec_base import Codec
 from model.embeddings import Embedding, load_embedding
 from model.geometry import SAMPLE_RATE_HZ
-from model.level import mix, within_full_scale
+from model.inference.gain import mix, within_full_scale
 from model.network.unet import count_parameters
 from training import figures
 from training.evaluation_markdown import SEGMENT_S, markdown

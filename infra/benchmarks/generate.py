@@ -26,7 +26,7 @@ from infra.benchmarks.subject import (
 
 if TYPE_CHECKING:
     from model.accompany import Accompanist
-    from model.evaluator import Evaluator
+    from model.inference.network_runner import Evaluator
     from model.network.unet import AccompanimentUNet
 
 
@@ -68,7 +68,7 @@ def evaluation_floor(unet: "AccompanimentUNet", frames: int, device: str) -> lis
 
 def evaluators(unet: "AccompanimentUNet", frames: int, device: str, compiled: bool) -> list[str]:
     """Rows on a guided evaluation alone and sixteen at a time, as each way to run them takes them."""
-    from model.evaluator import BatchedEvaluator, ThreadedEvaluator
+    from model.inference.network_runner import BatchedEvaluator, ThreadedEvaluator
 
     ways: dict[str, Evaluator] = {}
     if device == "cpu":
@@ -86,7 +86,7 @@ def evaluators(unet: "AccompanimentUNet", frames: int, device: str, compiled: bo
 
 
 def evaluator_row(name: str, evaluator: "Evaluator", frames: int, device: str) -> str:
-    from model.evaluator import Evaluation
+    from model.inference.network_runner import Evaluation
 
     features = evaluator.encode([torch.randn(1, 64, frames), None], frames)
     x_CT = torch.randn(64, frames, device=device)

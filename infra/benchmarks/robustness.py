@@ -116,7 +116,7 @@ def play_song(accompanist: "Accompanist", seed: int, seconds: float, candidates:
     from infra import audio_files
     from model.accompany import GenerationConfig
     from model.fit import Listener
-    from model.level import mix, within_full_scale
+    from model.inference.gain import mix, within_full_scale
     from model.listen import loudness_db
     from pipelines.corpus import compose, render
     from pipelines.corpus.conditions import CONDITIONS, SAME_PERFORMANCE, vocal_under

@@ -19,7 +19,7 @@ from infra.benchmarks.subject import machine
 
 if TYPE_CHECKING:
     from model.accompany import Accompanist
-    from model.windows import Window
+    from model.inference.windows import Window
 
 NEAR_FRAMES = 4
 """Latent frames on either side of a handover's middle that count as its join, where both windows have a say."""
@@ -62,7 +62,7 @@ def main() -> None:
     from model.checkpoint import SHIPPED_CHECKPOINT, load_checkpoint
     from model.codec import load_codec
     from model.geometry import HOP_SAMPLES
-    from model.windows import windows
+    from model.inference.windows import windows
     from pipelines.corpus import compose, render
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

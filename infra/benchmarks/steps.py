@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from model.checkpoint import Checkpoint
     from model.codec_base import Codec
     from model.diffusion.sampling import Sampling
-    from model.evaluator import Evaluator
     from model.fit import Fit, Listener
+    from model.inference.network_runner import Evaluator
     from model.network.unet import VocalFeatures
 
 STEPS = (4, 8, 12, 20, 50, 800)
@@ -75,7 +75,7 @@ class Player:
 
     def __init__(self, checkpoint: "Checkpoint", songs: Sequence[Song]) -> None:
         from model.diffusion.objective import Schedule
-        from model.evaluator import evaluator_for
+        from model.inference.network_runner import evaluator_for
 
         self.checkpoint, self.songs = checkpoint, songs
         self.schedule = Schedule(steps=checkpoint.network.diffusion_steps)
@@ -88,7 +88,7 @@ class Player:
 
     def play(self, sampling: "Sampling", rescale: float, *, seed: int = 0, step: Callable[[int], None]) -> list[Tensor]:
         """Normalised latents (1, C, T), one a song; step: told of each step."""
-        from model.windows import Lane, Window, denoise, noise
+        from model.inference.windows import Lane, Window, denoise, noise
 
         made = []
         for index, (song, (vocal, null)) in enumerate(zip(self.songs, self.features, strict=True)):

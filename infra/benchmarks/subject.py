@@ -17,7 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     from model.accompany import Accompanist
     from model.codec_base import Codec
-    from model.evaluator import Execution
+    from model.inference.network_runner import Execution
 
 
 def random_accompanist(
@@ -29,7 +29,7 @@ def random_accompanist(
     from model.accompany import Accompanist
     from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics
     from model.codec import load_codec
-    from model.evaluator import evaluator_for
+    from model.inference.network_runner import evaluator_for
     from model.network.unet import PRESETS, AccompanimentUNet
 
     codec = load_codec(codec, device=device) if isinstance(codec, str) else codec

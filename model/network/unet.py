@@ -277,7 +277,7 @@ class AccompanimentUNet(nn.Module):
             raise ModelError(f"x has {x_BCT.shape[2]} frames and the vocal {vocal.frames}: encode the vocal at the length to be generated")
 
     def velocity(self, x_BCT: Tensor, t_B: Tensor, vocal: VocalFeatures) -> Tensor:
-        """`forward` without its check, of tensors alone: this is what a recording may hold (model/packed.py)."""
+        """`forward` without its check, of tensors alone: this is what a recording may hold (model/inference/cpu_network.py)."""
         frames = x_BCT.shape[2]
         time_BC = self._embed(t_B)
         valid = vocal.valid or (None,) * len(self.config.channels)

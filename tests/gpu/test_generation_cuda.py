@@ -12,7 +12,7 @@ from torch import Tensor
 
 from infra.benchmarks.subject import random_accompanist, sung
 from model.accompany import GenerationConfig, Request
-from model.evaluator import BatchedEvaluator, Evaluation, ThreadedEvaluator
+from model.inference.network_runner import BatchedEvaluator, Evaluation, ThreadedEvaluator
 from model.network.unet import AccompanimentUNet, paper
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -20,11 +20,11 @@ from model.codec import load_codec
 from model.codec_base import CodecIdentity
 from model.diffusion.sampling import Sampling
 from model.errors import ModelError
-from model.evaluator import BatchedEvaluator, Evaluation
 from model.fit import NO_FIT, fit
-from model.level import active_level_db, level_gain, mix, without_bumps
+from model.inference.gain import active_level_db, level_gain, mix, without_bumps
+from model.inference.intonation import speed_into_tune, stretched
+from model.inference.network_runner import BatchedEvaluator, Evaluation
 from model.network.unet import AccompanimentUNet, UNetConfig
-from model.tuning import speed_into_tune, stretched
 from pipelines.segment import SegmentConfig, voice
 
 NETWORK = UNetConfig(channels=(16, 32), vocal_blocks=(1, 1), heads=2, head_channels=16, time_channels=32, bottleneck_blocks=1)

@@ -14,7 +14,7 @@ from infra.audio_files import decode, to_stereo_44k
 from infra.errors import UserError
 from model import listen
 from model.geometry import SAMPLE_RATE_HZ
-from model.level import active_level_db
+from model.inference.gain import active_level_db
 from pipelines.corpus import RenderedSong, SongRecord, compose, render
 from pipelines.corpus.conditions import CONDITIONS, OTHER_PERFORMANCE, SAME_PERFORMANCE, Severity, vocal_under
 from pipelines.corpus.listening import LISTENING_SET, ListeningSetConfig, write_listening_set

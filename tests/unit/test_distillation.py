@@ -16,9 +16,9 @@ from model.codec_base import CodecIdentity
 from model.diffusion.distillation import lesson
 from model.diffusion.objective import Denoiser, DiffusionLossConfig, Schedule
 from model.diffusion.sampling import SamplerConfig, Sampling, sample, timesteps
-from model.evaluator import ThreadedEvaluator
+from model.inference.network_runner import ThreadedEvaluator
+from model.inference.windows import Lane, Window, denoise
 from model.network.unet import PRESETS, AccompanimentUNet, UNetConfig, sized
-from model.windows import Lane, Window, denoise
 from tests.tiny_latents import write_latents
 from training.batches import Batch
 from training.config import Distillation, TrainConfig

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.errors import ModelError
-from model.evaluator import BatchedEvaluator, Evaluation, ThreadedEvaluator, evaluator_for
+from model.inference.network_runner import BatchedEvaluator, Evaluation, ThreadedEvaluator, evaluator_for
 from model.network.unet import AccompanimentUNet, UNetConfig, paper
 
 NETWORK = UNetConfig(channels=(16, 32), vocal_blocks=(1, 1), heads=2, head_channels=16, time_channels=32, bottleneck_blocks=1)

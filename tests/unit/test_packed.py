@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import model.packed
+import model.inference.cpu_network
 from model.errors import ModelError
-from model.evaluator import Evaluation, ThreadedEvaluator
+from model.inference.cpu_network import PackedConv1d, PackedNetwork
+from model.inference.network_runner import Evaluation, ThreadedEvaluator
 from model.network.unet import AccompanimentUNet, UNetConfig, paper, sized, small
-from model.packed import PackedConv1d, PackedNetwork
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this machine has no oneDNN: nothing is laid out")
 
@@ -38,7 +38,7 @@ TINY = UNetConfig(channels=(16, 32), vocal_blocks=(1, 1), heads=2, head_channels
 @pytest.mark.parametrize("config", [paper(), small(), sized(paper(), depth=3, width=0.5), TINY], ids=["paper", "small", "3 levels", "tiny"])
 def test_it_answers_as_the_network_does_at_any_length(config: UNetConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     if config is TINY:
-        monkeypatch.setattr(model.packed, "LEAST_WEIGHTS", 0)
+        monkeypatch.setattr(model.inference.cpu_network, "LEAST_WEIGHTS", 0)
     unet = network(config)
     before = copy.deepcopy(unet.state_dict())
     laid_out = PackedNetwork(unet)
@@ -102,7 +102,7 @@ def test_without_the_operation_it_can_be_imported() -> None:
         "class Without:\n"
         "    def __getattr__(self, name): raise AttributeError(name)\n"
         "torch.ops.mkldnn = Without()\n"
-        "import model.evaluator\n"
+        "import model.inference.network_runner\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -125,7 +125,7 @@ def test_any_convolution(kernel: int, stride: int, padding: int, dilation: int, 
 
 @needs_onednn
 def test_few_lengths_are_kept_and_threads_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model.packed, "LEAST_WEIGHTS", 0)
+    monkeypatch.setattr(model.inference.cpu_network, "LEAST_WEIGHTS", 0)
     unet = network(TINY)
     laid_out = PackedNetwork(unet, lengths=3)
     lengths = [20, 30, 40, 51, 20, 62, 52, 19] * 3

@@ -23,8 +23,8 @@ from infra.errors import UserError
 from model.accompany import Accompanist
 from model.diffusion.sampling import Sampling
 from model.errors import ModelError
-from model.level import mix
-from model.windows import Lane
+from model.inference.gain import mix
+from model.inference.windows import Lane
 from serving.engine import DECODED_AT_A_TIME, Call, CancelledRequestError, DeadlineError, Engine, EngineConfig
 from serving.loading import load_engine
 from serving.rendering import render

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from model.geometry import SAMPLE_RATE_HZ
-from model.tuning import IN_TUNE, speed_into_tune, stretched, stretched_pieces, tuning_cents
+from model.inference.intonation import IN_TUNE, speed_into_tune, stretched, stretched_pieces, tuning_cents
 
 MELODY = (57, 60, 62, 64, 60, 55, 57, 59, 60, 57)
 

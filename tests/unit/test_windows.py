@@ -11,9 +11,9 @@ from torch import Tensor
 
 from model.diffusion.objective import Schedule
 from model.diffusion.sampling import SamplerConfig, guide, sample
-from model.evaluator import Evaluation, Evaluator, ThreadedEvaluator
+from model.inference.network_runner import Evaluation, Evaluator, ThreadedEvaluator
+from model.inference.windows import NOISE_WINDOW_FRAMES, Lane, Window, denoise, handover, noise, noise_stream, windows
 from model.network.unet import AccompanimentUNet, UNetConfig, VocalFeatures
-from model.windows import NOISE_WINDOW_FRAMES, Lane, Window, denoise, handover, noise, noise_stream, windows
 
 NETWORK = UNetConfig(channels=(16, 32), vocal_blocks=(1, 1), heads=2, head_channels=16, time_channels=32, bottleneck_blocks=1)
 SCHEDULE = Schedule()

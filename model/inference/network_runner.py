@@ -19,8 +19,8 @@ from torch import Tensor
 
 from model.errors import ModelError
 from model.geometry import SEGMENT_FRAMES
+from model.inference.cpu_network import PackedNetwork
 from model.network.unet import AccompanimentUNet, VocalFeatures
-from model.packed import PackedNetwork
 from model.workers import one_thread_workers
 
 # Lengths of window, of those asked for last, for which laid-out weights are kept at least, about 60 MB each; and as many as may be
@@ -28,7 +28,7 @@ from model.workers import one_thread_workers
 PACKED_LENGTHS = 3
 
 Execution = Literal["auto", "eager", "graph", "compile"]
-"""eager: kernel by kernel (on a CPU from a recording, model/packed.py). graph: one CUDA graph for all kernels. compile: torch.compile, and
+"""eager: kernel by kernel (on a CPU from a recording, model/inference/cpu_network.py). graph: one CUDA graph for all kernels. compile: torch.compile, and
 on CUDA a graph of what it made. auto: graph on CUDA, eager elsewhere; a fixed rule and no timing at run time, so that one machine always
 gives the same bits."""
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from model.diffusion.objective import Schedule
 from model.diffusion.sampling import SamplerConfig, Solving, guide, solve
-from model.evaluator import Evaluation, Evaluator
 from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
+from model.inference.network_runner import Evaluation, Evaluator
 from model.network.unet import VocalFeatures
 
 NOISE_WINDOW_FRAMES = SEGMENT_FRAMES
