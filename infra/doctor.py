@@ -113,7 +113,7 @@ def ray_cluster() -> str:
 def embedded_codec() -> str:
     import torch
 
-    from model.codec import load_codec
+    from model.codec.load import load_codec
     from model.geometry import HOP_SAMPLES, LATENT_CHANNELS
 
     codec = load_codec("embedded")

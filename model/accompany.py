@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import Checkpoint, load_checkpoint
-from model.codec import load_codec
-from model.codec_base import Codec
+from model.codec.base import Codec
+from model.codec.load import load_codec
 from model.diffusion.objective import Schedule
 from model.diffusion.sampling import USUAL_SAMPLING, Progress, Sampling, Solver
 from model.errors import ModelError

@@ -17,7 +17,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
-from model.codec_base import CodecIdentity
+from model.codec.base import CodecIdentity
 from model.diffusion.sampling import USUAL_SAMPLING, Sampling
 from model.errors import ModelError
 from model.geometry import LATENT_CHANNELS

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from model.codec_base import Codec
+from model.codec.base import Codec
 from model.errors import ModelError
 from model.geometry import FRAME_RATE_HZ, LATENT_CHANNELS, SAMPLE_RATE_HZ
 from model.listen import CHROMA_RATE_HZ, ONSET_RATE_HZ, chroma, mono

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from model.codec_base import tensors_sha256
+from model.codec.base import tensors_sha256
 from model.separator_base import (
     SeparatedStems,
     Separator,

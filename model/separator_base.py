@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.codec_base import whole_float32
+from model.codec.base import whole_float32
 from model.errors import ModelError
 from model.geometry import AUDIO_CHANNELS, SAMPLE_RATE_HZ
 from model.separator_chunks import Chunk, Network, Song, song_of

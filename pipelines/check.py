@@ -20,7 +20,7 @@ from infra.snapshots import read_rows
 from infra.splits import tensor_column
 from infra.storage import MissingObjectError, Place
 from infra.tables import read_table
-from model.codec_base import CodecIdentity
+from model.codec.base import CodecIdentity
 from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines.commits import describe
 from pipelines.stems import FOLDER, NAMES, kept_stems

@@ -25,7 +25,7 @@ from pipelines.stems import remove_stems_but
 from pipelines.stored import PART, Stored, read_stored
 
 if TYPE_CHECKING:
-    from model.codec_base import CodecIdentity
+    from model.codec.base import CodecIdentity
 
 # A channel that never varies would be divided by zero.
 LEAST_DEVIATION = 1e-4

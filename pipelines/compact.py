@@ -17,7 +17,7 @@ from infra.lease import held
 from infra.records import SONGS, SPLITS, Manifest, latents, read_manifest
 from infra.storage import Place
 from infra.tables import read_table, read_tables, write_table
-from model.codec_base import CodecIdentity
+from model.codec.base import CodecIdentity
 from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines import dataset
 from pipelines.commits import commit

@@ -25,7 +25,7 @@ from pipelines.songs import FoundSong
 from pipelines.stored import DUPLICATE, PART, Stored, read_song
 
 if TYPE_CHECKING:
-    from model.codec_base import CodecIdentity
+    from model.codec.base import CodecIdentity
 
 SEPARATION = "separation.json"
 

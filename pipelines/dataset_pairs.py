@@ -22,7 +22,7 @@ from pipelines.corpus.chance import Chance
 from pipelines.dataset_sample import STEMS, by_file, song_batches
 
 if TYPE_CHECKING:
-    from model.codec_base import Codec
+    from model.codec.base import Codec
 
 SOUNDS = (*STEMS, "mix")
 LOWEST_HZ, HIGHEST_HZ, PICTURE_ROWS = 50, 16_000, 200

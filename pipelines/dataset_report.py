@@ -26,7 +26,7 @@ from pipelines.encode import open_codec
 from pipelines.stored import read_stored
 
 if TYPE_CHECKING:
-    from model.codec_base import Codec
+    from model.codec.base import Codec
 
 PAGE, NUMBERS = "index.html", "report.json"
 OURS = re.compile(r"pair-\d{2}-(vocal|accompaniment|mix)\.(ogg|png)")

@@ -19,7 +19,7 @@ from infra.errors import UserError
 from infra.records import Manifest, latents
 from infra.splits import tensor_column
 from infra.storage import MissingObjectError, Place
-from model.codec_base import CodecIdentity
+from model.codec.base import CodecIdentity
 from pipelines.commits import LEAST_DEVIATION, describe
 from pipelines.corpus.chance import Chance
 from pipelines.dataset_figures import Histogram, histogram

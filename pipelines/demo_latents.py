@@ -35,7 +35,7 @@ from pipelines.songs import FoundSong
 from pipelines.stored import read_stored
 
 if TYPE_CHECKING:
-    from model.codec_base import CodecIdentity
+    from model.codec.base import CodecIdentity
 
 
 @dataclass(frozen=True, kw_only=True)

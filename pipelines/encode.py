@@ -27,7 +27,7 @@ CPU_BATCH, GPU_BATCH = 2, 32
 
 # torch costs each process 3 s and 300 MB: the tasks that read and write songs name these records and do without it.
 if TYPE_CHECKING:
-    from model.codec_base import Codec, CodecIdentity
+    from model.codec.base import Codec, CodecIdentity
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,7 +62,7 @@ def open_codec(spec: str, access: S3Access, device: str | None = None) -> "Codec
     """The codec that `spec` names, from S3 with `access` through this machine's cache; on the accelerator when this process has one."""
     import torch
 
-    from model.codec import load_codec
+    from model.codec.load import load_codec
 
     local = codec_spec(spec, replace(Settings.from_environment(), s3=access)) or spec
     return load_codec(local, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))

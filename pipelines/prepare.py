@@ -36,7 +36,7 @@ from pipelines.stages import Job, SongResult
 from pipelines.stored import Stored, Tables, read_stored
 
 if TYPE_CHECKING:
-    from model.codec_base import CodecIdentity
+    from model.codec.base import CodecIdentity
     from model.separator import SeparatorIdentity
 
 log = logging.getLogger(__name__)

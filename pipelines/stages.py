@@ -31,7 +31,7 @@ from pipelines.songs import FoundSong, SongError
 from pipelines.stems import write_stems
 
 if TYPE_CHECKING:
-    from model.codec_base import CodecIdentity
+    from model.codec.base import CodecIdentity
     from model.separator import SeparatorIdentity
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from infra.records import MANIFEST, read_manifest
 from infra.snapshots import digests_with, read_rows
 from infra.storage import Place
 from infra.trainings import Training, trainings_on
-from model.codec_base import CodecIdentity
+from model.codec.base import CodecIdentity
 from pipelines import dataset
 from pipelines.acquire import remove_media
 from pipelines.commits import finish

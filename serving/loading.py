@@ -10,8 +10,8 @@ from infra.places import checkpoint_folder, codec_spec
 from infra.settings import Settings
 from model.accompany import Accompanist
 from model.checkpoint import SHIPPED_CHECKPOINT, Checkpoint, load_checkpoint
-from model.codec import load_codec
-from model.codec_base import Codec
+from model.codec.base import Codec
+from model.codec.load import load_codec
 from serving.engine import Engine, EngineConfig, describe
 from serving.schema import ModelInfo
 

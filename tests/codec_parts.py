@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from model.codec import build_autoencoder
-from model.codec_base import CodecIdentity
-from model.embedded_codec import EmbeddedCodec, PhaseConfig
-from model.magnitude_vae import STEREO_BANDS, MagnitudeVAE, MagnitudeVAEConfig
+from model.codec.base import CodecIdentity
+from model.codec.embedded import EmbeddedCodec, PhaseConfig
+from model.codec.load import build_autoencoder
+from model.codec.magnitude_vae import STEREO_BANDS, MagnitudeVAE, MagnitudeVAEConfig
 
 OOBLECK = {"channels": 4, "c_mults": [1, 1, 2, 2, 2], "strides": [2, 4, 4, 8, 8], "use_snake": True}
 AUTOENCODER: dict[str, Any] = {

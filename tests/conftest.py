@@ -79,8 +79,8 @@ def tiny_codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an untrained codec of the embedded kind, small enough to encode at once."""
     import torch
 
-    from model.embedded_codec import PhaseConfig, save_embedded
-    from model.magnitude_vae import MagnitudeVAE, MagnitudeVAEConfig
+    from model.codec.embedded import PhaseConfig, save_embedded
+    from model.codec.magnitude_vae import MagnitudeVAE, MagnitudeVAEConfig
 
     folder = tmp_path_factory.mktemp("codecs") / "tiny"
     with torch.random.fork_rng(devices=[]):

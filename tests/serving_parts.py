@@ -11,7 +11,7 @@ import soundfile
 import torch
 
 from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics, save_checkpoint
-from model.codec import load_codec
+from model.codec.load import load_codec
 from model.network.unet import AccompanimentUNet, UNetConfig
 
 RATE_HZ = 44_100

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from infra.errors import UserError
-from model.embedded_codec import EMBEDDED_FOLDER, load_embedded, save_embedded
+from model.codec.embedded import EMBEDDED_FOLDER, load_embedded, save_embedded
+from model.codec.magnitude_vae import FRAMES_PER_LATENT, MAGNITUDE_BANDS, MagnitudeVAE, features_of, magnitudes_of
+from model.codec.phase import decorrelate, impose, spectrum, waveform
 from model.geometry import HOP_SAMPLES, LATENT_CHANNELS
-from model.magnitude_vae import FRAMES_PER_LATENT, MAGNITUDE_BANDS, MagnitudeVAE, features_of, magnitudes_of
-from model.phase import decorrelate, impose, spectrum, waveform
 from training.codec import feature_loss
 from training.codec_data import LOG_MAGNITUDES, audio_crops, find_songs
 from training.codec_discriminators import PatchDiscriminator, discriminator_loss, generator_loss, loudest, picture

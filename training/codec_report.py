@@ -17,10 +17,10 @@ from torch import Tensor
 
 from infra.errors import UserError
 from model import listen
-from model.codec import Codec, load_codec
+from model.codec.load import Codec, load_codec
+from model.codec.magnitude_vae import FRAMES_PER_LATENT
+from model.codec.phase import find_phase, spectrum, waveform
 from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ, SEGMENT_SAMPLES
-from model.magnitude_vae import FRAMES_PER_LATENT
-from model.phase import find_phase, spectrum, waveform
 from training.codec_data import read_stem, song_folders
 from training.codec_stft import WINDOWS, stft_distance_db
 
@@ -41,7 +41,7 @@ class CodecReportConfig:
     out: Path
     """The Markdown file to write; figures of every song go beside it as JSON."""
     codecs: tuple[str, ...] = ("embedded",)
-    """Ids as `model.codec.load_codec` takes them; the time is the first one's. A folder's row has the folder's name."""
+    """Ids as `model.codec.load.load_codec` takes them; the time is the first one's. A folder's row has the folder's name."""
     songs: int = 3
     threads: int = 2
 

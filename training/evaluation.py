@@ -25,8 +25,8 @@ from infra.tracking import RunHandle, Tracker, open_run, read_handle, store_of
 from model.accompany import Accompanist, GenerationConfig
 from model.aesthetics import Aesthetics, AestheticsUnavailable, load_aesthetics
 from model.checkpoint import Checkpoint, load_checkpoint
-from model.codec import load_codec
-from model.codec_base import Codec
+from model.codec.base import Codec
+from model.codec.load import load_codec
 from model.embeddings import Embedding, load_embedding
 from model.geometry import SAMPLE_RATE_HZ
 from model.inference.gain import mix, within_full_scale

@@ -12,7 +12,7 @@ import torch
 from infra.errors import UserError
 from infra.records import LatentTable, read_latents
 from infra.storage import Place
-from model.codec_base import Codec
+from model.codec.base import Codec
 from model.geometry import FRAME_RATE_HZ
 from training.scores import COPY, GENERATED, NOISE, OTHER, REAL, ROUND_TRIP, SILENCE, STRANGER
 

@@ -22,8 +22,8 @@ from infra.storage import Place
 from infra.tracking import Tracker
 from model.accompany import Accompanist, GenerationConfig
 from model.checkpoint import Checkpoint
-from model.codec import load_codec
-from model.codec_base import Codec
+from model.codec.base import Codec
+from model.codec.load import load_codec
 from model.errors import ModelError
 from model.geometry import FRAME_RATE_HZ
 from training import figures

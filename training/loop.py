@@ -16,7 +16,7 @@ from infra.records import Manifest, read_latents, read_manifest
 from infra.storage import Place, localise
 from infra.tracking import Tracker
 from model.checkpoint import Checkpoint, LatentStatistics, load_checkpoint
-from model.codec_base import CodecIdentity, tensors_sha256
+from model.codec.base import CodecIdentity, tensors_sha256
 from model.diffusion.objective import DiffusionLoss, Schedule, velocity_loss
 from model.network.unet import AccompanimentUNet
 from training.batches import Batch, Batches, statistics_of, validation_batches

@@ -21,7 +21,7 @@ from infra.errors import UserError
 from infra.records import Manifest
 from infra.storage import MissingObjectError, Place
 from model.checkpoint import CONFIG_FILE, Checkpoint, DatasetIdentity, replace_folder, save_checkpoint
-from model.codec_base import CodecIdentity
+from model.codec.base import CodecIdentity
 from model.network.unet import AccompanimentUNet
 from training.config import MAY_CHANGE, TrainConfig, before_sizes
 

@@ -22,7 +22,7 @@ from infra.records import Manifest, read_manifest
 from infra.settings import Settings, access_environment, export, ray_environment
 from infra.storage import MissingObjectError, Place
 from infra.tracking import NOTE_TAG, Store, Tracker, open_run, read_handle, store_of
-from model.codec import load_codec
+from model.codec.load import load_codec
 from model.errors import ModelError
 from training.launch import WORKER_ENVIRONMENT, ending
 from training.notices import Notices, stopped_by_signals

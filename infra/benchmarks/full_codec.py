@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from infra.benchmarks.subject import Memory
 
 if TYPE_CHECKING:
-    from model.codec import Codec, Precision
+    from model.codec.load import Codec, Precision
 
 SPEED_FRAMES = 43  # 2 s
 PIECE_FRAMES = 256
@@ -51,7 +51,7 @@ def speeds(load: Callable[["Precision"], "Codec"], rounds: int) -> Iterator[str]
     draws = torch.Generator().manual_seed(0)
     audio_BCN = 0.2 * torch.randn(1, 2, SPEED_FRAMES * 2048, generator=draws)
     seconds = audio_BCN.shape[2] / 44_100
-    with mock.patch("model.codec.quicken"):
+    with mock.patch("model.codec.load.quicken"):
         plain = load("float32")
     latent_BCT, decoded_BCN = plain.encode(audio_BCN), plain.decode(plain.encode(audio_BCN))
     yield "| layers | encode, s per s of audio: wall, processor | decode | SNR encode, dB | SNR decode, dB |\n|---|---|---|---|---|"
@@ -111,7 +111,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
-    from model.codec import load_codec
+    from model.codec.load import load_codec
     from tests.codec_parts import small_weights, write_full_size
 
     memory = Memory(arguments.device)

@@ -26,7 +26,7 @@ import soundfile
 import soxr
 
 if TYPE_CHECKING:
-    from model.codec_base import CodecIdentity
+    from model.codec.base import CodecIdentity
     from pipelines.encode import Encoder
     from pipelines.songs import FoundSong
 

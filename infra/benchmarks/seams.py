@@ -60,7 +60,7 @@ def apart(accompanist: "Accompanist", vocal_CN: np.ndarray, cut: "Sequence[Windo
 def main() -> None:
     from model.accompany import Accompanist, GenerationConfig
     from model.checkpoint import SHIPPED_CHECKPOINT, load_checkpoint
-    from model.codec import load_codec
+    from model.codec.load import load_codec
     from model.geometry import HOP_SAMPLES
     from model.inference.windows import windows
     from pipelines.corpus import compose, render

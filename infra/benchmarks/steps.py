@@ -24,7 +24,7 @@ from infra.benchmarks.subject import machine
 
 if TYPE_CHECKING:
     from model.checkpoint import Checkpoint
-    from model.codec_base import Codec
+    from model.codec.base import Codec
     from model.diffusion.sampling import Sampling
     from model.fit import Fit, Listener
     from model.inference.network_runner import Evaluator
@@ -152,7 +152,7 @@ def measure(arguments: argparse.Namespace) -> tuple[list[str], list[Row]]:
     """Lines of the table, and what they say."""
     from model.accompany import GenerationConfig
     from model.checkpoint import SHIPPED_CHECKPOINT, load_checkpoint
-    from model.codec import load_codec
+    from model.codec.load import load_codec
     from model.diffusion.sampling import Sampling, Solver
 
     checkpoint = load_checkpoint(arguments.checkpoint or SHIPPED_CHECKPOINT)

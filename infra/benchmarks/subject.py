@@ -16,7 +16,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from model.accompany import Accompanist
-    from model.codec_base import Codec
+    from model.codec.base import Codec
     from model.inference.network_runner import Execution
 
 
@@ -28,7 +28,7 @@ def random_accompanist(
 
     from model.accompany import Accompanist
     from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics
-    from model.codec import load_codec
+    from model.codec.load import load_codec
     from model.inference.network_runner import evaluator_for
     from model.network.unet import PRESETS, AccompanimentUNet
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.codec import Codec, StableAudioCodec, load_codec
+from model.codec.load import Codec, StableAudioCodec, load_codec
 from tests.codec_parts import checkpoint_document, full_checkpoint, small_weights, write_folder
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

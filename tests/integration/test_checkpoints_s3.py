@@ -8,7 +8,7 @@ import torch
 
 from infra.storage import Place, localise
 from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics, load_checkpoint
-from model.codec_base import CodecIdentity
+from model.codec.base import CodecIdentity
 from model.network.unet import AccompanimentUNet, UNetConfig
 from training.state import put_folder
 

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from infra.errors import UserError
 from model.accompany import GenerationConfig
-from model.codec import load_codec
+from model.codec.load import load_codec
 from model.errors import ModelError
 from tests.tiny_latents import write_latents
 from training.config import TrainConfig

@@ -13,7 +13,7 @@ from infra.registry import Candidate, look_up, promote, register
 from infra.settings import Settings
 from infra.storage import Place
 from infra.tracking import open_run, store_of
-from model.codec import load_codec
+from model.codec.load import load_codec
 from tests.tiny_latents import write_latents
 from training.config import TrainConfig
 from training.launch import TrainResult, train

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from infra.storage import Place
-from model.codec import load_codec
+from model.codec.load import load_codec
 from tests.tiny_latents import write_latents
 from training.loop import run
 from training.notices import Notices

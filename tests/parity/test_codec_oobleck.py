@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model.codec import load_codec
+from model.codec.load import load_codec
 from tests.codec_parts import stable_audio_names
 
 diffusers = pytest.importorskip("diffusers")

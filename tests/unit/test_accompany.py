@@ -16,8 +16,8 @@ from model.accompany import (
     Request,
 )
 from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics, load_checkpoint, save_checkpoint
-from model.codec import load_codec
-from model.codec_base import CodecIdentity
+from model.codec.base import CodecIdentity
+from model.codec.load import load_codec
 from model.diffusion.sampling import Sampling
 from model.errors import ModelError
 from model.fit import NO_FIT, fit
@@ -105,7 +105,7 @@ def test_the_same_request_gives_the_same_audio_in_another_process(accompanist: A
         "from pathlib import Path\n"
         "from model.accompany import Accompanist, GenerationConfig\n"
         "from model.checkpoint import load_checkpoint\n"
-        "from model.codec import load_codec\n"
+        "from model.codec.load import load_codec\n"
         "folder = Path(sys.argv[1])\n"
         "accompanist = Accompanist(load_checkpoint(folder / 'checkpoint'), load_codec('embedded'))\n"
         f"config = GenerationConfig(steps={QUICK.steps}, seed={QUICK.seed})\n"

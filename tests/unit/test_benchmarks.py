@@ -12,7 +12,7 @@ import pytest
 from infra.benchmarks.peers import Row, crowded, short, table
 from infra.benchmarks.peers_systems import Part, check_size
 from model.checkpoint import load_checkpoint, save_checkpoint
-from model.codec import load_codec
+from model.codec.load import load_codec
 from model.diffusion.sampling import Sampling
 from tests.serving_parts import tiny_checkpoint
 from tests.tiny_latents import write_latents

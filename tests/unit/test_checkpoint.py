@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics, load_checkpoint, save_checkpoint
-from model.codec_base import CodecIdentity
+from model.codec.base import CodecIdentity
 from model.diffusion.sampling import USUAL_SAMPLING, Sampling
 from model.errors import ModelError
 from model.network.unet import AccompanimentUNet, UNetConfig

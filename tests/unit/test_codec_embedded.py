@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model import listen
-from model.codec import load_codec
-from model.codec_base import Halo, spans, tensors_sha256
-from model.embedded_codec import EMBEDDED_FOLDER, PhaseConfig, latent_sha256, load_embedded, save_embedded
+from model.codec.base import Halo, spans, tensors_sha256
+from model.codec.embedded import EMBEDDED_FOLDER, PhaseConfig, latent_sha256, load_embedded, save_embedded
+from model.codec.load import load_codec
+from model.codec.magnitude_vae import features_of, magnitudes_of
+from model.codec.phase import decorrelate, find_phase, impose, spectrum, waveform
 from model.errors import CodecUnavailable, ModelError
 from model.geometry import HOP_SAMPLES, SAMPLE_RATE_HZ
-from model.magnitude_vae import features_of, magnitudes_of
-from model.phase import decorrelate, find_phase, impose, spectrum, waveform
 from tests.codec_parts import tiny_embedded
 
 

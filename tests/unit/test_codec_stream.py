@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.codec import Codec, load_codec
-from model.codec_base import Halo, LatentStream, Span, spans
+from model.codec.base import Halo, LatentStream, Span, spans
+from model.codec.load import Codec, load_codec
 from model.errors import ModelError
 from model.geometry import HOP_SAMPLES
 from tests.codec_parts import checkpoint_document, full_checkpoint, small_weights, tiny_embedded, write_folder

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 import training.codec
 from infra.errors import UserError
-from model.codec import load_codec
-from model.magnitude_vae import MAGNITUDE_BANDS, MagnitudeVAEConfig
+from model.codec.load import load_codec
+from model.codec.magnitude_vae import MAGNITUDE_BANDS, MagnitudeVAEConfig
 from training.codec import CodecTrainConfig, learning_rate_at, train_codec
 from training.codec_data import audio_features, crop, find_songs
 from training.codec_report import CodecReportConfig, f_measure, mel_griffin_lim, report, survival

@@ -9,7 +9,7 @@ from infra.errors import UserError
 from infra.records import REJECTS
 from infra.storage import Place
 from infra.tables import read_table
-from model.codec_base import CodecIdentity
+from model.codec.base import CodecIdentity
 from pipelines.dataset import begin, settle_duplicate, write_rejects, write_song
 from pipelines.encode import EncodedSong
 from pipelines.segment import Reject, SegmentConfig, SongIdentity

@@ -16,7 +16,7 @@ from infra.errors import UserError
 from infra.records import MANIFEST, SPLITS, read_latents, read_manifest
 from infra.storage import Place
 from infra.trainings import note_training
-from model.codec_base import CodecIdentity
+from model.codec.base import CodecIdentity
 from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines import dataset
 from pipelines.check import CheckConfig, check

@@ -15,8 +15,8 @@ from infra import audio_files, commands
 from infra.errors import UserError
 from infra.records import read_latents, read_manifest
 from infra.storage import Place
-from model.codec import load_codec
-from model.codec_base import CodecIdentity
+from model.codec.base import CodecIdentity
+from model.codec.load import load_codec
 from model.errors import CodecUnavailable
 from model.geometry import HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ, SEGMENT_FRAMES
 from pipelines import dataset

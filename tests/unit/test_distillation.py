@@ -12,7 +12,7 @@ from torch import Tensor
 from infra.errors import UserError
 from infra.storage import Place
 from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics, load_checkpoint, save_checkpoint
-from model.codec_base import CodecIdentity
+from model.codec.base import CodecIdentity
 from model.diffusion.distillation import lesson
 from model.diffusion.objective import Denoiser, DiffusionLossConfig, Schedule
 from model.diffusion.sampling import SamplerConfig, Sampling, sample, timesteps

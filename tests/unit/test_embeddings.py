@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.codec import load_codec
+from model.codec.load import load_codec
 from model.distances import FrechetDistance
 from model.embeddings import CodecEmbedding, EmbeddingUnavailable, SmokeEmbedding, load_embedding
 from model.geometry import SAMPLE_RATE_HZ

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from model.codec import Precision, StableAudioCodec, build_autoencoder
-from model.codec_base import CodecIdentity
+from model.codec.base import CodecIdentity
+from model.codec.load import Precision, StableAudioCodec, build_autoencoder
+from model.codec.stable_audio_layers import FINE_BLOCKS, FastConv, FastConvTranspose, FastSnake, quicken
 from model.errors import ModelError
-from model.oobleck import FINE_BLOCKS, FastConv, FastConvTranspose, FastSnake, quicken
 from tests.codec_parts import autoencoder_document, small_weights
 
 

@@ -10,7 +10,7 @@ import scipy.fft
 import torch
 from torch import Tensor
 
-from model.magnitude_vae import MAGNITUDE_FLOOR, SPECTRAL_HOP_SAMPLES, WINDOW_SAMPLES
+from model.codec.magnitude_vae import MAGNITUDE_FLOOR, SPECTRAL_HOP_SAMPLES, WINDOW_SAMPLES
 
 OVERLAP = WINDOW_SAMPLES // SPECTRAL_HOP_SAMPLES
 # Frames are centred in their hop: as many zeros before the first sample as after the last.

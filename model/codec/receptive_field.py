@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from model.codec_base import Halo
+from model.codec.base import Halo
 
 # Layers that act on each position alone. A layer outside this list and the convolutions has an unknown field.
 POINTWISE = {"ELU", "SnakeBeta", "FastSnake", "Tanh", "Identity"}

@@ -13,13 +13,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from model.codec_base import Codec, CodecIdentity, Halo, tensors_sha256
-from model.embedded_codec import MODEL_TYPE as EMBEDDED_MODEL_TYPE
-from model.embedded_codec import load_embedded
+from model.codec.base import Codec, CodecIdentity, Halo, tensors_sha256
+from model.codec.embedded import MODEL_TYPE as EMBEDDED_MODEL_TYPE
+from model.codec.embedded import load_embedded
+from model.codec.receptive_field import UnknownFieldError, decoder_halo, encoder_halo
+from model.codec.stable_audio_layers import quicken, round_fine_blocks
 from model.errors import CodecUnavailable, ModelError
 from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ
-from model.oobleck import quicken, round_fine_blocks
-from model.receptive_field import UnknownFieldError, decoder_halo, encoder_halo
 
 __all__ = ["Codec", "CodecIdentity", "Precision", "StableAudioCodec", "load_codec"]
 
@@ -42,7 +42,7 @@ class StableAudioCodec(Codec):
     ) -> None:
         """`autoencoder` is stable-audio-tools' AudioAutoencoder with its weights, whose layers are replaced; `scale` divides its latents.
 
-        Precision bfloat16 rounds in the decoder's finest blocks alone (`model.oobleck`; 42 dB under the audio with random weights), and
+        Precision bfloat16 rounds in the decoder's finest blocks alone (`model.codec.stable_audio_layers`; 42 dB under the audio with random weights), and
         encodes in float32; auto is bfloat16 on CUDA, float32 on a CPU. Identity stays that of the weights as stored. Raises ModelError
         on another precision.
         """

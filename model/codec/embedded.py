@@ -13,11 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.codec_base import Codec, CodecIdentity, Halo, tensors_sha256
+from model.codec.base import Codec, CodecIdentity, Halo, tensors_sha256
+from model.codec.magnitude_vae import FRAMES_PER_LATENT, MagnitudeVAE, MagnitudeVAEConfig, features_of, magnitudes_of
+from model.codec.phase import OVERLAP, decorrelate, find_phase, spectrum, waveform
 from model.errors import CodecUnavailable
 from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ
-from model.magnitude_vae import FRAMES_PER_LATENT, MagnitudeVAE, MagnitudeVAEConfig, features_of, magnitudes_of
-from model.phase import OVERLAP, decorrelate, find_phase, spectrum, waveform
 from model.workers import one_thread_workers
 
 MODEL_TYPE = "backline_magnitude_vae"
