@@ -106,7 +106,7 @@ def latents(channels: int, frames: int) -> pa.Schema:
             pa.field("gain_db", pa.float32(), nullable=False),
             pa.field("source", pa.string()),
             pa.field("license", pa.string()),
-            # 0 to 1 by `model.separation_quality`; null: the stems came separate.
+            # 0 to 1 by `model.separation.quality`; null: the stems came separate.
             pa.field("separation_quality", pa.float32()),
         ],
         metadata={"backline.schema_version": str(SCHEMA_VERSION), "backline.latent_shape": shape},

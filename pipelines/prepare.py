@@ -37,7 +37,7 @@ from pipelines.stored import Stored, Tables, read_stored
 
 if TYPE_CHECKING:
     from model.codec.base import CodecIdentity
-    from model.separator import SeparatorIdentity
+    from model.separation.load import SeparatorIdentity
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from infra.audio_files import MAX_DURATION_S
 from infra.errors import UserError
 from model.fingerprint import MOST_BIT_ERRORS, fingerprint
 from model.geometry import HOP_SAMPLES, SAMPLE_RATE_HZ, SEGMENT_SAMPLES
-from model.separation_quality import separation_quality
+from model.separation.quality import separation_quality
 from pipelines.songs import SongError
 
 SILENCE_DB = -120.0
@@ -48,7 +48,7 @@ class SegmentConfig:
     max_clipped: float = 0.02
     """Largest share of the mixture's samples in flat tops (3 or more at the peak). Loud masters have up to 1%."""
     min_separation_quality: float = 0.0
-    """Least quality of separated stems, 0 to 1 (`model.separation_quality`); 0 keeps all, the figure is in the row."""
+    """Least quality of separated stems, 0 to 1 (`model.separation.quality`); 0 keeps all, the figure is in the row."""
     max_fingerprint_errors: float = MOST_BIT_ERRORS
     """Two recordings whose fingerprints differ in at most this share of bits are one (an MP3, another cut); 0 compares hashes only."""
 

@@ -14,14 +14,14 @@ from pipelines.read import ReadSong
 
 # torch costs each process 3 s and 300 MB: the driver's other stages do without it.
 if TYPE_CHECKING:
-    from model.separator import Separator, SeparatorIdentity
+    from model.separation.load import Separator, SeparatorIdentity
 
 
 def open_separator(spec: str, access: S3Access, device: str | None = None) -> "Separator":
     """The separator that `spec` names, from S3 with `access` through this machine's cache; half precision on an accelerator."""
     import torch
 
-    from model.separator import load_separator
+    from model.separation.load import load_separator
 
     local = codec_spec(spec, replace(Settings.from_environment(), s3=access)) or spec
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -32,7 +32,7 @@ from pipelines.stems import write_stems
 
 if TYPE_CHECKING:
     from model.codec.base import CodecIdentity
-    from model.separator import SeparatorIdentity
+    from model.separation.load import SeparatorIdentity
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from infra.benchmarks.subject import Memory
 
 if TYPE_CHECKING:
-    from model.separator import Separator
+    from model.separation.load import Separator
 
 Stems = tuple[np.ndarray, np.ndarray]
 RATE_HZ = 44_100
@@ -65,7 +65,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
-    from model.separator import SeparatorConfig, load_separator
+    from model.separation.load import SeparatorConfig, load_separator
     from tests.demucs_parts import demucs_separator, write_full_size
 
     memory, mixture_CN = Memory(arguments.device), song(arguments.duration)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.separator import SeparatedStems, Separator, SeparatorConfig, SeparatorIdentity
+from model.separation.load import SeparatedStems, Separator, SeparatorConfig, SeparatorIdentity
 from tests.demucs_parts import SEGMENT, bag_of, tiny_convolutional, tiny_network
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from model.separator import SeparatedStems, Separator, load_separator
+from model.separation.load import SeparatedStems, Separator, load_separator
 from tests.demucs_parts import BAG, FIRST, SEGMENT, tiny_convolutional, write_hub_layout, write_th, write_tiny_repository
 
 RATE_HZ = 44_100

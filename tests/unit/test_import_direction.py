@@ -20,7 +20,7 @@ COMMAND_LINE = {"infra/cli.py", "infra/demo.py", "infra/doctor.py", "infra/gener
 BENCHMARKS = "infra/benchmarks/"
 ONLY_HERE = {
     "stable_audio_tools": {"model/codec/load.py"},
-    "demucs": {"model/separator.py"},
+    "demucs": {"model/separation/load.py"},
     "transformers": {"model/clap.py", "infra/benchmarks/peers_systems.py"},
     "audiobox_aesthetics": {"model/aesthetics.py"},
     "mlflow": {"infra/tracking_client.py", "infra/tracking_mlflow.py", "infra/tracking_system.py"},

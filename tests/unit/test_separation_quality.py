@@ -7,7 +7,7 @@ import pytest
 import scipy.signal
 
 from model.errors import ModelError
-from model.separation_quality import FLOOR_DB, separation_quality
+from model.separation.quality import FLOOR_DB, separation_quality
 from pipelines.corpus import compose, render
 
 GAINS = [10 ** (level_db / 20) for level_db in (-40, -30, -20, -10, 0)]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from model.errors import ModelError
-from model.separator import Separator, SeparatorConfig, SeparatorIdentity, SeparatorUnavailable, load_separator
+from model.separation.load import Separator, SeparatorConfig, SeparatorIdentity, SeparatorUnavailable, load_separator
 from tests.demucs_parts import (
     BAG,
     FIRST,
@@ -275,7 +275,7 @@ def test_without_a_network_one_error_names_all_that_was_tried(monkeypatch: pytes
 
 
 def test_a_network_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("model.separator.NETWORK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("model.separation.load.NETWORK_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         without_network(monkeypatch, tmp_path, silent.getsockname()[1])
         begin = time.monotonic()

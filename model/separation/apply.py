@@ -14,7 +14,7 @@ import torch
 from model.codec.base import whole_float32
 from model.errors import ModelError
 from model.geometry import AUDIO_CHANNELS, SAMPLE_RATE_HZ
-from model.separator_chunks import Chunk, Network, Song, song_of
+from model.separation.chunks import Chunk, Network, Song, song_of
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Separator:
     def __init__(
         self, bag: Any, identity: SeparatorIdentity, *, device: str = "cpu", half: bool = False, config: SeparatorConfig | None = None
     ) -> None:
-        """`bag` is demucs' BagOfModels, which is moved and set to eval (`model.separator.load_separator` makes one).
+        """`bag` is demucs' BagOfModels, which is moved and set to eval (`model.separation.load.load_separator` makes one).
 
         `half`: float16 on CUDA with spectrograms and their inverse in float32; float32 elsewhere.
         Raises SeparatorUnavailable unless the bag gives vocals and other sources in stereo at 44.1 kHz.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from model.codec.base import tensors_sha256
-from model.separator_base import (
+from model.separation.apply import (
     SeparatedStems,
     Separator,
     SeparatorConfig,

@@ -1,0 +1,1 @@
+"""Separation of finished songs into vocal and accompaniment by demucs networks."""
