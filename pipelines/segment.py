@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from infra.audio_files import MAX_DURATION_S
 from infra.errors import UserError
-from model.fingerprint import MOST_BIT_ERRORS, fingerprint
 from model.geometry import HOP_SAMPLES, SAMPLE_RATE_HZ, SEGMENT_SAMPLES
+from model.listen.fingerprint import MOST_BIT_ERRORS, fingerprint
 from model.separation.quality import separation_quality
 from pipelines.songs import SongError
 
@@ -120,7 +120,7 @@ class SegmentedSong:
     rejects: tuple[Reject, ...] = ()
     separator_id: str | None = None
     fingerprint: tuple[int, ...] | None = None
-    """Of the middle of the mixture (`model.fingerprint`)."""
+    """Of the middle of the mixture (`model.listen.fingerprint`)."""
 
 
 def segment_audio(

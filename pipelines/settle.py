@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from infra.records import latents
 from infra.storage import Place
 from infra.tables import READERS, read_table, write_table
-from model.fingerprint import FingerprintIndex, bit_error_rate, sketch
 from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
+from model.listen.fingerprint import FingerprintIndex, bit_error_rate, sketch
 from pipelines import dataset
 from pipelines.acquire import LICENSE, remove_media
 from pipelines.media_records import RECORDS, record_place

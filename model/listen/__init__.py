@@ -4,7 +4,7 @@ Every function takes 44.1 kHz audio as (N,) or (C, N) floats, answers silence wi
 """
 
 from model.listen.harmony import CHROMA_RATE_HZ, chord_agreement, chroma, frame_chords, key_profile, recognise_chords, recognise_key
-from model.listen.level import SpectralStatistics, loudness_db, rms_db, spectral_statistics
+from model.listen.loudness import SpectralStatistics, loudness_db, rms_db, spectral_statistics
 from model.listen.pitch import F0_RATE_HZ, f0
 from model.listen.rhythm import ONSET_RATE_HZ, onset_strength, onsets, tempo_bpm, track_beats
 from model.listen.spectrum import mono

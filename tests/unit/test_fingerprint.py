@@ -11,7 +11,7 @@ import soxr
 from listen_songs import compose as compose_plain
 
 from model.errors import ModelError
-from model.fingerprint import (
+from model.listen.fingerprint import (
     MOST_BIT_ERRORS,
     SILENT,
     SKETCH_WORDS,
@@ -203,7 +203,7 @@ def test_the_index_finds_copies_and_nothing_else(songs: list[Song]) -> None:
 
 def test_the_index_answers_as_a_plain_count_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Across its runs, joined and fresh."""
-    monkeypatch.setattr("model.fingerprint._FRESH_SONGS", 4)
+    monkeypatch.setattr("model.listen.fingerprint._FRESH_SONGS", 4)
     draws = np.random.default_rng(0)
     index, sets = FingerprintIndex(), []
     for number in range(61):

@@ -12,7 +12,7 @@ from test_dataset_life import CODEC, encoded, hold_media, killed_before
 
 from infra.errors import UserError
 from infra.storage import Place
-from model.fingerprint import MOST_BIT_ERRORS
+from model.listen.fingerprint import MOST_BIT_ERRORS
 from pipelines import dataset
 from pipelines.check import CheckConfig, check
 from pipelines.commits import finish
