@@ -22,13 +22,13 @@ from model.codec.load import load_codec
 from model.diffusion.objective import Schedule
 from model.diffusion.sampling import USUAL_SAMPLING, Progress, Sampling, Solver
 from model.errors import ModelError
-from model.fit import Fit, Listener
 from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SEGMENT_FRAMES
 from model.inference.gain import level_gain, without_bumps
 from model.inference.intonation import IN_TUNE, speed_into_tune, stretched, stretched_pieces
 from model.inference.network_runner import Evaluator, evaluator_for
 from model.inference.windows import Lane, Window, noise, windows
 from model.inference.windows import denoise as denoise_alone
+from model.metrics.fit import Fit, Listener
 from model.network.unet import VocalFeatures
 
 # Null features kept, one for each length of window: guided requests of the same length share them.

@@ -22,10 +22,10 @@ from infra import audio_files
 from infra.errors import UserError
 from model.accompany import Accompaniment, Accompanist, GenerationConfig, StageClock
 from model.checkpoint import Checkpoint
-from model.fit import Fit as ModelFit
-from model.fit import Listener
 from model.geometry import HOP_SAMPLES, SAMPLE_RATE_HZ
 from model.inference.windows import Lane
+from model.metrics.fit import Fit as ModelFit
+from model.metrics.fit import Listener
 from serving import tracing
 from serving.denoiser import Denoiser
 from serving.rendering import StreamedFile, kind_of, render

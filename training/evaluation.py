@@ -23,13 +23,13 @@ from infra.settings import Settings
 from infra.storage import Place, localise
 from infra.tracking import RunHandle, Tracker, open_run, read_handle, store_of
 from model.accompany import Accompanist, GenerationConfig
-from model.aesthetics import Aesthetics, AestheticsUnavailable, load_aesthetics
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.codec.base import Codec
 from model.codec.load import load_codec
-from model.embeddings import Embedding, load_embedding
 from model.geometry import SAMPLE_RATE_HZ
 from model.inference.gain import mix, within_full_scale
+from model.metrics.aesthetics import Aesthetics, AestheticsUnavailable, load_aesthetics
+from model.metrics.embeddings import Embedding, load_embedding
 from model.network.unet import count_parameters
 from training import figures
 from training.evaluation_markdown import SEGMENT_S, markdown

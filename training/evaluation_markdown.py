@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from model.distances import Interval
 from model.geometry import SAMPLE_RATE_HZ, SEGMENT_SAMPLES
+from model.metrics.set_distances import Interval
 from training.evaluation_report import EvaluationReport, bracketed
 from training.scores import GENERATED, OTHER, ROUND_TRIP
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from model.distances import Interval
+from model.metrics.set_distances import Interval
 from training.scores import GENERATED, OTHER, REAL, EvaluationRow, Measures
 
 SCHEMA_VERSION = 3

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from model.aesthetics import AXES, Aesthetics, AestheticScores
-from model.distances import (
+from model.metrics.aesthetics import AXES, Aesthetics, AestheticScores
+from model.metrics.embeddings import Embedding
+from model.metrics.fit import Listener
+from model.metrics.set_distances import (
     EmbeddedSet,
     FrechetDistance,
     Interval,
@@ -19,8 +21,6 @@ from model.distances import (
     frechet_with_interval,
     kernel_with_interval,
 )
-from model.embeddings import Embedding
-from model.fit import Listener
 from training.evaluation_report import AestheticsRow, DistanceRow, Distances, SegmentFit
 from training.evaluation_rows import HeldOut
 from training.scores import GENERATED, OTHER, EvaluationRow, Measures, advantage, means_over_songs, measure, summarise

@@ -8,10 +8,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from model.distances import Interval
-from model.fit import Listener, fit
 from model.geometry import SAMPLE_RATE_HZ
 from model.listen import loudness_db, spectral_statistics
+from model.metrics.fit import Listener, fit
+from model.metrics.set_distances import Interval
 
 GENERATED, REAL, OTHER = "generated", "real, through the codec", "another song's, through the codec"
 ROUND_TRIP, STRANGER, COPY, SILENCE, NOISE = "codec round trip", "generated for another song", "copy of the vocal", "silence", "noise"

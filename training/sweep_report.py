@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from model.distances import Interval
+from model.metrics.set_distances import Interval
 from training import figures
 from training.evaluation_report import EvaluationReport, SegmentFit, bracketed
 from training.scores import GENERATED, means_over_songs

@@ -23,7 +23,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 if TYPE_CHECKING:
-    from model.fit import Fit
+    from model.metrics.fit import Fit
     from pipelines.corpus import SongRecord
 
 RATE_HZ = 44_100
@@ -129,8 +129,8 @@ def verdict(reached: float, bar: float | None) -> str:
 
 def long_songs(vocal_N: np.ndarray, band_N: np.ndarray) -> Iterator[str]:
     """Rows of what a song of some length costs: CPU time, and memory beyond the two inputs at its peak."""
-    from model.fit import fit
     from model.geometry import SEGMENT_SAMPLES
+    from model.metrics.fit import fit
 
     yield "| length | CPU seconds | a minute of audio | peak beyond the inputs |\n|---|---|---|---|"
     for samples in (SEGMENT_SAMPLES, 3 * 60 * RATE_HZ, 10 * 60 * RATE_HZ):
@@ -146,7 +146,7 @@ def long_songs(vocal_N: np.ndarray, band_N: np.ndarray) -> Iterator[str]:
 
 
 def main() -> int:
-    from model.fit import fit
+    from model.metrics.fit import fit
     from pipelines.corpus import compose, render
 
     parser = argparse.ArgumentParser(description=__doc__)

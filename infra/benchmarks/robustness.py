@@ -115,9 +115,9 @@ def play_song(accompanist: "Accompanist", seed: int, seconds: float, candidates:
     """Every condition of one song, after a row of its own band behind the clean vocal. audio: where what was heard is written."""
     from infra import audio_files
     from model.accompany import GenerationConfig
-    from model.fit import Listener
     from model.inference.gain import mix, within_full_scale
     from model.listen import loudness_db
+    from model.metrics.fit import Listener
     from pipelines.corpus import compose, render
     from pipelines.corpus.conditions import CONDITIONS, SAME_PERFORMANCE, vocal_under
 

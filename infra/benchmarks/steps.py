@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from model.checkpoint import Checkpoint
     from model.codec.base import Codec
     from model.diffusion.sampling import Sampling
-    from model.fit import Fit, Listener
     from model.inference.network_runner import Evaluator
+    from model.metrics.fit import Fit, Listener
     from model.network.unet import VocalFeatures
 
 STEPS = (4, 8, 12, 20, 50, 800)
@@ -116,8 +116,8 @@ def distance(some_BCT: Sequence[Tensor], others_BCT: Sequence[Tensor]) -> float:
 def held_out(arguments: argparse.Namespace, checkpoint: "Checkpoint", codec: "Codec") -> list[Song]:
     from infra.records import read_latents, read_manifest
     from infra.storage import Place
-    from model.fit import Listener
     from model.geometry import FRAME_RATE_HZ
+    from model.metrics.fit import Listener
 
     place = Place(arguments.data)
     if read_manifest(place).codec_weights_sha256 != checkpoint.codec.weights_sha256:

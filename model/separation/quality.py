@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from model.errors import ModelError
-from model.leakage import leakage
 from model.listen.spectrum import mono
+from model.metrics.leakage import leakage
 
 # What float32 leaves of a sum of stems lies under it; also the residual of a silent mixture.
 FLOOR_DB = -120.0
@@ -46,7 +46,7 @@ class SeparationQuality:
     residual_db: float
     """Level of mixture − (vocal + accompaniment) against that of the mixture, −120 dB or more."""
     vocal_bleed: float
-    """0 to 1: how much of the vocal is heard in the accompaniment (`model.leakage.leakage`)."""
+    """0 to 1: how much of the vocal is heard in the accompaniment (`model.metrics.leakage.leakage`)."""
     band_bleed: float
     """0 to 1: how much of the accompaniment is heard in the vocal."""
 

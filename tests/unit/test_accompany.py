@@ -20,10 +20,10 @@ from model.codec.base import CodecIdentity
 from model.codec.load import load_codec
 from model.diffusion.sampling import Sampling
 from model.errors import ModelError
-from model.fit import NO_FIT, fit
 from model.inference.gain import active_level_db, level_gain, mix, without_bumps
 from model.inference.intonation import speed_into_tune, stretched
 from model.inference.network_runner import BatchedEvaluator, Evaluation
+from model.metrics.fit import NO_FIT, fit
 from model.network.unet import AccompanimentUNet, UNetConfig
 from pipelines.segment import SegmentConfig, voice
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.aesthetics import AXES, AestheticsUnavailable, load_aesthetics
+from model.metrics.aesthetics import AXES, AestheticsUnavailable, load_aesthetics
 
 
 @pytest.mark.skipif(importlib.util.find_spec("audiobox_aesthetics") is not None, reason="the package is installed")

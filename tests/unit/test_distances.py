@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from model.distances import (
+from model.errors import ModelError
+from model.metrics.set_distances import (
     KERNEL_SCALE,
     EmbeddedSet,
     FrechetDistance,
@@ -14,7 +15,6 @@ from model.distances import (
     kernel_with_interval,
     moments,
 )
-from model.errors import ModelError
 
 
 def drawn(

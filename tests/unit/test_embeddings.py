@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from model.codec.load import load_codec
-from model.distances import FrechetDistance
-from model.embeddings import CodecEmbedding, EmbeddingUnavailable, SmokeEmbedding, load_embedding
 from model.geometry import SAMPLE_RATE_HZ
+from model.metrics.embeddings import CodecEmbedding, EmbeddingUnavailable, SmokeEmbedding, load_embedding
+from model.metrics.set_distances import FrechetDistance
 
 
 def band(seconds: float, *, root_hz: float = 220.0, bpm: float = 120.0, seed: int = 0) -> np.ndarray:

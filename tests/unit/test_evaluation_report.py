@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from model.distances import Interval
+from model.metrics.set_distances import Interval
 from training.evaluation_markdown import PAPER, markdown, result
 from training.evaluation_report import AestheticsRow, DistanceRow, Distances, EvaluationReport, bracketed
 from training.scores import GENERATED, OTHER, REAL, ROUND_TRIP, SILENCE, EvaluationRow, Measures, summarise

@@ -5,8 +5,8 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from model.fit import Listener
 from model.geometry import SAMPLE_RATE_HZ
+from model.metrics.fit import Listener
 from training.evaluation import EvaluateConfig
 from training.scores import Measures, advantage, bands_db, measure, summarise
 

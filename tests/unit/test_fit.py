@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from listen_songs import RATE_HZ, Song, compose
 
-from model.fit import NO_FIT, Fit, Listener, fit
-from model.fit_readings import SungNotes, alignment_reading, odds
 from model.geometry import SEGMENT_SAMPLES
-from model.leakage import leakage
 from model.listen import CHROMA_RATE_HZ, F0_RATE_HZ
+from model.metrics.fit import NO_FIT, Fit, Listener, fit
+from model.metrics.fit_readings import SungNotes, alignment_reading, odds
+from model.metrics.leakage import leakage
 
 SEEDS = range(3)
 SONGS = [compose(seed, bars=6) for seed in SEEDS]
@@ -192,7 +192,7 @@ def test_a_segment_is_one_piece_and_a_sample_more_is_two_equal_ones(monkeypatch:
     half = SEGMENT_SAMPLES // 2
     halves = [fit(vocal_N[part], band_N[part]) for part in (slice(0, half), slice(half, None))]
     assert astuple(fit(vocal_N, band_N)) == pytest.approx(averaged(halves, [0.5, 0.5]), abs=0.01)
-    monkeypatch.setattr("model.fit.SEGMENT_SAMPLES", 10 * SEGMENT_SAMPLES)
+    monkeypatch.setattr("model.metrics.fit.SEGMENT_SAMPLES", 10 * SEGMENT_SAMPLES)
     assert fit(vocal_N[:-1], band_N[:-1]) == one_piece
 
 
@@ -206,7 +206,7 @@ def test_a_vocal_heard_once_fits_as_each_time_anew() -> None:
 
 def test_pieces_count_by_how_long_the_voice_sounds_in_them(monkeypatch: pytest.MonkeyPatch) -> None:
     third = 10 * RATE_HZ
-    monkeypatch.setattr("model.fit.SEGMENT_SAMPLES", third)
+    monkeypatch.setattr("model.metrics.fit.SEGMENT_SAMPLES", third)
     vocal_N, band_N = tiled(SONGS[1].vocal_N, 3 * third), tiled(SONGS[1].band_N, 3 * third)
     vocal_N[third : 2 * third] = 0  # a break that the band plays alone
     vocal_N[2 * third + third // 2 :] = 0
@@ -224,7 +224,7 @@ def test_pieces_count_by_how_long_the_voice_sounds_in_them(monkeypatch: pytest.M
 
 def test_a_song_whose_band_stops_halfway_fits_by_half(monkeypatch: pytest.MonkeyPatch) -> None:
     half = 8 * RATE_HZ
-    monkeypatch.setattr("model.fit.SEGMENT_SAMPLES", half)
+    monkeypatch.setattr("model.metrics.fit.SEGMENT_SAMPLES", half)
     vocal_N, band_N = tiled(SONGS[1].vocal_N, 2 * half), tiled(SONGS[1].band_N, 2 * half)
     band_N[half:] = 0
     assert fit(vocal_N, band_N).overall == pytest.approx(fit(vocal_N[:half], band_N[:half]).overall / 2, abs=0.03)

@@ -21,8 +21,8 @@ BENCHMARKS = "infra/benchmarks/"
 ONLY_HERE = {
     "stable_audio_tools": {"model/codec/load.py"},
     "demucs": {"model/separation/load.py"},
-    "transformers": {"model/clap.py", "infra/benchmarks/peers_systems.py"},
-    "audiobox_aesthetics": {"model/aesthetics.py"},
+    "transformers": {"model/metrics/clap.py", "infra/benchmarks/peers_systems.py"},
+    "audiobox_aesthetics": {"model/metrics/aesthetics.py"},
     "mlflow": {"infra/tracking_client.py", "infra/tracking_mlflow.py", "infra/tracking_system.py"},
     "boto3": {"infra/storage.py"},
     "botocore": {"infra/storage.py"},

@@ -17,8 +17,8 @@ from infra.settings import Settings
 from infra.storage import Place
 from infra.tracking import Store
 from model.checkpoint import load_checkpoint
-from model.distances import Interval
 from model.errors import ModelError
+from model.metrics.set_distances import Interval
 from tests.tiny_latents import write_latents
 from training import sweep_trial
 from training.__main__ import app

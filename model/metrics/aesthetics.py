@@ -15,8 +15,8 @@ import torch
 
 from model.errors import ModelError
 from model.geometry import SAMPLE_RATE_HZ
-from model.hub import hub_folder
 from model.listen import mono
+from model.metrics.hub import hub_folder
 
 HUB_MODEL = "facebook/audiobox-aesthetics"
 RATE_HZ = 16_000

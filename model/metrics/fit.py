@@ -12,7 +12,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from model.fit_readings import (
+from model.geometry import SAMPLE_RATE_HZ, SEGMENT_SAMPLES
+from model.listen import chroma, mono, onset_strength
+from model.listen.rhythm import beat_curve
+from model.metrics.fit_readings import (
     SungNotes,
     alignment_reading,
     chord_tones,
@@ -23,10 +26,7 @@ from model.fit_readings import (
     share,
     sung_notes,
 )
-from model.geometry import SAMPLE_RATE_HZ, SEGMENT_SAMPLES
-from model.leakage import leakage
-from model.listen import chroma, mono, onset_strength
-from model.listen.rhythm import beat_curve
+from model.metrics.leakage import leakage
 
 SHORTEST_S = 4.0
 _SILENCE_RMS = 1e-4

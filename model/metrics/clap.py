@@ -10,10 +10,10 @@ import numpy as np
 import soxr
 import torch
 
-from model.embeddings import EmbeddingUnavailable
 from model.geometry import SAMPLE_RATE_HZ
-from model.hub import hub_folder
 from model.listen import mono
+from model.metrics.embeddings import EmbeddingUnavailable
+from model.metrics.hub import hub_folder
 
 HUB_MODEL = "laion/larger_clap_music"
 # The model hears 10 s at once; half-overlapping windows use every second twice at twice the cost.

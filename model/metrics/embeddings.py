@@ -120,7 +120,7 @@ def load_embedding(spec: str, *, codec: Codec, device: str = "cpu") -> Embedding
         return SmokeEmbedding()
     if spec == "codec":
         return CodecEmbedding(codec)
-    from model.clap import HUB_MODEL, load_clap
+    from model.metrics.clap import HUB_MODEL, load_clap
 
     if spec == "auto":
         try:

@@ -1,0 +1,1 @@
+"""Metrics: fit of a band to its vocal, leakage, distances between sets, and the embeddings that they use."""
