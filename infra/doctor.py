@@ -114,7 +114,7 @@ def embedded_codec() -> str:
     import torch
 
     from model.codec.load import load_codec
-    from model.geometry import HOP_SAMPLES, LATENT_CHANNELS
+    from model.dimensions import HOP_SAMPLES, LATENT_CHANNELS
 
     codec = load_codec("embedded")
     tone_BCN = 0.1 * torch.sin(2 * torch.pi * 440 / 44_100 * torch.arange(16 * HOP_SAMPLES)).expand(1, 2, -1)

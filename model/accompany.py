@@ -21,8 +21,8 @@ from model.codec.base import Codec
 from model.codec.load import load_codec
 from model.diffusion.objective import Schedule
 from model.diffusion.sampling import USUAL_SAMPLING, Progress, Sampling, Solver
+from model.dimensions import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SEGMENT_FRAMES
 from model.errors import ModelError
-from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SEGMENT_FRAMES
 from model.inference.gain import level_gain, without_bumps
 from model.inference.intonation import IN_TUNE, speed_into_tune, stretched, stretched_pieces
 from model.inference.network_runner import Evaluator, evaluator_for

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from model.codec.base import CodecIdentity
 from model.diffusion.sampling import USUAL_SAMPLING, Sampling
+from model.dimensions import LATENT_CHANNELS
 from model.errors import ModelError
-from model.geometry import LATENT_CHANNELS
 from model.network.unet import AccompanimentUNet, UNetConfig
 from model.weight_files import WEIGHTS_FILE, load_weights, save_weights, weights_sha256
 

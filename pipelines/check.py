@@ -21,7 +21,7 @@ from infra.splits import tensor_column
 from infra.storage import MissingObjectError, Place
 from infra.tables import read_table
 from model.codec.base import CodecIdentity
-from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
+from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines.commits import describe
 from pipelines.stems import FOLDER, NAMES, kept_stems
 from pipelines.stored import Stored, read_stored

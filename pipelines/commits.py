@@ -19,7 +19,7 @@ from infra.records import MANIFEST, SPLITS, Counts, Manifest, code_version, late
 from infra.snapshots import read_rows, write_snapshot
 from infra.storage import MissingObjectError, Place
 from infra.tables import read_table, write_table
-from model.geometry import HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ, SEGMENT_FRAMES
+from model.dimensions import HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ, SEGMENT_FRAMES
 from pipelines.dataset import balance, part_name, remove_rows, separator_of
 from pipelines.stems import remove_stems_but
 from pipelines.stored import PART, Stored, read_stored

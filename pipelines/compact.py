@@ -18,7 +18,7 @@ from infra.records import SONGS, SPLITS, Manifest, latents, read_manifest
 from infra.storage import Place
 from infra.tables import read_table, read_tables, write_table
 from model.codec.base import CodecIdentity
-from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
+from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines import dataset
 from pipelines.commits import commit
 from pipelines.stored import PART, Stored, read_stored

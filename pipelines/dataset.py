@@ -18,7 +18,7 @@ from infra.errors import UserError
 from infra.records import PREPARATION, REJECTS, SONGS, Split, latents, tensors
 from infra.storage import MissingObjectError, Place
 from infra.tables import read_table, write_table
-from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
+from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines.encode import EncodedSegment, EncodedSong
 from pipelines.segment import Reject, SegmentConfig
 from pipelines.songs import FoundSong

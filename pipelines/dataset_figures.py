@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from model.geometry import HOP_SAMPLES, SAMPLE_RATE_HZ
+from model.dimensions import HOP_SAMPLES, SAMPLE_RATE_HZ
 from pipelines.stored import DUPLICATE
 
 NOT_GIVEN = "not given"

@@ -17,7 +17,7 @@ from infra.records import Manifest
 from infra.report import LOWEST_DB, spectrogram
 from infra.splits import tensor_column
 from infra.storage import Place
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.corpus.chance import Chance
 from pipelines.dataset_sample import STEMS, by_file, song_batches
 

@@ -22,7 +22,7 @@ from infra.errors import UserError
 from infra.records import RESERVED_SEEDS, Manifest, Split
 from infra.settings import Settings
 from infra.storage import Place
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from pipelines import dataset
 from pipelines.commits import commit
 from pipelines.corpus import compose, render

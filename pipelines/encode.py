@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from infra.places import codec_spec
 from infra.settings import S3Access, Settings
+from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from model.errors import ModelError
-from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines.segment import Reject, Segment, SegmentedSong, SongIdentity
 
 log = logging.getLogger(__name__)

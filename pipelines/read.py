@@ -19,7 +19,7 @@ from infra.audio_files import AudioError
 from infra.decoding import Decoder
 from infra.settings import S3Access
 from infra.storage import MissingObjectError, Place
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.segment import Reject, SegmentConfig, SongIdentity
 from pipelines.songs import SONG_RECORD, FoundSong, MediaFile, Role, SongError
 

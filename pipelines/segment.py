@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from infra.audio_files import MAX_DURATION_S
 from infra.errors import UserError
-from model.geometry import HOP_SAMPLES, SAMPLE_RATE_HZ, SEGMENT_SAMPLES
+from model.dimensions import HOP_SAMPLES, SAMPLE_RATE_HZ, SEGMENT_SAMPLES
 from model.listen.fingerprint import MOST_BIT_ERRORS, fingerprint
 from model.separation.quality import separation_quality
 from pipelines.songs import SongError

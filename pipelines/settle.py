@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from infra.records import latents
 from infra.storage import Place
 from infra.tables import READERS, read_table, write_table
-from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
+from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from model.listen.fingerprint import FingerprintIndex, bit_error_rate, sketch
 from pipelines import dataset
 from pipelines.acquire import LICENSE, remove_media

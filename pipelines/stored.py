@@ -20,7 +20,7 @@ from infra.records import MANIFEST, REJECTS, SONGS, Manifest, latents
 from infra.snapshots import read_rows
 from infra.storage import MissingObjectError, Place
 from infra.tables import READERS, TableCache, read_table, read_tables
-from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
+from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 
 DUPLICATE = "duplicate"  # the stage of a reject that has the audio of another song
 TAKEDOWNS = "takedowns"

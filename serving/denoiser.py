@@ -20,7 +20,7 @@ from torch import Tensor
 
 from model.inference.network_runner import Evaluator
 from model.inference.windows import Lane
-from model.workers import one_thread_worker
+from model.threads import one_thread_worker
 
 log = logging.getLogger(__name__)
 

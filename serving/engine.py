@@ -22,7 +22,7 @@ from infra import audio_files
 from infra.errors import UserError
 from model.accompany import Accompaniment, Accompanist, GenerationConfig, StageClock
 from model.checkpoint import Checkpoint
-from model.geometry import HOP_SAMPLES, SAMPLE_RATE_HZ
+from model.dimensions import HOP_SAMPLES, SAMPLE_RATE_HZ
 from model.inference.windows import Lane
 from model.metrics.fit import Fit as ModelFit
 from model.metrics.fit import Listener

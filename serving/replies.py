@@ -9,7 +9,7 @@ from contextvars import copy_context
 from typing import Any
 
 from infra.audio_files import AudioError
-from model.workers import one_thread_workers
+from model.threads import one_thread_workers
 from serving import tracing
 from serving.app import Message
 from serving.engine import Call, CancelledRequestError, DeadlineError, Engine, FieldError

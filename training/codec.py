@@ -18,7 +18,7 @@ from tqdm import tqdm
 from infra.errors import UserError
 from model.codec.embedded import PhaseConfig, load_embedded, save_embedded
 from model.codec.magnitude_vae import BAND_SEGMENTS, FRAMES_PER_LATENT, MAGNITUDE_BANDS, STEREO_BANDS, MagnitudeVAE, MagnitudeVAEConfig
-from model.geometry import LATENT_CHANNELS
+from model.dimensions import LATENT_CHANNELS
 from training.codec_data import LOG_MAGNITUDES, corpus_features, crop, feature_statistics, find_songs, passes
 from training.codec_report import measure_songs
 from training.codec_state import (

@@ -23,7 +23,7 @@ from infra.errors import UserError
 from model.codec.embedded import EMBEDDED_FOLDER, load_embedded, save_embedded
 from model.codec.magnitude_vae import FRAMES_PER_LATENT, MAGNITUDE_BANDS, MagnitudeVAE, features_of, magnitudes_of
 from model.codec.phase import decorrelate, impose, spectrum, waveform
-from model.geometry import HOP_SAMPLES, LATENT_CHANNELS
+from model.dimensions import HOP_SAMPLES, LATENT_CHANNELS
 from training.codec import feature_loss
 from training.codec_data import LOG_MAGNITUDES, audio_crops, find_songs
 from training.codec_discriminators import PatchDiscriminator, discriminator_loss, generator_loss, loudest, picture

@@ -21,7 +21,7 @@ from infra.errors import UserError
 from infra.records import RESERVED_SEEDS
 from model.codec.magnitude_vae import FRAMES_PER_LATENT, MAGNITUDE_BANDS, MAGNITUDE_FLOOR, STEREO_BANDS, features_of
 from model.codec.phase import spectrum
-from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, SAMPLE_RATE_HZ
+from model.dimensions import AUDIO_CHANNELS, HOP_SAMPLES, SAMPLE_RATE_HZ
 
 STEMS = ("vocals", "accompaniment", "mixture")
 LOG_MAGNITUDES = FRAMES_PER_LATENT * MAGNITUDE_BANDS

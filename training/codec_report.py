@@ -20,7 +20,7 @@ from model import listen
 from model.codec.load import Codec, load_codec
 from model.codec.magnitude_vae import FRAMES_PER_LATENT
 from model.codec.phase import find_phase, spectrum, waveform
-from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ, SEGMENT_SAMPLES
+from model.dimensions import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ, SEGMENT_SAMPLES
 from training.codec_data import read_stem, song_folders
 from training.codec_stft import WINDOWS, stft_distance_db
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from model.diffusion.objective import DiffusionLossConfig
-from model.geometry import SEGMENT_FRAMES
+from model.dimensions import SEGMENT_FRAMES
 from model.network.unet import PRESETS, UNetConfig, sized
 
 # What a field left at 0 becomes. `paper` is the paper's training on a GPU (method: AdamW 3.5e-4, batch 16); `small` learns on two CPU

@@ -26,7 +26,7 @@ from model.accompany import Accompanist, GenerationConfig
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.codec.base import Codec
 from model.codec.load import load_codec
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from model.inference.gain import mix, within_full_scale
 from model.metrics.aesthetics import Aesthetics, AestheticsUnavailable, load_aesthetics
 from model.metrics.embeddings import Embedding, load_embedding

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from model.geometry import SAMPLE_RATE_HZ, SEGMENT_SAMPLES
+from model.dimensions import SAMPLE_RATE_HZ, SEGMENT_SAMPLES
 from model.metrics.set_distances import Interval
 from training.evaluation_report import EvaluationReport, bracketed
 from training.scores import GENERATED, OTHER, ROUND_TRIP

@@ -13,7 +13,7 @@ from infra.errors import UserError
 from infra.records import LatentTable, read_latents
 from infra.storage import Place
 from model.codec.base import Codec
-from model.geometry import FRAME_RATE_HZ
+from model.dimensions import FRAME_RATE_HZ
 from training.scores import COPY, GENERATED, NOISE, OTHER, REAL, ROUND_TRIP, SILENCE, STRANGER
 
 SHORTEST_S = 4

@@ -9,7 +9,7 @@ import scipy.signal
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 
 WINDOW = 2_048
 

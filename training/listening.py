@@ -24,8 +24,8 @@ from model.accompany import Accompanist, GenerationConfig
 from model.checkpoint import Checkpoint
 from model.codec.base import Codec
 from model.codec.load import load_codec
+from model.dimensions import FRAME_RATE_HZ
 from model.errors import ModelError
-from model.geometry import FRAME_RATE_HZ
 from training import figures
 from training.config import TrainConfig
 from training.evaluation import HeldOut, device, sounds_of, spread

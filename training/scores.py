@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from model.listen import loudness_db, spectral_statistics
 from model.metrics.fit import Listener, fit
 from model.metrics.set_distances import Interval

@@ -69,7 +69,7 @@ def listen(record: "SongRecord", song: "RenderedSong", cpu_s: float) -> Figures:
     """Every figure of one rendered song."""
     import pyloudnorm
 
-    from model.geometry import SAMPLE_RATE_HZ
+    from model.dimensions import SAMPLE_RATE_HZ
     from model.listen import chord_agreement, recognise_chords
 
     frames, notes = pitch_errors(record, song.vocals_CN)

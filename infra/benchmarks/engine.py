@@ -17,8 +17,8 @@ import numpy as np
 
 from infra.benchmarks.subject import machine
 from model.checkpoint import SHIPPED_CHECKPOINT
-from model.geometry import SAMPLE_RATE_HZ
-from model.workers import one_thread_workers
+from model.dimensions import SAMPLE_RATE_HZ
+from model.threads import one_thread_workers
 from serving.engine import Call, CancelledRequestError, Engine
 from serving.loading import load_engine
 from serving.schema import AccompanimentRequest

@@ -129,7 +129,7 @@ def verdict(reached: float, bar: float | None) -> str:
 
 def long_songs(vocal_N: np.ndarray, band_N: np.ndarray) -> Iterator[str]:
     """Rows of what a song of some length costs: CPU time, and memory beyond the two inputs at its peak."""
-    from model.geometry import SEGMENT_SAMPLES
+    from model.dimensions import SEGMENT_SAMPLES
     from model.metrics.fit import fit
 
     yield "| length | CPU seconds | a minute of audio | peak beyond the inputs |\n|---|---|---|---|"

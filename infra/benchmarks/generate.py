@@ -128,7 +128,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
 
     from model.accompany import Accompanist  # noqa: F401 - whatever it imports does not count as memory of a request
-    from model.geometry import SEGMENT_FRAMES
+    from model.dimensions import SEGMENT_FRAMES
 
     imported_gb = resident_gb()
     accompanist = random_accompanist(arguments.preset, arguments.codec, device=arguments.device)

@@ -27,7 +27,7 @@ NEAR_FRAMES = 4
 
 def figures(audio_CN: np.ndarray) -> dict[str, np.ndarray]:
     """For each latent frame (2,048 samples): level in dB, change of level in dB, and spectral flux."""
-    from model.geometry import HOP_SAMPLES
+    from model.dimensions import HOP_SAMPLES
     from model.listen import onset_strength
 
     frames = audio_CN.shape[1] // HOP_SAMPLES
@@ -48,7 +48,7 @@ def ranks(figure_T: np.ndarray, is_join_T: np.ndarray, counts_T: np.ndarray) -> 
 def apart(accompanist: "Accompanist", vocal_CN: np.ndarray, cut: "Sequence[Window]") -> np.ndarray:
     """(2, N): every window a song of its own with a seed of its own, cut where the next begins."""
     from model.accompany import GenerationConfig
-    from model.geometry import HOP_SAMPLES
+    from model.dimensions import HOP_SAMPLES
 
     parts = []
     for seed, window in enumerate(cut):
@@ -61,7 +61,7 @@ def main() -> None:
     from model.accompany import Accompanist, GenerationConfig
     from model.checkpoint import SHIPPED_CHECKPOINT, load_checkpoint
     from model.codec.load import load_codec
-    from model.geometry import HOP_SAMPLES
+    from model.dimensions import HOP_SAMPLES
     from model.inference.windows import windows
     from pipelines.corpus import compose, render
 

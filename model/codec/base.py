@@ -17,8 +17,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from model.dimensions import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS
 from model.errors import ModelError
-from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS
 
 Item = TypeVar("Item")
 CUDNN_SWITCH = threading.Lock()

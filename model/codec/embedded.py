@@ -16,9 +16,9 @@ from torch import Tensor
 from model.codec.base import Codec, CodecIdentity, Halo, tensors_sha256
 from model.codec.magnitude_vae import FRAMES_PER_LATENT, MagnitudeVAE, MagnitudeVAEConfig, features_of, magnitudes_of
 from model.codec.phase import OVERLAP, decorrelate, find_phase, spectrum, waveform
+from model.dimensions import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ
 from model.errors import CodecUnavailable
-from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ
-from model.workers import one_thread_workers
+from model.threads import one_thread_workers
 
 MODEL_TYPE = "backline_magnitude_vae"
 EMBEDDED_FOLDER = Path(__file__).parent / "weights" / "embedded"

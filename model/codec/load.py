@@ -18,8 +18,8 @@ from model.codec.embedded import MODEL_TYPE as EMBEDDED_MODEL_TYPE
 from model.codec.embedded import load_embedded
 from model.codec.receptive_field import UnknownFieldError, decoder_halo, encoder_halo
 from model.codec.stable_audio_layers import quicken, round_fine_blocks
+from model.dimensions import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ
 from model.errors import CodecUnavailable, ModelError
-from model.geometry import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ
 
 __all__ = ["Codec", "CodecIdentity", "Precision", "StableAudioCodec", "load_codec"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from model.geometry import HOP_SAMPLES, LATENT_CHANNELS
+from model.dimensions import HOP_SAMPLES, LATENT_CHANNELS
 
 WINDOW_SAMPLES = 4_096
 SPECTRAL_HOP_SAMPLES = 1_024

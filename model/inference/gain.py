@@ -5,8 +5,8 @@ Shapes: C channels, N samples, T latent frames of 2,048 samples.
 
 import numpy as np
 
+from model.dimensions import HOP_SAMPLES
 from model.errors import ModelError
-from model.geometry import HOP_SAMPLES
 
 PEAK_DBFS = -1.0
 # Below this much under its loudest frame, and below this level at all, a vocal counts as resting.

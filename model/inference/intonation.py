@@ -12,7 +12,7 @@ from fractions import Fraction
 import numpy as np
 import scipy.signal
 
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from model.listen import F0_RATE_HZ, f0
 
 IN_TUNE = Fraction(1)

@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.dimensions import SEGMENT_FRAMES
 from model.errors import ModelError
-from model.geometry import SEGMENT_FRAMES
 from model.inference.cpu_network import PackedNetwork
 from model.network.unet import AccompanimentUNet, VocalFeatures
-from model.workers import one_thread_workers
+from model.threads import one_thread_workers
 
 # Lengths of window, of those asked for last, for which laid-out weights are kept at least, about 60 MB each; and as many as may be
 # evaluated in one step.

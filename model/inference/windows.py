@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.diffusion.objective import Schedule
 from model.diffusion.sampling import SamplerConfig, Solving, guide, solve
-from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
+from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from model.inference.network_runner import Evaluation, Evaluator
 from model.network.unet import VocalFeatures
 

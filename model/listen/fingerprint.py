@@ -14,8 +14,8 @@ import scipy.fft
 import scipy.signal
 import soxr
 
+from model.dimensions import SAMPLE_RATE_HZ
 from model.errors import ModelError
-from model.geometry import SAMPLE_RATE_HZ
 from model.listen.spectrum import mono
 
 # The paper's own rate, frame and hop: 0.37 s every 11.6 ms, so that a copy moved by half a hop still has 98% of its bits.

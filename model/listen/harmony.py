@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.ndimage
 
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from model.listen.spectrum import magnitudes, mono
 
 _WINDOW_SAMPLES, _HOP_SAMPLES = 16_384, 4_096

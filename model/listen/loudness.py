@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.signal
 
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from model.listen.spectrum import magnitudes, mono
 
 FLOOR_DB = -120.0

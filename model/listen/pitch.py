@@ -8,7 +8,7 @@ import scipy.fft
 import scipy.ndimage
 import scipy.signal
 
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from model.listen.spectrum import mono
 
 F0_RATE_HZ = 100.0

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.fft
 import scipy.ndimage
 
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from model.listen.spectrum import magnitudes, mel_matrix, mono
 
 _WINDOW_SAMPLES, _HOP_SAMPLES, _BANDS = 2_048, 512, 48

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.fft
 import scipy.signal
 
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 
 # Frames are transformed in blocks, so that memory does not grow with the square of anything.
 _BLOCK_FRAMES = 512

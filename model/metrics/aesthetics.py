@@ -13,8 +13,8 @@ import numpy as np
 import soxr
 import torch
 
+from model.dimensions import SAMPLE_RATE_HZ
 from model.errors import ModelError
-from model.geometry import SAMPLE_RATE_HZ
 from model.listen import mono
 from model.metrics.hub import hub_folder
 

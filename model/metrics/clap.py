@@ -10,7 +10,7 @@ import numpy as np
 import soxr
 import torch
 
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from model.listen import mono
 from model.metrics.embeddings import EmbeddingUnavailable
 from model.metrics.hub import hub_folder

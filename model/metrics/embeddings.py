@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from model.codec.base import Codec
+from model.dimensions import FRAME_RATE_HZ, LATENT_CHANNELS, SAMPLE_RATE_HZ
 from model.errors import ModelError
-from model.geometry import FRAME_RATE_HZ, LATENT_CHANNELS, SAMPLE_RATE_HZ
 from model.listen import CHROMA_RATE_HZ, ONSET_RATE_HZ, chroma, mono
 from model.listen.rhythm import onset_bands
 from model.listen.spectrum import magnitudes, mel_matrix

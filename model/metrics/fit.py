@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from model.geometry import SAMPLE_RATE_HZ, SEGMENT_SAMPLES
+from model.dimensions import SAMPLE_RATE_HZ, SEGMENT_SAMPLES
 from model.listen import chroma, mono, onset_strength
 from model.listen.rhythm import beat_curve
 from model.metrics.fit_readings import (

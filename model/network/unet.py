@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.diffusion.objective import Schedule
+from model.dimensions import LATENT_CHANNELS
 from model.errors import ModelError
-from model.geometry import LATENT_CHANNELS
 from model.network.attention import AlignmentKeys, SoftAlignmentAttention
 
 

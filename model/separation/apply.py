@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from model.codec.base import whole_float32
+from model.dimensions import AUDIO_CHANNELS, SAMPLE_RATE_HZ
 from model.errors import ModelError
-from model.geometry import AUDIO_CHANNELS, SAMPLE_RATE_HZ
 from model.separation.chunks import Chunk, Network, Song, song_of
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from model.dimensions import AUDIO_CHANNELS, SAMPLE_RATE_HZ
 from model.errors import ModelError
-from model.geometry import AUDIO_CHANNELS, SAMPLE_RATE_HZ
 
 # Songs are looked at in blocks for their statistics: no mono copy of an hour.
 STATISTICS_SAMPLES = 1 << 20

@@ -13,7 +13,7 @@ import numpy as np
 import scipy.signal
 from numpy.typing import NDArray
 
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.corpus.chance import Array, Chance, noise
 from pipelines.corpus.dsp import db, room, tilt
 

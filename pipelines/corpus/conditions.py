@@ -15,7 +15,7 @@ import scipy.ndimage
 import scipy.signal
 from numpy.typing import NDArray
 
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.corpus.chance import Array, Chance, noise
 from pipelines.corpus.dsp import band, db, good_length, reverberate, room
 from pipelines.corpus.mix import active_rms, place_vocal

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.corpus.chance import Array, noise
 from pipelines.corpus.dsp import band, partials
 from pipelines.corpus.styles import DRUM_KEYS

@@ -4,7 +4,7 @@ import numpy as np
 import scipy.signal
 from numpy.typing import ArrayLike
 
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.corpus.chance import Array, noise
 
 _BLOCK = 256

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.corpus.chance import Array, noise
 from pipelines.corpus.dsp import band, envelope, hertz, partials
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.corpus.chance import Array
 from pipelines.corpus.dsp import band, db, gated_loudness_lufs, k_weighted, level_db, reverberate, room, tilt
 from pipelines.corpus.record import Mix, SongRecord

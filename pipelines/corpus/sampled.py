@@ -11,7 +11,7 @@ import numpy as np
 import soundfile as sf
 
 from infra.errors import UserError
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.corpus.chance import Array
 from pipelines.corpus.record import SongRecord, Track
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.corpus.chance import Array, Chance, noise
 from pipelines.corpus.dsp import band, db, hertz
 from pipelines.corpus.phones import CONSONANTS, glide, nucleus

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from infra.errors import UserError
 from infra.storage import Place
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.corpus.compose import DEFAULT_DURATION_S, compose
 from pipelines.corpus.dsp import level_db, loudness_lufs
 from pipelines.corpus.mix import side_to_mid_db

@@ -19,7 +19,7 @@ from infra.errors import UserError
 from infra.records import read_latents, read_manifest
 from infra.storage import Place
 from model.codec.load import load_codec
-from model.geometry import SAMPLE_RATE_HZ, SEGMENT_SAMPLES
+from model.dimensions import SAMPLE_RATE_HZ, SEGMENT_SAMPLES
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.segment import SegmentConfig
 

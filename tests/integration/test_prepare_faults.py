@@ -21,7 +21,7 @@ from infra.cluster import Cluster
 from infra.errors import UserError
 from infra.records import read_manifest
 from infra.storage import Place
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.attempts import MAX_ATTEMPTS, attempts
 from pipelines.check import CheckConfig, check
 from pipelines.corpus import compose, render

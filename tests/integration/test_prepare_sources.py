@@ -18,8 +18,8 @@ from infra.cluster import Cluster
 from infra.errors import UserError
 from infra.records import SPLITS, read_latents, read_manifest
 from infra.storage import Place
+from model.dimensions import SAMPLE_RATE_HZ
 from model.errors import ModelError
-from model.geometry import SAMPLE_RATE_HZ
 from pipelines.acquire import AcquireConfig
 from pipelines.corpus import compose, render
 from pipelines.encode import Encoder, open_codec

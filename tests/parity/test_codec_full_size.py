@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from model.codec.base import tensors_sha256
 from model.codec.load import StableAudioCodec, load_codec
-from model.geometry import HOP_SAMPLES
+from model.dimensions import HOP_SAMPLES
 from tests.codec_parts import stable_audio_names, write_full_size
 
 diffusers = pytest.importorskip("diffusers")

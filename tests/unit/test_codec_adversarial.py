@@ -16,7 +16,7 @@ from infra.errors import UserError
 from model.codec.embedded import save_embedded
 from model.codec.load import load_codec
 from model.codec.magnitude_vae import FEATURES
-from model.geometry import HOP_SAMPLES
+from model.dimensions import HOP_SAMPLES
 from tests.codec_parts import tiny_embedded
 from training.codec_adversarial import AdversarialConfig, train_adversarially, truth_of, under_true_phase
 from training.codec_data import audio_crops, audio_features, find_songs

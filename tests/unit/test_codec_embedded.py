@@ -13,8 +13,8 @@ from model.codec.embedded import EMBEDDED_FOLDER, PhaseConfig, latent_sha256, lo
 from model.codec.load import load_codec
 from model.codec.magnitude_vae import features_of, magnitudes_of
 from model.codec.phase import decorrelate, find_phase, impose, spectrum, waveform
+from model.dimensions import HOP_SAMPLES, SAMPLE_RATE_HZ
 from model.errors import CodecUnavailable, ModelError
-from model.geometry import HOP_SAMPLES, SAMPLE_RATE_HZ
 from tests.codec_parts import tiny_embedded
 
 

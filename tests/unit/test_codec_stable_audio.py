@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from model.codec.base import Halo
 from model.codec.load import StableAudioCodec, _read_autoencoder, load_codec
 from model.codec.receptive_field import UnknownFieldError, decoder_halo, encoder_halo, walk_back
+from model.dimensions import HOP_SAMPLES
 from model.errors import CodecUnavailable
-from model.geometry import HOP_SAMPLES
 from tests.codec_parts import autoencoder_document, checkpoint_document, full_checkpoint, small_weights, write_folder
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from model.codec.base import Halo, LatentStream, Span, spans
 from model.codec.load import Codec, load_codec
+from model.dimensions import HOP_SAMPLES
 from model.errors import ModelError
-from model.geometry import HOP_SAMPLES
 from tests.codec_parts import checkpoint_document, full_checkpoint, small_weights, tiny_embedded, write_folder
 
 # Longer than two chunks and their halos.

@@ -13,7 +13,7 @@ import pytest
 
 from infra.benchmarks.corpus import Figures, listen
 from infra.errors import UserError
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.corpus import RenderedSong, SongRecord, compose, render
 from pipelines.corpus.dsp import good_length, loudness_lufs, partials
 from pipelines.corpus.mix import limit

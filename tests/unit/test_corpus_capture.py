@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.corpus.capture import Capture, apply_capture, draw_capture
 from pipelines.corpus.chance import Array, Chance, noise
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from model.geometry import SAMPLE_RATE_HZ, SEGMENT_SAMPLES
+from model.dimensions import SAMPLE_RATE_HZ, SEGMENT_SAMPLES
 from pipelines.corpus.chance import Chance, noise
 from pipelines.corpus.compose import compose
 from pipelines.corpus.form import swung

@@ -13,7 +13,7 @@ import scipy.signal
 from infra.audio_files import decode, to_stereo_44k
 from infra.errors import UserError
 from model import listen
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from model.inference.gain import active_level_db
 from pipelines.corpus import RenderedSong, SongRecord, compose, render
 from pipelines.corpus.conditions import CONDITIONS, OTHER_PERFORMANCE, SAME_PERFORMANCE, Severity, vocal_under

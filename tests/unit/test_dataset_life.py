@@ -17,7 +17,7 @@ from infra.records import MANIFEST, SPLITS, read_latents, read_manifest
 from infra.storage import Place
 from infra.trainings import note_training
 from model.codec.base import CodecIdentity
-from model.geometry import LATENT_CHANNELS, SEGMENT_FRAMES
+from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines import dataset
 from pipelines.check import CheckConfig, check
 from pipelines.commits import finish

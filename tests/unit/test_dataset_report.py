@@ -17,8 +17,8 @@ from infra.records import read_latents, read_manifest
 from infra.storage import Place
 from model.codec.base import CodecIdentity
 from model.codec.load import load_codec
+from model.dimensions import HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ, SEGMENT_FRAMES
 from model.errors import CodecUnavailable
-from model.geometry import HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ, SEGMENT_FRAMES
 from pipelines import dataset
 from pipelines.__main__ import app
 from pipelines.commits import finish

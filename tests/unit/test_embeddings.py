@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.codec.load import load_codec
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from model.metrics.embeddings import CodecEmbedding, EmbeddingUnavailable, SmokeEmbedding, load_embedding
 from model.metrics.set_distances import FrechetDistance
 

@@ -5,7 +5,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from model.metrics.fit import Listener
 from training.evaluation import EvaluateConfig
 from training.scores import Measures, advantage, bands_db, measure, summarise

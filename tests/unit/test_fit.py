@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from listen_songs import RATE_HZ, Song, compose
 
-from model.geometry import SEGMENT_SAMPLES
+from model.dimensions import SEGMENT_SAMPLES
 from model.listen import CHROMA_RATE_HZ, F0_RATE_HZ
 from model.metrics.fit import NO_FIT, Fit, Listener, fit
 from model.metrics.fit_readings import SungNotes, alignment_reading, odds

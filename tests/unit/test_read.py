@@ -12,7 +12,7 @@ import soundfile
 from infra.decoding import Decoder
 from infra.settings import S3Access
 from infra.storage import Place, StorageError
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.read import MAX_FILE_BYTES, MAX_RECORD_BYTES, SongFiles, Stops, read_song, sum_by_role
 from pipelines.segment import SegmentConfig
 from pipelines.songs import FoundSong, MediaFile, Role, SongError

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.errors import UserError
-from model.geometry import HOP_SAMPLES, SAMPLE_RATE_HZ, SEGMENT_SAMPLES
+from model.dimensions import HOP_SAMPLES, SAMPLE_RATE_HZ, SEGMENT_SAMPLES
 from model.inference.gain import active_level_db
 from pipelines.corpus import compose, render
 from pipelines.segment import Reject, Segment, SegmentConfig, clipped_share, cut, voice

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from model.geometry import SAMPLE_RATE_HZ
+from model.dimensions import SAMPLE_RATE_HZ
 from model.inference.intonation import IN_TUNE, speed_into_tune, stretched, stretched_pieces, tuning_cents
 
 MELODY = (57, 60, 62, 64, 60, 55, 57, 59, 60, 57)
