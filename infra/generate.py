@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from infra import audio_files
 from infra.errors import UserError
-from infra.places import checkpoint_folder, codec_spec
+from infra.resolve import checkpoint_folder, codec_spec
 from infra.settings import Settings
 from infra.storage import Place
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.places import codec_spec
+from infra.resolve import codec_spec
 from infra.settings import S3Access, Settings
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from model.errors import ModelError

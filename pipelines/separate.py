@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from infra.places import codec_spec
+from infra.resolve import codec_spec
 from infra.settings import S3Access, Settings
 from model.errors import ModelError
 from pipelines.read import ReadSong

@@ -22,7 +22,7 @@ from ray.serve.schema import LoggingConfig, ReplicaState
 from infra.cluster import connect
 from infra.errors import UserError
 from infra.logs import configure
-from infra.places import checkpoint_folder, is_registered, pinned
+from infra.resolve import checkpoint_folder, is_registered, pinned
 from infra.settings import Settings, registry_environment
 from infra.storage import Place
 from model.errors import ModelError

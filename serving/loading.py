@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from infra.places import checkpoint_folder, codec_spec
+from infra.resolve import checkpoint_folder, codec_spec
 from infra.settings import Settings
 from model.accompany import Accompanist
 from model.checkpoint import SHIPPED_CHECKPOINT, Checkpoint, load_checkpoint

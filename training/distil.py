@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from infra.errors import UserError
-from infra.places import checkpoint_place
+from infra.resolve import checkpoint_place
 from infra.settings import Settings
 from infra.storage import Place, localise
 from model.checkpoint import Checkpoint, load_checkpoint

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from infra import audio_files
 from infra.errors import UserError
-from infra.places import checkpoint_place, codec_spec
 from infra.records import LatentTable, read_latents, read_manifest
+from infra.resolve import checkpoint_place, codec_spec
 from infra.settings import Settings
 from infra.storage import Place, localise
 from infra.tracking import RunHandle, Tracker, open_run, read_handle, store_of

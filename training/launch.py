@@ -12,8 +12,8 @@ import torch
 
 from infra.cluster import connect
 from infra.errors import UserError
-from infra.places import checkpoint_place
 from infra.records import read_manifest
+from infra.resolve import checkpoint_place
 from infra.settings import Settings
 from infra.storage import Place
 from infra.tracking import RunHandle, Store, Tracker, keep, open_run, send_untracked, store_of

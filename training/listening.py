@@ -15,8 +15,8 @@ import torch
 
 from infra import audio_files
 from infra.errors import UserError
-from infra.places import codec_spec
 from infra.records import LatentTable, read_latents
+from infra.resolve import codec_spec
 from infra.settings import Settings
 from infra.storage import Place
 from infra.tracking import Tracker

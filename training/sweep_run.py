@@ -17,8 +17,8 @@ from typing import Any
 from infra.cluster import Cluster, connect
 from infra.errors import UserError
 from infra.logs import configure
-from infra.places import codec_spec
 from infra.records import Manifest, read_manifest
+from infra.resolve import codec_spec
 from infra.settings import Settings, access_environment, export, ray_environment
 from infra.storage import MissingObjectError, Place
 from infra.tracking import NOTE_TAG, Store, Tracker, open_run, read_handle, store_of

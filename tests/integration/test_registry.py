@@ -8,8 +8,8 @@ from mlflow import MlflowClient
 
 from infra.errors import UserError
 from infra.generate import open_accompanist
-from infra.places import pinned
 from infra.registry import Candidate, look_up, promote, register
+from infra.resolve import pinned
 from infra.settings import Settings
 from infra.storage import Place
 from infra.tracking import open_run, store_of
