@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 from cyclopts import Parameter
 
-from infra import audio_files
+from infra.audio import files as audio_files
 from infra.cluster import connect
 from infra.report import DemoReport, Sound, StageTime, write_report
 

@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from infra import audio_files
+from infra.audio import files as audio_files
 from infra.errors import UserError
 from infra.resolve import checkpoint_folder, codec_spec
 from infra.settings import Settings

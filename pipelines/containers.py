@@ -4,8 +4,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from infra.audio_files import AudioError
-from infra.decoding import Decoder
+from infra.audio.decoder import Decoder
+from infra.audio.files import AudioError
 from pipelines.songs import SongError
 
 _OWN = threading.local()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infra import audio_files
+from infra.audio import files as audio_files
 from infra.records import Manifest
 from infra.report import LOWEST_DB, spectrogram
 from infra.splits import tensor_column

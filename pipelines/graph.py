@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from infra.decoding import ATTEMPTS as DECODER_ATTEMPTS
+from infra.audio.decoder import ATTEMPTS as DECODER_ATTEMPTS
 from infra.errors import UserError
 from pipelines.attempts import MAX_ATTEMPTS
 from pipelines.read import DECODE_TIMEOUT_S, Stops

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.audio_files import AudioError
-from infra.decoding import Decoder
+from infra.audio.decoder import Decoder
+from infra.audio.files import AudioError
 from infra.settings import S3Access
 from infra.storage import MissingObjectError, Place
 from model.dimensions import SAMPLE_RATE_HZ

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.audio_files import MAX_DURATION_S
+from infra.audio.files import MAX_DURATION_S
 from infra.errors import UserError
 from model.dimensions import HOP_SAMPLES, SAMPLE_RATE_HZ, SEGMENT_SAMPLES
 from model.listen.fingerprint import MOST_BIT_ERRORS, fingerprint

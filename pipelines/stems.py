@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from infra.audio_files import encode
+from infra.audio.files import encode
 from infra.storage import Place
 from pipelines.read import ReadSong
 

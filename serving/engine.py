@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from infra import audio_files
+from infra.audio import files as audio_files
 from infra.errors import UserError
 from model.accompany import Accompaniment, Accompanist, GenerationConfig, StageClock
 from model.checkpoint import Checkpoint

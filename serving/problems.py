@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from infra.audio_files import AudioError, AudioTooLong, NotAudio
+from infra.audio.files import AudioError, AudioTooLong, NotAudio
 from serving.schema import FieldFault, ProblemDetails
 
 log = logging.getLogger(__name__)

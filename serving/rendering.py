@@ -8,7 +8,7 @@ import zipfile
 
 import numpy as np
 
-from infra import audio_files
+from infra.audio import files as audio_files
 from model.dimensions import SAMPLE_RATE_HZ
 from model.inference.gain import RunningGain, mix, within_full_scale
 from serving.schema import AccompanimentRequest

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from contextvars import copy_context
 from typing import Any
 
-from infra.audio_files import AudioError
+from infra.audio.files import AudioError
 from model.threads import one_thread_workers
 from serving import tracing
 from serving.app import Message

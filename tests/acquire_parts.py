@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from infra.audio_files import encode
+from infra.audio.files import encode
 from infra.storage import Place
 from pipelines.acquire import AcquireConfig, acquire_media
 from pipelines.hosts import HostLimits

@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from infra.audio_files import encode
+from infra.audio.files import encode
 
 RATE_HZ = 44_100
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from infra import audio_files
+from infra.audio import files as audio_files
 from infra.errors import UserError
 from infra.records import LatentTable, read_latents, read_manifest
 from infra.resolve import checkpoint_place, codec_spec

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from infra import audio_files
+from infra.audio import files as audio_files
 from infra.errors import UserError
 from infra.records import LatentTable, read_latents
 from infra.resolve import codec_spec

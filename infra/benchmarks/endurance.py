@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import httpx
 import psutil
 
-from infra.audio_files import encode
+from infra.audio.files import encode
 from infra.benchmarks.engine import vocal
 from infra.benchmarks.subject import machine
 from serving.client import Client, RefusedError

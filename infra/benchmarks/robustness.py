@@ -113,7 +113,7 @@ def failures_of(finite: bool, over_clean_lu: float, over_clean_peak_db: float, f
 
 def play_song(accompanist: "Accompanist", seed: int, seconds: float, candidates: int, audio: Path | None) -> list[Sounded]:
     """Every condition of one song, after a row of its own band behind the clean vocal. audio: where what was heard is written."""
-    from infra import audio_files
+    from infra.audio import files as audio_files
     from model.accompany import GenerationConfig
     from model.inference.gain import mix, within_full_scale
     from model.listen import loudness_db

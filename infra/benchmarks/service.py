@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import httpx
 
-from infra.audio_files import encode
+from infra.audio.files import encode
 from infra.benchmarks.engine import vocal
 from infra.benchmarks.subject import machine
 from model.checkpoint import SHIPPED_CHECKPOINT

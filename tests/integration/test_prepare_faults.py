@@ -87,7 +87,7 @@ def test_killed_workers_and_a_file_that_kills_its_decoder_cost_nothing_else(tmp_
         while not over.wait(0.005):
             for process in psutil.Process().children(recursive=True):
                 try:
-                    if "infra.decoder_child" in process.cmdline() and any("poison" in file.path for file in process.open_files()):
+                    if "infra.audio.decoder_child" in process.cmdline() and any("poison" in file.path for file in process.open_files()):
                         process.send_signal(signal.SIGSEGV)
                         poisoned.append(process.pid)
                 except psutil.Error:

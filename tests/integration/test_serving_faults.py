@@ -25,7 +25,7 @@ from ray import serve as ray_serve
 from ray.serve.schema import ReplicaState
 from test_serving_http import free_port
 
-from infra.audio_files import encode
+from infra.audio.files import encode
 from infra.cluster import Cluster
 from serving import deployments
 from serving.client import Client

@@ -19,7 +19,7 @@ import ray
 import serving_parts as parts
 from otlp_collector import Collector, collecting
 
-from infra.audio_files import decode, encode
+from infra.audio.files import decode, encode
 from infra.cluster import Cluster
 from serving.deployments import RunningService, ServeConfig, start
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infra.audio_files import encode
+from infra.audio.files import encode
 from infra.errors import UserError
 from infra.storage import StorageError
 from pipelines.acquire import AcquireConfig, acquire_song, remove_media, with_media

@@ -9,8 +9,9 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra import audio_files, audio_limits
-from infra.audio_files import Audio, AudioError, AudioTooLong, NotAudio, UnreadableAudio, decode, encode, to_stereo_44k
+from infra.audio import files as audio_files
+from infra.audio import limits as audio_limits
+from infra.audio.files import Audio, AudioError, AudioTooLong, NotAudio, UnreadableAudio, decode, encode, to_stereo_44k
 from infra.errors import UserError
 
 

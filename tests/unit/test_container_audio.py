@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra import audio_limits
-from infra.audio_files import AudioError, AudioTooLong, NotAudio, UnreadableAudio, decode, to_stereo_44k
-from infra.container_audio import container_of
+from infra.audio import limits as audio_limits
+from infra.audio.containers import container_of
+from infra.audio.files import AudioError, AudioTooLong, NotAudio, UnreadableAudio, decode, to_stereo_44k
 from tests.source_examples import bursts, container
 
 

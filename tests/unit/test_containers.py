@@ -11,7 +11,7 @@ import psutil
 import pytest
 import soundfile
 
-from infra.decoding import Decoder
+from infra.audio.decoder import Decoder
 from pipelines.containers import probe
 from pipelines.songs import SongError
 from tests.source_examples import bursts, container

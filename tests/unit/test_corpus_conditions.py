@@ -10,7 +10,7 @@ import pytest
 import scipy.ndimage
 import scipy.signal
 
-from infra.audio_files import decode, to_stereo_44k
+from infra.audio.files import decode, to_stereo_44k
 from infra.errors import UserError
 from model import listen
 from model.dimensions import SAMPLE_RATE_HZ

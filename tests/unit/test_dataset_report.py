@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from infra import audio_files, commands
+from infra import commands
+from infra.audio import files as audio_files
 from infra.errors import UserError
 from infra.records import read_latents, read_manifest
 from infra.storage import Place

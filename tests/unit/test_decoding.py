@@ -17,9 +17,9 @@ import psutil
 import pytest
 import soundfile
 
-from infra import decoding
-from infra.audio_files import AudioError, AudioTooLong, NotAudio, UnreadableAudio, decode, encode, to_stereo_44k
-from infra.decoding import Decoder, DecoderCrashed, DecoderTimeout
+from infra.audio import decoder as decoding
+from infra.audio.decoder import Decoder, DecoderCrashed, DecoderTimeout
+from infra.audio.files import AudioError, AudioTooLong, NotAudio, UnreadableAudio, decode, encode, to_stereo_44k
 from tests.source_examples import bursts, container
 
 
@@ -205,7 +205,7 @@ def test_memory_is_limited_and_running_out_of_it_is_one_error(decoder: Decoder, 
 
 def test_the_child_ends_with_its_parent() -> None:
     program = (
-        "import os, sys\nfrom infra.decoding import Decoder\nfrom infra.audio_files import encode\nimport numpy as np\n"
+        "import os, sys\nfrom infra.audio.decoder import Decoder\nfrom infra.audio.files import encode\nimport numpy as np\n"
         "decoder = Decoder()\ndecoder.decode(encode(np.zeros((2, 99), np.float32)))\n"
         "os.write(1, str(decoder.pid).encode())\nos.kill(os.getpid(), 9)\n"
     )

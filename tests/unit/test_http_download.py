@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infra.audio_files import encode
+from infra.audio.files import encode
 from infra.storage import Place
 from pipelines import http_download
 from pipelines.http_faults import Unavailable

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from infra.decoding import Decoder
+from infra.audio.decoder import Decoder
 from infra.settings import S3Access
 from infra.storage import Place, StorageError
 from model.dimensions import SAMPLE_RATE_HZ

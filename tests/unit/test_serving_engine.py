@@ -18,7 +18,7 @@ import serving_parts as parts
 import torch
 from torch import Tensor
 
-from infra.audio_files import AudioTooLong, decode
+from infra.audio.files import AudioTooLong, decode
 from infra.errors import UserError
 from model.accompany import Accompanist
 from model.diffusion.sampling import Sampling

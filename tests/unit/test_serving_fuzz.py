@@ -15,7 +15,7 @@ from httpx import Response
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from infra.audio_files import Audio, AudioError, decode, encode
+from infra.audio.files import Audio, AudioError, decode, encode
 from serving.app import AppConfig, create_app
 from serving.loading import load_engine
 from serving.replies import LocalBackend

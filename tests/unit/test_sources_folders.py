@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infra.audio_files import decode
+from infra.audio.files import decode
 from infra.storage import Place
 from pipelines.songs import FoundSong
 from pipelines.sources import list_songs, parse_source

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from infra.audio_files import decode
+from infra.audio.files import decode
 from infra.errors import UserError
 from infra.storage import Place
 from pipelines.songs import FoundSong

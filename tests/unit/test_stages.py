@@ -10,7 +10,7 @@ import pytest
 import ray
 from test_dataset_life import hold_media
 
-from infra.audio_files import decode
+from infra.audio.files import decode
 from infra.storage import Place
 from pipelines import stages
 from pipelines.acquire import AcquireConfig

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import av
 import numpy as np
 
-from infra.audio_limits import REMEDY, NotAudio, UnreadableAudio, check_format, check_length
+from infra.audio.limits import REMEDY, NotAudio, UnreadableAudio, check_format, check_length
 
 # (FFmpeg's demuxer, where its signature stands, the signature, what people call it)
 _SIGNATURES = (

@@ -17,7 +17,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from infra.audio_limits import (
+from infra.audio.containers import container_of, decode_container
+from infra.audio.limits import (
     MAX_CHANNELS,
     MAX_DURATION_S,
     REMEDY,
@@ -30,7 +31,6 @@ from infra.audio_limits import (
     check_mixable,
     check_samples,
 )
-from infra.container_audio import container_of, decode_container
 from infra.errors import UserError
 
 __all__ = [

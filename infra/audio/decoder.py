@@ -20,8 +20,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.audio_files import MAX_DURATION_S, SAMPLE_RATE_HZ, AudioError, AudioTooLong, NotAudio, UnreadableAudio
-from infra.decoder_child import HEADER_BYTES, encode_header
+from infra.audio.decoder_child import HEADER_BYTES, encode_header
+from infra.audio.files import MAX_DURATION_S, SAMPLE_RATE_HZ, AudioError, AudioTooLong, NotAudio, UnreadableAudio
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Decoder:
 
         `timeout_s` is for each of at most two attempts, from when the child is ready.
 
-        Raises: what `infra.audio_files.decode` and `to_stereo_44k` raise; OSError when the path cannot be read; DecoderCrashed;
+        Raises: what `infra.audio.files.decode` and `to_stereo_44k` raise; OSError when the path cannot be read; DecoderCrashed;
         DecoderTimeout.
         """
         request = {
@@ -157,7 +157,7 @@ class Decoder:
             log.warning("the decoder ended (%s) while it had nothing to do; starting another", self._end())
         begun = time.monotonic()
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "infra.decoder_child"],
+            [sys.executable, "-m", "infra.audio.decoder_child"],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The process that decodes for `infra.decoding.Decoder`, and may die of what it decodes: python -m infra.decoder_child.
+"""The process that decodes for `infra.audio.decoder.Decoder`, and may die of what it decodes: python -m infra.audio.decoder_child.
 
 Standard input and output carry messages: 4 bytes of length, a JSON header, and so many raw bytes as the header's `bytes` says. It ends
 when its input does, so never outlives its parent.
@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from infra.audio_files import AudioError, decode, to_stereo_44k
-from infra.container_audio import probe_container
+from infra.audio.containers import probe_container
+from infra.audio.files import AudioError, decode, to_stereo_44k
 
 # The largest audio that the limits let through takes 2.1 GiB. Counted on top of what the process has mapped when it starts: NumPy maps some
 # 70 MB for each core.
