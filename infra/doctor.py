@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from infra.errors import UserError
 from infra.settings import Settings
-from infra.storage import Place, StorageError
+from infra.storage.place import Place, StorageError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from infra.audio import files as audio_files
 from infra.errors import UserError
 from infra.resolve import checkpoint_folder, codec_spec
 from infra.settings import Settings
-from infra.storage import Place
+from infra.storage.place import Place
 
 if TYPE_CHECKING:
     from model.accompany import Accompanist

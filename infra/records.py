@@ -29,7 +29,7 @@ from infra.errors import UserError
 from infra.settings import Settings
 from infra.snapshots import read_rows
 from infra.splits import LatentTable, SplitIndex
-from infra.storage import MissingObjectError, Place
+from infra.storage.place import MissingObjectError, Place
 from infra.tables import read_tables
 
 SCHEMA_VERSION = 1

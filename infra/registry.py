@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.atomic import PARTIAL_SUFFIX
 from infra.errors import UserError
 from infra.settings import Settings
+from infra.storage.atomic import PARTIAL_SUFFIX
 from infra.tracking_client import answer_of, client_of, download
 
 log = logging.getLogger(__name__)

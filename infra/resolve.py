@@ -4,7 +4,7 @@ from pathlib import Path
 
 from infra import registry
 from infra.settings import Settings
-from infra.storage import Place, localise
+from infra.storage.place import Place, localise
 
 
 def checkpoint_folder(named: str | None, settings: Settings, shipped: Path) -> Path:

@@ -9,7 +9,7 @@ import hashlib
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.storage import Place
+from infra.storage.place import Place
 from infra.tables import read_table, table_bytes
 
 FOLDER = "snapshots"

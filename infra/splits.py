@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from infra.errors import UserError
-from infra.storage import MissingObjectError, Place
+from infra.storage.place import MissingObjectError, Place
 from infra.tables import READERS, read_table
 
 # What the readers of a split hold at once beside what they fill: a joined file is 256 MiB, and is held twice while it is read.

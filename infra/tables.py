@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.errors import UserError
-from infra.storage import Place
+from infra.storage.place import Place
 
 READERS = 16
 

@@ -23,7 +23,7 @@ from uuid import uuid4
 
 from infra.records import code_version
 from infra.registry import Candidate
-from infra.storage import MissingObjectError, Place, StorageError
+from infra.storage.place import MissingObjectError, Place, StorageError
 from infra.tracking_client import client_of, prepare
 from infra.tracking_mlflow import NOTE_TAG, PARENT_TAG, RUN_TAG, Delivery, RunHandle
 from infra.tracking_queue import Entry, Leftover, Sender, Spool, Verb, batches, leftovers, one_line

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from infra.errors import UserError
-from infra.storage import Place
+from infra.storage.place import Place
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from infra.storage import Place, StorageError
+from infra.storage.place import Place, StorageError
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import Literal
 import httpx
 
 from infra.errors import UserError
-from infra.storage import MissingObjectError, Place
+from infra.storage.place import MissingObjectError, Place
 from pipelines.containers import check_start, probe
 from pipelines.hosts import HostGate
 from pipelines.http_client import HttpClient, HttpConfig, checked_url

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from infra.storage import Place
+from infra.storage.place import Place
 from infra.tables import READERS
 from pipelines import dataset
 from pipelines.read import TAKEDOWN

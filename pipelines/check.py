@@ -18,7 +18,7 @@ from infra.errors import UserError
 from infra.records import SPLITS, Manifest, latents, read_manifest
 from infra.snapshots import read_rows
 from infra.splits import tensor_column
-from infra.storage import MissingObjectError, Place
+from infra.storage.place import MissingObjectError, Place
 from infra.tables import read_table
 from model.codec.base import CodecIdentity
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES

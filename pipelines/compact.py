@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infra.errors import UserError
-from infra.lease import held
 from infra.records import SONGS, SPLITS, Manifest, latents, read_manifest
-from infra.storage import Place
+from infra.storage.lease import held
+from infra.storage.place import Place
 from infra.tables import read_table, read_tables, write_table
 from model.codec.base import CodecIdentity
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from infra.errors import UserError
 from infra.records import PREPARATION, REJECTS, SONGS, Split, latents, tensors
-from infra.storage import MissingObjectError, Place
+from infra.storage.place import MissingObjectError, Place
 from infra.tables import read_table, write_table
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines.encode import EncodedSegment, EncodedSong

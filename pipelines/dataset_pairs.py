@@ -16,7 +16,7 @@ from infra.audio import files as audio_files
 from infra.records import Manifest
 from infra.report import LOWEST_DB, spectrogram
 from infra.splits import tensor_column
-from infra.storage import Place
+from infra.storage.place import Place
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.corpus.chance import Chance
 from pipelines.dataset_sample import STEMS, by_file, song_batches

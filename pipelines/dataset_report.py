@@ -17,7 +17,7 @@ from infra.errors import UserError
 from infra.records import MANIFEST, READ_ATTEMPTS, SPLITS, Manifest, read_manifest
 from infra.settings import Settings
 from infra.snapshots import read_rows
-from infra.storage import MissingObjectError, Place
+from infra.storage.place import MissingObjectError, Place
 from model.errors import ModelError
 from pipelines.dataset_figures import Group, Histogram, RejectKind, group, groups, histogram, reject_kinds
 from pipelines.dataset_pairs import SOUNDS, DrawnPair, Pair, read_pairs, write_sounds

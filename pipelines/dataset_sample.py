@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from infra.errors import UserError
 from infra.records import Manifest, latents
 from infra.splits import tensor_column
-from infra.storage import MissingObjectError, Place
+from infra.storage.place import MissingObjectError, Place
 from model.codec.base import CodecIdentity
 from pipelines.commits import LEAST_DEVIATION, describe
 from pipelines.corpus.chance import Chance

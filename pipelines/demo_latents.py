@@ -21,7 +21,7 @@ from tqdm import tqdm
 from infra.errors import UserError
 from infra.records import RESERVED_SEEDS, Manifest, Split
 from infra.settings import Settings
-from infra.storage import Place
+from infra.storage.place import Place
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines import dataset
 from pipelines.commits import commit

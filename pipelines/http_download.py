@@ -18,8 +18,8 @@ from typing import BinaryIO
 
 import httpx
 
-from infra.atomic import sync_folder, write_partial
 from infra.errors import UserError
+from infra.storage.atomic import sync_folder, write_partial
 from pipelines.http_client import Answer, HttpClient, PassingFault, Unavailable
 from pipelines.http_faults import http_date_s
 from pipelines.songs import SongError

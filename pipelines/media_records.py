@@ -6,7 +6,7 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from infra.storage import MissingObjectError, Place
+from infra.storage.place import MissingObjectError, Place
 
 logger = logging.getLogger(__name__)
 

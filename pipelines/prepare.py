@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from infra.cluster import connect
 from infra.errors import UserError
-from infra.lease import held
 from infra.records import Manifest
 from infra.settings import Settings
-from infra.storage import Place
+from infra.storage.lease import held
+from infra.storage.place import Place
 from pipelines import dataset, progress
 from pipelines.acquire import AcquireConfig
 from pipelines.belonging import elsewhere, without_left

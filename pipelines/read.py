@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from infra.audio.decoder import Decoder
 from infra.audio.files import AudioError
 from infra.settings import S3Access
-from infra.storage import MissingObjectError, Place
+from infra.storage.place import MissingObjectError, Place
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.segment import Reject, SegmentConfig, SongIdentity
 from pipelines.songs import SONG_RECORD, FoundSong, MediaFile, Role, SongError

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from infra.records import latents
-from infra.storage import Place
+from infra.storage.place import Place
 from infra.tables import READERS, read_table, write_table
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from model.listen.fingerprint import FingerprintIndex, bit_error_rate, sketch

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from infra.errors import UserError
 from infra.settings import S3Access, Settings
-from infra.storage import Place, UnreachableStorageError
+from infra.storage.place import Place, UnreachableStorageError
 from model.errors import ModelError
 from pipelines import dataset
 from pipelines.acquire import LICENSE, AcquireConfig, ForbiddenLicenseError, acquire_song, remove_media

@@ -11,7 +11,7 @@ from contextlib import suppress
 import numpy as np
 
 from infra.audio.files import encode
-from infra.storage import Place
+from infra.storage.place import Place
 from pipelines.read import ReadSong
 
 FOLDER = "stems"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from infra.records import MANIFEST, REJECTS, SONGS, Manifest, latents
 from infra.snapshots import read_rows
-from infra.storage import MissingObjectError, Place
+from infra.storage.place import MissingObjectError, Place
 from infra.tables import READERS, TableCache, read_table, read_tables
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 

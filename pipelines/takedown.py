@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from infra.errors import UserError
-from infra.lease import held
 from infra.records import MANIFEST, read_manifest
 from infra.snapshots import digests_with, read_rows
-from infra.storage import Place
+from infra.storage.lease import held
+from infra.storage.place import Place
 from infra.trainings import Training, trainings_on
 from model.codec.base import CodecIdentity
 from pipelines import dataset

@@ -20,7 +20,7 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from infra.errors import UserError
-from infra.storage import Place
+from infra.storage.place import Place
 from serving import openapi, problems, tracing
 from serving.account import Account
 from serving.admission import Gate, Keys

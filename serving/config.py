@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pydantic import ConfigDict
 
 from infra.errors import UserError
-from infra.storage import Place
+from infra.storage.place import Place
 
 DEFAULT_MODEL = "default"
 MODEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")

@@ -24,7 +24,7 @@ from infra.errors import UserError
 from infra.logs import configure
 from infra.resolve import checkpoint_folder, is_registered, pinned
 from infra.settings import Settings, registry_environment
-from infra.storage import Place
+from infra.storage.place import Place
 from model.errors import ModelError
 from serving.admission import digest
 from serving.app import AppConfig, create_app

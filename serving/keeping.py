@@ -13,7 +13,7 @@ from threading import BoundedSemaphore
 from typing import Any
 
 from infra import logs
-from infra.storage import Place
+from infra.storage.place import Place
 
 log = logging.getLogger(__name__)
 

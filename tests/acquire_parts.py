@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from infra.audio.files import encode
-from infra.storage import Place
+from infra.storage.place import Place
 from pipelines.acquire import AcquireConfig, acquire_media
 from pipelines.hosts import HostLimits
 from pipelines.media_records import AcquiredMedia

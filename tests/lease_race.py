@@ -4,8 +4,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from infra.errors import UserError
-from infra.lease import held
-from infra.storage import Place
+from infra.storage.lease import held
+from infra.storage.place import Place
 
 
 def eight_at_once(out: Place) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from infra.records import Counts, Manifest, latents, tensors
-from infra.storage import Place
+from infra.storage.place import Place
 from infra.tables import write_table
 
 CHANNELS = 64

@@ -7,7 +7,7 @@ from typing import Any
 
 from infra.errors import UserError
 from infra.records import MANIFEST, Manifest, code_version, read_manifest
-from infra.storage import Place
+from infra.storage.place import Place
 from model.checkpoint import Checkpoint
 from model.network.unet import AccompanimentUNet, count_parameters
 from training.config import TrainConfig, size_name

@@ -11,7 +11,7 @@ from typing import Literal
 from infra.errors import UserError
 from infra.resolve import checkpoint_place
 from infra.settings import Settings
-from infra.storage import Place, localise
+from infra.storage.place import Place, localise
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.diffusion.objective import DiffusionLossConfig
 from model.network.unet import DEEPEST, PRESETS, sized

@@ -11,7 +11,7 @@ import torch
 
 from infra.errors import UserError
 from infra.records import LatentTable, read_latents
-from infra.storage import Place
+from infra.storage.place import Place
 from model.codec.base import Codec
 from model.dimensions import FRAME_RATE_HZ
 from training.scores import COPY, GENERATED, NOISE, OTHER, REAL, ROUND_TRIP, SILENCE, STRANGER

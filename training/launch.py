@@ -15,7 +15,7 @@ from infra.errors import UserError
 from infra.records import read_manifest
 from infra.resolve import checkpoint_place
 from infra.settings import Settings
-from infra.storage import Place
+from infra.storage.place import Place
 from infra.tracking import RunHandle, Store, Tracker, keep, open_run, send_untracked, store_of
 from infra.trainings import note_training
 from model.errors import ModelError

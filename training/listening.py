@@ -18,7 +18,7 @@ from infra.errors import UserError
 from infra.records import LatentTable, read_latents
 from infra.resolve import codec_spec
 from infra.settings import Settings
-from infra.storage import Place
+from infra.storage.place import Place
 from infra.tracking import Tracker
 from model.accompany import Accompanist, GenerationConfig
 from model.checkpoint import Checkpoint

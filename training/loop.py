@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from infra.errors import UserError
 from infra.records import Manifest, read_latents, read_manifest
-from infra.storage import Place, localise
+from infra.storage.place import Place, localise
 from infra.tracking import Tracker
 from model.checkpoint import Checkpoint, LatentStatistics, load_checkpoint
 from model.codec.base import CodecIdentity, tensors_sha256

@@ -6,7 +6,7 @@ import torch
 
 from infra.memory import available_bytes
 from infra.records import Manifest, read_latents, split_index
-from infra.storage import Place
+from infra.storage.place import Place
 from training.config import TrainConfig
 from training.segments import InMemory, Segments
 from training.streamed import stream_segments

@@ -10,7 +10,7 @@ from infra.errors import UserError
 from infra.records import Manifest, latents
 from infra.registry import Candidate
 from infra.settings import Settings
-from infra.storage import Place, localise
+from infra.storage.place import Place, localise
 from infra.tracking import NOTE_TAG, RUN_FILE, Tracker, read_handle, send_untracked
 from infra.tracking_queue import UNTRACKED
 from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint

@@ -9,7 +9,7 @@ import torch
 
 from infra.errors import UserError
 from infra.settings import Settings
-from infra.storage import MissingObjectError, Place, localise
+from infra.storage.place import MissingObjectError, Place, localise
 from model.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint, save_checkpoint
 from training.card import About, card, last_part
 from training.evaluation_report import EvaluationReport

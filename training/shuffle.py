@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from infra.errors import UserError
 from infra.splits import FilePart, SplitIndex
-from infra.storage import MissingObjectError
+from infra.storage.place import MissingObjectError
 from training.streams import epoch_order, slots_of_rank
 
 if TYPE_CHECKING:

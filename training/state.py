@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from infra.errors import UserError
 from infra.records import Manifest
-from infra.storage import MissingObjectError, Place
+from infra.storage.place import MissingObjectError, Place
 from model.checkpoint import CONFIG_FILE, Checkpoint, DatasetIdentity, replace_folder, save_checkpoint
 from model.codec.base import CodecIdentity
 from model.network.unet import AccompanimentUNet

@@ -15,7 +15,7 @@ import torch
 
 from infra.errors import UserError
 from infra.records import read_manifest
-from infra.storage import MissingObjectError, Place
+from infra.storage.place import MissingObjectError, Place
 from infra.tracking import Store, Tracker, read_handle
 from model.checkpoint import CONFIG_FILE
 from model.errors import ModelError

@@ -38,7 +38,7 @@ def timed_song(song: "FoundSong", out: str, stems: "tuple[np.ndarray, np.ndarray
     import pickle
 
     from infra.benchmarks import prepare
-    from infra.storage import Place
+    from infra.storage.place import Place
     from pipelines import dataset
     from pipelines.containers import decoder
     from pipelines.read import Stops, read_song
@@ -76,7 +76,7 @@ def timed_song(song: "FoundSong", out: str, stems: "tuple[np.ndarray, np.ndarray
 def begin(out: Path) -> Any:
     """An empty dataset at `out` for the embedded codec, whose identity it gives."""
     from infra.settings import Settings
-    from infra.storage import Place
+    from infra.storage.place import Place
     from pipelines import dataset
     from pipelines.encode import open_codec
     from pipelines.segment import SegmentConfig
@@ -120,7 +120,7 @@ def rows_s(folder: Path, out: Path) -> tuple[float, float, float]:
     """(seconds a row in files of their own, in one joined file, MB a file) of reading what is stored."""
     import pyarrow.parquet as pq
 
-    from infra.storage import Place
+    from infra.storage.place import Place
     from pipelines import dataset
 
     (file,) = (out / "songs").iterdir()

@@ -62,7 +62,7 @@ def write_songs(folder: Path, songs: int, duration_s: float) -> None:
 def bare_loop(songs: Sequence["FoundSong"], out: Path, codec: str, workers: int) -> tuple[float, float]:
     """(seconds in all, seconds a song): the stages of `prepare` one after another, in plain processes."""
     from infra.settings import Settings
-    from infra.storage import Place
+    from infra.storage.place import Place
     from pipelines import dataset
     from pipelines.encode import open_codec
     from pipelines.processes import in_processes
@@ -99,7 +99,7 @@ def open_encoder(codec: str, identity: "CodecIdentity") -> None:
 
 def one_song(song: "FoundSong", out: str) -> str:
     """Read, segment, encode and write one song in this process."""
-    from infra.storage import Place
+    from infra.storage.place import Place
     from pipelines import dataset
     from pipelines.containers import decoder
     from pipelines.read import Stops, read_song

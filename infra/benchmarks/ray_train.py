@@ -14,7 +14,7 @@ LOG_EVERY = 10  # as by default: a line a step would wake Ray's log monitor, the
 
 
 def step_times_s(data: str, out: Path, workers: int, steps: int) -> list[float]:
-    from infra.storage import Place
+    from infra.storage.place import Place
     from training.config import TrainConfig
     from training.launch import train
     from training.state import read_metrics

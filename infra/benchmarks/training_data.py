@@ -45,7 +45,7 @@ def write_dataset(folder: Path, segments: int) -> str:
 
     from infra.records import Counts, Manifest, latents, tensors
     from infra.snapshots import SNAPSHOT, write_snapshot
-    from infra.storage import Place
+    from infra.storage.place import Place
     from infra.tables import write_table
 
     place, random, rows = Place(str(folder)), np.random.default_rng(0), list[dict[str, Any]]()
@@ -90,7 +90,7 @@ def measure(mode: "DataMode", data: str, out: Path, steps: int, rows: int) -> di
     """One mode in this process: rows alone, then under the small network."""
     from infra.cluster import connect
     from infra.records import read_manifest
-    from infra.storage import Place
+    from infra.storage.place import Place
     from training.batches import Batches, statistics_of
     from training.config import TrainConfig
     from training.loop import run

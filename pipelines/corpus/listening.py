@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from infra.errors import UserError
 from infra.records import RESERVED_SEEDS
-from infra.storage import Place
+from infra.storage.place import Place
 from pipelines.corpus.compose import compose
 from pipelines.corpus.conditions import CONDITIONS, SAME_PERFORMANCE, Severity, vocal_under
 from pipelines.corpus.record import GENERATOR_VERSION

@@ -12,7 +12,7 @@ import soundfile as sf
 from tqdm import tqdm
 
 from infra.errors import UserError
-from infra.storage import Place
+from infra.storage.place import Place
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.corpus.compose import DEFAULT_DURATION_S, compose
 from pipelines.corpus.dsp import level_db, loudness_lufs

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from infra.errors import UserError
-from infra.storage import Place
+from infra.storage.place import Place
 from pipelines.songs import FoundSong
 from pipelines.sources.catalogue import CatalogueConfig, list_catalogue
 from pipelines.sources.folder import list_folder

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from infra.errors import UserError
-from infra.storage import Place
+from infra.storage.place import Place
 from pipelines.songs import FoundSong
 from pipelines.sources.names import artist_keys, first_artists, title_keys
 from pipelines.sources.providers import Provider, WantedSong

@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import PurePosixPath
 
 from infra.errors import UserError
-from infra.storage import Place
+from infra.storage.place import Place
 from pipelines.songs import FoundSong, MediaFile
 from pipelines.sources.listing import AUDIO_SUFFIXES, NOT_UTF8, is_audio, is_shown_as_is, shown, version_of, visible_files
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
 from infra.errors import UserError
-from infra.storage import Place
+from infra.storage.place import Place
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".webm", ".aac", ".aiff", ".aif", ".wv")
 NOT_UTF8 = "its name is not UTF-8: rename it"

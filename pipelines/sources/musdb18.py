@@ -9,7 +9,7 @@ The mixture is not read: the stems add up to it, but for what AAC did to each of
 from collections import defaultdict
 
 from infra.errors import UserError
-from infra.storage import Place
+from infra.storage.place import Place
 from pipelines.songs import FoundSong, MediaFile
 from pipelines.sources.folder import title_of
 from pipelines.sources.listing import NOT_UTF8, is_shown_as_is, shown, version_of, visible_files

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from infra.errors import UserError
-from infra.storage import Place
+from infra.storage.place import Place
 from pipelines.songs import SONG_RECORD, FoundSong, MediaFile
 from pipelines.sources.listing import AUDIO_SUFFIXES, is_audio, is_shown_as_is, shown, version_of, visible_files
 

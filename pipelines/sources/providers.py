@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from infra.errors import UserError
 from infra.settings import S3Access
-from infra.storage import Place
+from infra.storage.place import Place
 from pipelines.songs import FoundSong
 from pipelines.sources.folder import list_folder
 from pipelines.sources.listing import digest

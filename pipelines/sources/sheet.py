@@ -10,7 +10,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from infra.errors import UserError
-from infra.storage import MissingObjectError, Place
+from infra.storage.place import MissingObjectError, Place
 
 _PARQUET = b"PAR1"
 _HEAD_BYTES = 2**16

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from infra.storage import Place, localise
+from infra.storage.place import Place, localise
 from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics, load_checkpoint
 from model.codec.base import CodecIdentity
 from model.network.unet import AccompanimentUNet, UNetConfig

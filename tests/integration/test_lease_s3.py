@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from infra.errors import UserError
-from infra.lease import FOLDER, Lease, held
-from infra.storage import Place
+from infra.storage.lease import FOLDER, Lease, held
+from infra.storage.place import Place
 from tests.lease_race import eight_at_once
 
 ROOT = Path(__file__).parents[2]
@@ -23,8 +23,8 @@ OTHER = Lease(id="a", work="prepare", machine="another", host="node-7", pid=11, 
 HOLDER = """
 import sys, time
 from infra.errors import UserError
-from infra.lease import held
-from infra.storage import Place
+from infra.storage.lease import held
+from infra.storage.place import Place
 
 out = Place(sys.argv[1])
 out.check()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from infra.storage import Place
+from infra.storage.place import Place
 from infra.tracking import RunHandle, Store, Tracker, open_run, read_handle, send_untracked, store_of
 
 
@@ -136,7 +136,7 @@ def test_what_a_killed_process_had_logged_is_sent_by_the_next(tmp_path: Path) ->
     place = Place(str(tmp_path / "run"))
     code = f"""
 import time
-from infra.storage import Place
+from infra.storage.place import Place
 from infra.tracking import Store, open_run
 tracker = open_run(Store(tracking_uri="http://127.0.0.1:9"), experiment="e", name="n", run=Place({place.uri!r}), about={{}})
 tracker.params({{"rate": 1}})

@@ -10,7 +10,7 @@ from mlflow_server import MlflowServer, mlflow_server
 
 from infra.registry import Candidate, fetch
 from infra.settings import Settings
-from infra.storage import Place
+from infra.storage.place import Place
 from infra.tracking import Store, open_run, read_handle
 from training.recording import track_again
 

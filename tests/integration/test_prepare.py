@@ -17,7 +17,7 @@ import soundfile
 from infra.cluster import Cluster
 from infra.errors import UserError
 from infra.records import read_latents, read_manifest
-from infra.storage import Place
+from infra.storage.place import Place
 from model.codec.load import load_codec
 from model.dimensions import SAMPLE_RATE_HZ, SEGMENT_SAMPLES
 from pipelines.prepare import PrepareConfig, prepare

@@ -17,7 +17,7 @@ import soundfile
 from infra.cluster import Cluster
 from infra.errors import UserError
 from infra.records import SPLITS, read_latents, read_manifest
-from infra.storage import Place
+from infra.storage.place import Place
 from model.dimensions import SAMPLE_RATE_HZ
 from model.errors import ModelError
 from pipelines.acquire import AcquireConfig

@@ -11,7 +11,7 @@ from infra.generate import open_accompanist
 from infra.registry import Candidate, look_up, promote, register
 from infra.resolve import pinned
 from infra.settings import Settings
-from infra.storage import Place
+from infra.storage.place import Place
 from infra.tracking import open_run, store_of
 from model.codec.load import load_codec
 from tests.tiny_latents import write_latents

@@ -14,7 +14,7 @@ from test_serving_http import TIMEOUT_S, free_port
 from infra.cluster import Cluster
 from infra.registry import Candidate, promote
 from infra.settings import Settings
-from infra.storage import Place
+from infra.storage.place import Place
 from infra.tracking import open_run, store_of
 from model.checkpoint import load_checkpoint, save_checkpoint
 from serving.deployments import ServeConfig, reload, start, versions_of

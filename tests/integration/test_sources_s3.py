@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from infra.storage import Place
+from infra.storage.place import Place
 from pipelines.sources import list_songs, parse_source
 from pipelines.stems import NAMES, kept_stems, remove_stems_but
 from tests.source_examples import write_catalogue, write_folder, write_moisesdb, write_musdb18, write_musdb18_hq

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from s3_server import S3Server
 
-from infra.storage import MissingObjectError, Place, StorageError, localise
+from infra.storage.place import MissingObjectError, Place, StorageError, localise
 
 
 def test_read_write_list_delete(bucket: str) -> None:

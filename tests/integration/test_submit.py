@@ -17,7 +17,7 @@ import pytest
 import soundfile
 
 from infra.records import read_latents, read_manifest
-from infra.storage import Place
+from infra.storage.place import Place
 from model.checkpoint import load_checkpoint
 
 BIN = Path(sys.executable).parent

@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from infra.storage import Place
+from infra.storage.place import Place
 from model.codec.load import load_codec
 from tests.tiny_latents import write_latents
 from training.loop import run

@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from infra.errors import UserError
-from infra.storage import Place
+from infra.storage.place import Place
 from model.checkpoint import load_checkpoint
 from tests.tiny_latents import write_latents
 from training.config import TrainConfig

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from mlflow import MlflowClient
 
-from infra.storage import Place
+from infra.storage.place import Place
 from tests.tiny_latents import write_latents
 from training.config import TrainConfig
 from training.loop import run

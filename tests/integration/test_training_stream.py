@@ -13,7 +13,7 @@ import torch
 
 from infra.errors import UserError
 from infra.records import read_latents, read_manifest, split_index
-from infra.storage import Place
+from infra.storage.place import Place
 from tests.tiny_latents import write_latents
 from training.batches import Batch, Batches, collate, statistics_of
 from training.config import TrainConfig

@@ -13,7 +13,7 @@ import pytest
 
 from infra.audio.files import encode
 from infra.errors import UserError
-from infra.storage import StorageError
+from infra.storage.place import StorageError
 from pipelines.acquire import AcquireConfig, acquire_song, remove_media, with_media
 from pipelines.http_faults import Unavailable
 from pipelines.media_records import read_record

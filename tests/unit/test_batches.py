@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from infra.errors import UserError
 from infra.records import read_latents, read_manifest
-from infra.storage import Place
+from infra.storage.place import Place
 from tests.tiny_latents import write_latents
 from training.batches import DEPTH, Batches, collate, statistics_of, validation_batches
 from training.segments import InMemory, Segment

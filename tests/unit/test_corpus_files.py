@@ -8,7 +8,7 @@ import pytest
 import soundfile as sf
 
 from infra.errors import UserError
-from infra.storage import Place
+from infra.storage.place import Place
 from pipelines.corpus import CorpusConfig, compose, read_song_json, write_corpus
 
 DURATION_S = 5.0

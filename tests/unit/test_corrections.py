@@ -11,9 +11,9 @@ from test_dataset_life import CODEC, encoded, hold_media, killed_before
 from test_settle import Run, result_of, urls
 
 import pipelines.prepare
-from infra.atomic import write_partial
 from infra.records import read_manifest
-from infra.storage import Place
+from infra.storage.atomic import write_partial
+from infra.storage.place import Place
 from pipelines import dataset
 from pipelines.acquire import LICENSE, AcquireConfig
 from pipelines.belonging import without_left

@@ -7,7 +7,7 @@ import pytest
 
 from infra.errors import UserError
 from infra.records import REJECTS
-from infra.storage import Place
+from infra.storage.place import Place
 from infra.tables import read_table
 from model.codec.base import CodecIdentity
 from pipelines.dataset import begin, settle_duplicate, write_rejects, write_song

@@ -14,7 +14,7 @@ import pytest
 
 from infra.errors import UserError
 from infra.records import MANIFEST, SPLITS, read_latents, read_manifest
-from infra.storage import Place
+from infra.storage.place import Place
 from infra.trainings import note_training
 from model.codec.base import CodecIdentity
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES

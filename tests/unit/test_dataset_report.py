@@ -15,7 +15,7 @@ from infra import commands
 from infra.audio import files as audio_files
 from infra.errors import UserError
 from infra.records import read_latents, read_manifest
-from infra.storage import Place
+from infra.storage.place import Place
 from model.codec.base import CodecIdentity
 from model.codec.load import load_codec
 from model.dimensions import HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ, SEGMENT_FRAMES

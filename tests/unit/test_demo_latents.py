@@ -7,7 +7,7 @@ import pytest
 
 from infra.errors import UserError
 from infra.records import RESERVED_SEEDS, read_latents, read_manifest
-from infra.storage import Place
+from infra.storage.place import Place
 from model import listen
 from pipelines import dataset
 from pipelines.corpus import compose, render

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from infra.records import read_latents, read_manifest
-from infra.storage import Place
+from infra.storage.place import Place
 from model.diffusion.objective import DiffusionLossConfig, Schedule, velocity_loss
 from model.errors import ModelError
 from model.network.unet import AccompanimentUNet, UNetConfig

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from infra.errors import UserError
-from infra.storage import Place
+from infra.storage.place import Place
 from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics, load_checkpoint, save_checkpoint
 from model.codec.base import CodecIdentity
 from model.diffusion.distillation import lesson

@@ -24,8 +24,8 @@ ONLY_HERE = {
     "transformers": {"model/metrics/clap.py", "infra/benchmarks/peers_systems.py"},
     "audiobox_aesthetics": {"model/metrics/aesthetics.py"},
     "mlflow": {"infra/tracking_client.py", "infra/tracking_mlflow.py", "infra/tracking_system.py"},
-    "boto3": {"infra/storage.py"},
-    "botocore": {"infra/storage.py"},
+    "boto3": {"infra/storage/place.py"},
+    "botocore": {"infra/storage/place.py"},
 }
 FORBIDDEN = {"model": {"ray", "mlflow", "boto3", "pyarrow", "fastapi"}}
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from infra.errors import UserError
-from infra.lease import FOLDER, Lease, held
-from infra.storage import Place
+from infra.storage.lease import FOLDER, Lease, held
+from infra.storage.place import Place
 from tests.lease_race import eight_at_once
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ def write(out: Place, lease: Lease) -> None:
 @contextmanager
 def another_process(out: Place) -> Iterator["subprocess.Popen[bytes]"]:
     code = (
-        "import sys, time\nfrom infra.lease import held\nfrom infra.storage import Place\n"
+        "import sys, time\nfrom infra.storage.lease import held\nfrom infra.storage.place import Place\n"
         "with held(Place(sys.argv[1]), 'compact'):\n    print('held', flush=True)\n    time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code, out.uri], cwd=ROOT, stdout=subprocess.PIPE) as process:

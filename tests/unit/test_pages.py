@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from infra.errors import UserError
-from infra.storage import StorageError
+from infra.storage.place import StorageError
 from pipelines.hosts import HostLimits, Robots
 from pipelines.http_faults import Unavailable
 from pipelines.songs import SongError

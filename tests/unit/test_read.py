@@ -11,7 +11,7 @@ import soundfile
 
 from infra.audio.decoder import Decoder
 from infra.settings import S3Access
-from infra.storage import Place, StorageError
+from infra.storage.place import Place, StorageError
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.read import MAX_FILE_BYTES, MAX_RECORD_BYTES, SongFiles, Stops, read_song, sum_by_role
 from pipelines.segment import SegmentConfig

@@ -12,7 +12,7 @@ import pytest
 
 from infra.errors import UserError
 from infra.records import Counts, Manifest, code_version, latents, read_latents, read_manifest, tensors
-from infra.storage import Place
+from infra.storage.place import Place
 from infra.tables import write_table
 
 CHANNELS, FRAMES = 4, 6

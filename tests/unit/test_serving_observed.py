@@ -20,7 +20,7 @@ from httpx import Request, Response
 from otlp_collector import Collector, Seen, collecting
 
 from infra.logs import JsonLines
-from infra.storage import Place
+from infra.storage.place import Place
 from model.accompany import Accompanist
 from serving.admission import digest
 from serving.app import AppConfig, Message, create_app

@@ -11,7 +11,7 @@ import pytest
 from test_dataset_life import CODEC, encoded, hold_media, killed_before
 
 from infra.errors import UserError
-from infra.storage import Place
+from infra.storage.place import Place
 from model.listen.fingerprint import MOST_BIT_ERRORS
 from pipelines import dataset
 from pipelines.check import CheckConfig, check

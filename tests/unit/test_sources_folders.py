@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from infra.audio.files import decode
-from infra.storage import Place
+from infra.storage.place import Place
 from pipelines.songs import FoundSong
 from pipelines.sources import list_songs, parse_source
 from pipelines.sources.folder import title_of

@@ -10,7 +10,7 @@ import pytest
 
 from infra.audio.files import decode
 from infra.errors import UserError
-from infra.storage import Place
+from infra.storage.place import Place
 from pipelines.songs import FoundSong
 from pipelines.sources import CatalogueConfig, list_songs, parse_source
 from pipelines.sources.catalogue import CatalogueCounts, list_catalogue

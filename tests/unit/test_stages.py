@@ -11,7 +11,7 @@ import ray
 from test_dataset_life import hold_media
 
 from infra.audio.files import decode
-from infra.storage import Place
+from infra.storage.place import Place
 from pipelines import stages
 from pipelines.acquire import AcquireConfig
 from pipelines.attempts import MAX_ATTEMPTS, take_turns

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.atomic import write_partial
 from infra.errors import UserError
 from infra.settings import S3Access
-from infra.storage import MissingObjectError, Place, StorageError, localise
+from infra.storage.atomic import write_partial
+from infra.storage.place import MissingObjectError, Place, StorageError, localise
 
 
 def test_joining_and_names(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_killed_writer_leaves_the_old_content_and_no_visible_rest(tmp_path: Pa
     place = Place(str(tmp_path)) / "object"
     place.write_bytes(b"old")
     code = (
-        "import os, signal, infra.storage as storage\n"
+        "import os, signal, infra.storage.place as storage\n"
         "storage.os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"storage.Place({place.uri!r}).write_bytes(b'new' * 1000)\n"
     )

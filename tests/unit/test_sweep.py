@@ -14,7 +14,7 @@ from infra import commands
 from infra.errors import UserError
 from infra.records import read_manifest
 from infra.settings import Settings
-from infra.storage import Place
+from infra.storage.place import Place
 from infra.tracking import Store
 from model.checkpoint import load_checkpoint
 from model.errors import ModelError

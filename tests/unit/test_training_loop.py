@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from infra.errors import UserError
-from infra.storage import Place
+from infra.storage.place import Place
 from model.checkpoint import load_checkpoint
 from model.diffusion.objective import DiffusionLossConfig
 from tests.tiny_latents import write_latents

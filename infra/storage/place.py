@@ -15,9 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.atomic import PARTIAL_SUFFIX, sync_folder, write_partial
 from infra.errors import UserError
 from infra.settings import S3_ENVIRONMENT, S3Access, Settings, export
+from infra.storage.atomic import PARTIAL_SUFFIX, sync_folder, write_partial
 
 if TYPE_CHECKING:
     import pyarrow.fs

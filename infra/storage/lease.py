@@ -18,7 +18,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from infra.errors import UserError
-from infra.storage import MissingObjectError, Place, StorageError
+from infra.storage.place import MissingObjectError, Place, StorageError
 
 log = logging.getLogger(__name__)
 
