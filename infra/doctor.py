@@ -154,7 +154,7 @@ def object_storage(settings: Settings) -> str:
 
 
 def dataset(uri: str) -> str:
-    from infra.records import SPLITS, read_latents, read_manifest
+    from infra.dataset.format import SPLITS, read_latents, read_manifest
 
     manifest = read_manifest(Place(uri))
     read = {split: len(read_latents(Place(uri), split)) for split in SPLITS}

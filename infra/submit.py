@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from infra.dataset.format import code_version
 from infra.errors import UserError
-from infra.records import code_version
 from infra.settings import client_environment, export, job_environment
 
 if TYPE_CHECKING:

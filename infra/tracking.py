@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from infra.records import code_version
+from infra.dataset.format import code_version
 from infra.registry import Candidate
 from infra.storage.place import MissingObjectError, Place, StorageError
 from infra.tracking_client import client_of, prepare

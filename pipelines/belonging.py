@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+from infra.dataset.parquet import READERS
 from infra.storage.place import Place
-from infra.tables import READERS
 from pipelines import dataset
 from pipelines.read import TAKEDOWN
 from pipelines.sources import Source

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from infra.dataset.format import SPLITS, Manifest, latents, read_manifest
+from infra.dataset.parquet import read_table
+from infra.dataset.snapshots import read_rows
+from infra.dataset.splits import tensor_column
 from infra.errors import UserError
-from infra.records import SPLITS, Manifest, latents, read_manifest
-from infra.snapshots import read_rows
-from infra.splits import tensor_column
 from infra.storage.place import MissingObjectError, Place
-from infra.tables import read_table
 from model.codec.base import CodecIdentity
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines.commits import describe

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from infra.records import MANIFEST, SPLITS, Counts, Manifest, code_version, latents
-from infra.snapshots import read_rows, write_snapshot
+from infra.dataset.format import MANIFEST, SPLITS, Counts, Manifest, code_version, latents
+from infra.dataset.parquet import read_table, write_table
+from infra.dataset.snapshots import read_rows, write_snapshot
 from infra.storage.place import MissingObjectError, Place
-from infra.tables import read_table, write_table
 from model.dimensions import HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ, SEGMENT_FRAMES
 from pipelines.dataset import balance, part_name, remove_rows, separator_of
 from pipelines.stems import remove_stems_but

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from infra.dataset.format import SONGS, SPLITS, Manifest, latents, read_manifest
+from infra.dataset.parquet import read_table, read_tables, write_table
 from infra.errors import UserError
-from infra.records import SONGS, SPLITS, Manifest, latents, read_manifest
 from infra.storage.lease import held
 from infra.storage.place import Place
-from infra.tables import read_table, read_tables, write_table
 from model.codec.base import CodecIdentity
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines import dataset

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from infra.dataset.format import PREPARATION, REJECTS, SONGS, Split, latents, tensors
+from infra.dataset.parquet import read_table, write_table
 from infra.errors import UserError
-from infra.records import PREPARATION, REJECTS, SONGS, Split, latents, tensors
 from infra.storage.place import MissingObjectError, Place
-from infra.tables import read_table, write_table
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines.encode import EncodedSegment, EncodedSong
 from pipelines.segment import Reject, SegmentConfig

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tqdm import tqdm
 
+from infra.dataset.format import MANIFEST, READ_ATTEMPTS, SPLITS, Manifest, read_manifest
+from infra.dataset.snapshots import read_rows
 from infra.errors import UserError
-from infra.records import MANIFEST, READ_ATTEMPTS, SPLITS, Manifest, read_manifest
 from infra.settings import Settings
-from infra.snapshots import read_rows
 from infra.storage.place import MissingObjectError, Place
 from model.errors import ModelError
 from pipelines.dataset_figures import Group, Histogram, RejectKind, group, groups, histogram, reject_kinds

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from infra.dataset.format import Manifest, latents
+from infra.dataset.splits import tensor_column
 from infra.errors import UserError
-from infra.records import Manifest, latents
-from infra.splits import tensor_column
 from infra.storage.place import MissingObjectError, Place
 from model.codec.base import CodecIdentity
 from pipelines.commits import LEAST_DEVIATION, describe

@@ -18,8 +18,8 @@ import soxr
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from infra.dataset.format import RESERVED_SEEDS, Manifest, Split
 from infra.errors import UserError
-from infra.records import RESERVED_SEEDS, Manifest, Split
 from infra.settings import Settings
 from infra.storage.place import Place
 from model.dimensions import SAMPLE_RATE_HZ

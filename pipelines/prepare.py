@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from infra.cluster import connect
+from infra.dataset.format import Manifest
 from infra.errors import UserError
-from infra.records import Manifest
 from infra.settings import Settings
 from infra.storage.lease import held
 from infra.storage.place import Place

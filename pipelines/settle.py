@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from infra.records import latents
+from infra.dataset.format import latents
+from infra.dataset.parquet import READERS, read_table, write_table
 from infra.storage.place import Place
-from infra.tables import READERS, read_table, write_table
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from model.listen.fingerprint import FingerprintIndex, bit_error_rate, sketch
 from pipelines import dataset

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from infra.records import MANIFEST, REJECTS, SONGS, Manifest, latents
-from infra.snapshots import read_rows
+from infra.dataset.format import MANIFEST, REJECTS, SONGS, Manifest, latents
+from infra.dataset.parquet import READERS, TableCache, read_table, read_tables
+from infra.dataset.snapshots import read_rows
 from infra.storage.place import MissingObjectError, Place
-from infra.tables import READERS, TableCache, read_table, read_tables
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 
 DUPLICATE = "duplicate"  # the stage of a reject that has the audio of another song

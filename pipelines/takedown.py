@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
+from infra.dataset.format import MANIFEST, read_manifest
+from infra.dataset.snapshots import digests_with, read_rows
+from infra.dataset.trained_on import Training, trainings_on
 from infra.errors import UserError
-from infra.records import MANIFEST, read_manifest
-from infra.snapshots import digests_with, read_rows
 from infra.storage.lease import held
 from infra.storage.place import Place
-from infra.trainings import Training, trainings_on
 from model.codec.base import CodecIdentity
 from pipelines import dataset
 from pipelines.acquire import remove_media

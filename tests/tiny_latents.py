@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from infra.records import Counts, Manifest, latents, tensors
+from infra.dataset.format import Counts, Manifest, latents, tensors
+from infra.dataset.parquet import write_table
 from infra.storage.place import Place
-from infra.tables import write_table
 
 CHANNELS = 64
 

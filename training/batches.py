@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from infra.records import Manifest
-from infra.splits import LatentTable, evenly_spread
+from infra.dataset.format import Manifest
+from infra.dataset.splits import LatentTable, evenly_spread
 from model.checkpoint import LatentStatistics
 from training.segments import Segment, Segments, segment_of
 from training.streams import slots_of_rank, stream

@@ -5,8 +5,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from infra.dataset.format import MANIFEST, Manifest, code_version, read_manifest
 from infra.errors import UserError
-from infra.records import MANIFEST, Manifest, code_version, read_manifest
 from infra.storage.place import Place
 from model.checkpoint import Checkpoint
 from model.network.unet import AccompanimentUNet, count_parameters

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from infra.dataset.format import RESERVED_SEEDS
 from infra.errors import UserError
-from infra.records import RESERVED_SEEDS
 from model.codec.magnitude_vae import FRAMES_PER_LATENT, MAGNITUDE_BANDS, MAGNITUDE_FLOOR, STEREO_BANDS, features_of
 from model.codec.phase import spectrum
 from model.dimensions import AUDIO_CHANNELS, HOP_SAMPLES, SAMPLE_RATE_HZ

@@ -16,8 +16,8 @@ import torch
 from tqdm import tqdm
 
 from infra.audio import files as audio_files
+from infra.dataset.format import LatentTable, read_latents, read_manifest
 from infra.errors import UserError
-from infra.records import LatentTable, read_latents, read_manifest
 from infra.resolve import checkpoint_place, codec_spec
 from infra.settings import Settings
 from infra.storage.place import Place, localise

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from infra.dataset.format import LatentTable, read_latents
 from infra.errors import UserError
-from infra.records import LatentTable, read_latents
 from infra.storage.place import Place
 from model.codec.base import Codec
 from model.dimensions import FRAME_RATE_HZ

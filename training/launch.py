@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from infra.cluster import connect
+from infra.dataset.format import read_manifest
+from infra.dataset.trained_on import note_training
 from infra.errors import UserError
-from infra.records import read_manifest
 from infra.resolve import checkpoint_place
 from infra.settings import Settings
 from infra.storage.place import Place
 from infra.tracking import RunHandle, Store, Tracker, keep, open_run, send_untracked, store_of
-from infra.trainings import note_training
 from model.errors import ModelError
 from training.config import TrainConfig
 from training.evaluation import device, run_handle

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from infra.audio import files as audio_files
+from infra.dataset.format import LatentTable, read_latents
 from infra.errors import UserError
-from infra.records import LatentTable, read_latents
 from infra.resolve import codec_spec
 from infra.settings import Settings
 from infra.storage.place import Place

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from infra.dataset.format import Manifest, read_latents, read_manifest
 from infra.errors import UserError
-from infra.records import Manifest, read_latents, read_manifest
 from infra.storage.place import Place, localise
 from infra.tracking import Tracker
 from model.checkpoint import Checkpoint, LatentStatistics, load_checkpoint

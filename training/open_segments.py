@@ -4,8 +4,8 @@ import logging
 
 import torch
 
+from infra.dataset.format import Manifest, read_latents, split_index
 from infra.memory import available_bytes
-from infra.records import Manifest, read_latents, split_index
 from infra.storage.place import Place
 from training.config import TrainConfig
 from training.segments import InMemory, Segments

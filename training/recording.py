@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from infra.dataset.format import Manifest, latents
 from infra.errors import UserError
-from infra.records import Manifest, latents
 from infra.registry import Candidate
 from infra.settings import Settings
 from infra.storage.place import Place, localise

@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.dataset.splits import LatentTable
 from infra.errors import UserError
-from infra.splits import LatentTable
 from training.streams import epoch_order
 
 

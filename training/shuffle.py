@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from infra.dataset.splits import FilePart, SplitIndex
 from infra.errors import UserError
-from infra.splits import FilePart, SplitIndex
 from infra.storage.place import MissingObjectError
 from training.streams import epoch_order, slots_of_rank
 

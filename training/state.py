@@ -17,8 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from infra.dataset.format import Manifest
 from infra.errors import UserError
-from infra.records import Manifest
 from infra.storage.place import MissingObjectError, Place
 from model.checkpoint import CONFIG_FILE, Checkpoint, DatasetIdentity, replace_folder, save_checkpoint
 from model.codec.base import CodecIdentity

@@ -14,8 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from infra.cluster import connect
+from infra.dataset.splits import SplitIndex
 from infra.errors import UserError
-from infra.splits import SplitIndex
 from training.segments import Segment, refuse_empty
 from training.shuffle import LATENTS, Course, Shuffler, epochs_of_span
 from training.workers import Workers

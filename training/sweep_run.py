@@ -15,9 +15,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from infra.cluster import Cluster, connect
+from infra.dataset.format import Manifest, read_manifest
 from infra.errors import UserError
 from infra.logs import configure
-from infra.records import Manifest, read_manifest
 from infra.resolve import codec_spec
 from infra.settings import Settings, access_environment, export, ray_environment
 from infra.storage.place import MissingObjectError, Place

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from infra.dataset.format import read_manifest
 from infra.errors import UserError
-from infra.records import read_manifest
 from infra.storage.place import MissingObjectError, Place
 from infra.tracking import Store, Tracker, read_handle
 from model.checkpoint import CONFIG_FILE

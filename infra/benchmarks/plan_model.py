@@ -80,7 +80,7 @@ def known_costs() -> Costs:
         encode_cpu=measured(0.514),
         start_s=assumed(10, 25, 60, "processes, torch and weights of the actors, at each wave anew"),
         put_s=assumed(0.02, 0.05, 0.15, "an object's put"),
-        get_s=assumed(0.01, 0.025, 0.06, "an object's get; infra/tables.py reads 16 at once"),
+        get_s=assumed(0.01, 0.025, 0.06, "an object's get; infra/dataset/parquet.py reads 16 at once"),
         row_s=measured(0.00108),
         joined_row_s=measured(4.4e-05),
         media_mb=assumed(1.0, 2.4, 2.4, "MB a minute: MP3 at 128 or 320 kbit/s"),

@@ -114,7 +114,7 @@ def distance(some_BCT: Sequence[Tensor], others_BCT: Sequence[Tensor]) -> float:
 
 
 def held_out(arguments: argparse.Namespace, checkpoint: "Checkpoint", codec: "Codec") -> list[Song]:
-    from infra.records import read_latents, read_manifest
+    from infra.dataset.format import read_latents, read_manifest
     from infra.storage.place import Place
     from model.dimensions import FRAME_RATE_HZ
     from model.metrics.fit import Listener

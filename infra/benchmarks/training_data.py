@@ -43,10 +43,10 @@ def write_dataset(folder: Path, segments: int) -> str:
     """Random latents: `segments` of training and a few held out, five a song and file. Returns the place."""
     import pyarrow as pa
 
-    from infra.records import Counts, Manifest, latents, tensors
-    from infra.snapshots import SNAPSHOT, write_snapshot
+    from infra.dataset.format import Counts, Manifest, latents, tensors
+    from infra.dataset.parquet import write_table
+    from infra.dataset.snapshots import SNAPSHOT, write_snapshot
     from infra.storage.place import Place
-    from infra.tables import write_table
 
     place, random, rows = Place(str(folder)), np.random.default_rng(0), list[dict[str, Any]]()
     training, count = -(-segments // SEGMENTS_A_SONG), SEGMENTS_A_SONG
@@ -89,7 +89,7 @@ def write_dataset(folder: Path, segments: int) -> str:
 def measure(mode: "DataMode", data: str, out: Path, steps: int, rows: int) -> dict[str, float]:
     """One mode in this process: rows alone, then under the small network."""
     from infra.cluster import connect
-    from infra.records import read_manifest
+    from infra.dataset.format import read_manifest
     from infra.storage.place import Place
     from training.batches import Batches, statistics_of
     from training.config import TrainConfig

@@ -8,8 +8,8 @@ from functools import partial
 
 from tqdm import tqdm
 
+from infra.dataset.format import RESERVED_SEEDS
 from infra.errors import UserError
-from infra.records import RESERVED_SEEDS
 from infra.storage.place import Place
 from pipelines.corpus.compose import compose
 from pipelines.corpus.conditions import CONDITIONS, SAME_PERFORMANCE, Severity, vocal_under

@@ -15,8 +15,8 @@ import pytest
 import soundfile
 
 from infra.cluster import Cluster
+from infra.dataset.format import read_latents, read_manifest
 from infra.errors import UserError
-from infra.records import read_latents, read_manifest
 from infra.storage.place import Place
 from model.codec.load import load_codec
 from model.dimensions import SAMPLE_RATE_HZ, SEGMENT_SAMPLES

@@ -18,8 +18,8 @@ import soundfile
 from test_prepare import rows_of, write_song
 
 from infra.cluster import Cluster
+from infra.dataset.format import read_manifest
 from infra.errors import UserError
-from infra.records import read_manifest
 from infra.storage.place import Place
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.attempts import MAX_ATTEMPTS, attempts

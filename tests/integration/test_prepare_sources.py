@@ -15,8 +15,8 @@ import pytest
 import soundfile
 
 from infra.cluster import Cluster
+from infra.dataset.format import SPLITS, read_latents, read_manifest
 from infra.errors import UserError
-from infra.records import SPLITS, read_latents, read_manifest
 from infra.storage.place import Place
 from model.dimensions import SAMPLE_RATE_HZ
 from model.errors import ModelError

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from infra.records import read_latents, read_manifest
+from infra.dataset.format import read_latents, read_manifest
 from infra.storage.place import Place
 from model.checkpoint import load_checkpoint
 

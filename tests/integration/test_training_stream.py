@@ -11,8 +11,8 @@ import pytest
 import ray
 import torch
 
+from infra.dataset.format import read_latents, read_manifest, split_index
 from infra.errors import UserError
-from infra.records import read_latents, read_manifest, split_index
 from infra.storage.place import Place
 from tests.tiny_latents import write_latents
 from training.batches import Batch, Batches, collate, statistics_of

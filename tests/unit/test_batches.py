@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infra.dataset.format import read_latents, read_manifest
 from infra.errors import UserError
-from infra.records import read_latents, read_manifest
 from infra.storage.place import Place
 from tests.tiny_latents import write_latents
 from training.batches import DEPTH, Batches, collate, statistics_of, validation_batches

@@ -11,7 +11,7 @@ from test_dataset_life import CODEC, encoded, hold_media, killed_before
 from test_settle import Run, result_of, urls
 
 import pipelines.prepare
-from infra.records import read_manifest
+from infra.dataset.format import read_manifest
 from infra.storage.atomic import write_partial
 from infra.storage.place import Place
 from pipelines import dataset

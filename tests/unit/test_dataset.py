@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from infra.dataset.format import REJECTS
+from infra.dataset.parquet import read_table
 from infra.errors import UserError
-from infra.records import REJECTS
 from infra.storage.place import Place
-from infra.tables import read_table
 from model.codec.base import CodecIdentity
 from pipelines.dataset import begin, settle_duplicate, write_rejects, write_song
 from pipelines.encode import EncodedSong

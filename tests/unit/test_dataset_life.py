@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from infra.dataset.format import MANIFEST, SPLITS, read_latents, read_manifest
+from infra.dataset.trained_on import note_training
 from infra.errors import UserError
-from infra.records import MANIFEST, SPLITS, read_latents, read_manifest
 from infra.storage.place import Place
-from infra.trainings import note_training
 from model.codec.base import CodecIdentity
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines import dataset

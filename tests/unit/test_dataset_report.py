@@ -13,8 +13,8 @@ import pytest
 
 from infra import commands
 from infra.audio import files as audio_files
+from infra.dataset.format import read_latents, read_manifest
 from infra.errors import UserError
-from infra.records import read_latents, read_manifest
 from infra.storage.place import Place
 from model.codec.base import CodecIdentity
 from model.codec.load import load_codec

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infra.dataset.format import RESERVED_SEEDS, read_latents, read_manifest
 from infra.errors import UserError
-from infra.records import RESERVED_SEEDS, read_latents, read_manifest
 from infra.storage.place import Place
 from model import listen
 from pipelines import dataset

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from infra.records import read_latents, read_manifest
+from infra.dataset.format import read_latents, read_manifest
 from infra.storage.place import Place
 from model.diffusion.objective import DiffusionLossConfig, Schedule, velocity_loss
 from model.errors import ModelError

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from infra.dataset.format import Counts, Manifest, code_version, latents, read_latents, read_manifest, tensors
+from infra.dataset.parquet import write_table
 from infra.errors import UserError
-from infra.records import Counts, Manifest, code_version, latents, read_latents, read_manifest, tensors
 from infra.storage.place import Place
-from infra.tables import write_table
 
 CHANNELS, FRAMES = 4, 6
 

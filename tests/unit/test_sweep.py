@@ -11,8 +11,8 @@ import pytest
 from matplotlib.image import imread
 
 from infra import commands
+from infra.dataset.format import read_manifest
 from infra.errors import UserError
-from infra.records import read_manifest
 from infra.settings import Settings
 from infra.storage.place import Place
 from infra.tracking import Store

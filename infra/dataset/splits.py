@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from infra.dataset.parquet import READERS, read_table
 from infra.errors import UserError
 from infra.storage.place import MissingObjectError, Place
-from infra.tables import READERS, read_table
 
 # What the readers of a split hold at once beside what they fill: a joined file is 256 MiB, and is held twice while it is read.
 READING_BYTES = 2 * 2**30

@@ -9,8 +9,8 @@ import hashlib
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from infra.dataset.parquet import read_table, table_bytes
 from infra.storage.place import Place
-from infra.tables import read_table, table_bytes
 
 FOLDER = "snapshots"
 SNAPSHOT = pa.schema(

@@ -6,7 +6,7 @@
     OUT/latents/split=S/ID.parquet        a row a segment
     OUT/rejects/….parquet                 a row a rejected song or segment, with stage and reason
     OUT/stems/ID/….flac                   what a song was separated into, where `prepare --keep-stems` was asked for
-    OUT/snapshots/….parquet               which songs the manifest vouches for, and in which file each lies (`infra.snapshots`)
+    OUT/snapshots/….parquet               which songs the manifest vouches for, and in which file each lies (`infra.dataset.snapshots`)
 
 ID is a song's, or part-… where `backline compact` joined many songs in one file.
 
@@ -25,12 +25,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from infra.dataset.parquet import read_tables
+from infra.dataset.snapshots import read_rows
+from infra.dataset.splits import LatentTable, SplitIndex
 from infra.errors import UserError
 from infra.settings import Settings
-from infra.snapshots import read_rows
-from infra.splits import LatentTable, SplitIndex
 from infra.storage.place import MissingObjectError, Place
-from infra.tables import read_tables
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
