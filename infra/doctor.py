@@ -134,7 +134,7 @@ def cached(repository: str, file: str) -> str:
 
 
 def tracking(settings: Settings) -> str:
-    from infra.tracking import check_store
+    from infra.tracking.tracking import check_store
 
     return check_store(settings.mlflow_tracking_uri)
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from infra import registry
 from infra.settings import Settings
 from infra.storage.place import Place, localise
+from infra.tracking import registry
 
 
 def checkpoint_folder(named: str | None, settings: Settings, shipped: Path) -> Path:

@@ -107,8 +107,8 @@ def promote(model: str, version: str, /, *, alias: str = "champion") -> int:
     version: Its version: a number, or latest.
     alias: The alias that moves there.
     """
-    from infra.registry import promote as give
     from infra.settings import Settings
+    from infra.tracking.registry import promote as give
 
     found = give(model, version, alias, Settings.from_environment())
     sys.stdout.write(f"models:/{model}@{alias} is version {found.version} now\n")

@@ -21,7 +21,7 @@ from infra.errors import UserError
 from infra.resolve import checkpoint_place, codec_spec
 from infra.settings import Settings
 from infra.storage.place import Place, localise
-from infra.tracking import RunHandle, Tracker, open_run, read_handle, store_of
+from infra.tracking.tracking import RunHandle, Tracker, open_run, read_handle, store_of
 from model.accompany import Accompanist, GenerationConfig
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.codec.base import Codec

@@ -17,7 +17,7 @@ from infra.errors import UserError
 from infra.resolve import checkpoint_place
 from infra.settings import Settings
 from infra.storage.place import Place
-from infra.tracking import RunHandle, Store, Tracker, keep, open_run, send_untracked, store_of
+from infra.tracking.tracking import RunHandle, Store, Tracker, keep, open_run, send_untracked, store_of
 from model.errors import ModelError
 from training.config import TrainConfig
 from training.evaluation import device, run_handle

@@ -19,7 +19,7 @@ from infra.errors import UserError
 from infra.resolve import codec_spec
 from infra.settings import Settings
 from infra.storage.place import Place
-from infra.tracking import Tracker
+from infra.tracking.tracking import Tracker
 from model.accompany import Accompanist, GenerationConfig
 from model.checkpoint import Checkpoint
 from model.codec.base import Codec

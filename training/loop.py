@@ -14,7 +14,7 @@ from tqdm import tqdm
 from infra.dataset.format import Manifest, read_latents, read_manifest
 from infra.errors import UserError
 from infra.storage.place import Place, localise
-from infra.tracking import Tracker
+from infra.tracking.tracking import Tracker
 from model.checkpoint import Checkpoint, LatentStatistics, load_checkpoint
 from model.codec.base import CodecIdentity, tensors_sha256
 from model.diffusion.objective import DiffusionLoss, Schedule, velocity_loss

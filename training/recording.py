@@ -8,11 +8,11 @@ from tempfile import TemporaryDirectory
 
 from infra.dataset.format import Manifest, latents
 from infra.errors import UserError
-from infra.registry import Candidate
 from infra.settings import Settings
 from infra.storage.place import Place, localise
-from infra.tracking import NOTE_TAG, RUN_FILE, Tracker, read_handle, send_untracked
-from infra.tracking_queue import UNTRACKED
+from infra.tracking.queue import UNTRACKED
+from infra.tracking.registry import Candidate
+from infra.tracking.tracking import NOTE_TAG, RUN_FILE, Tracker, read_handle, send_untracked
 from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training import figures
 from training.card import About, card

@@ -21,7 +21,7 @@ from infra.logs import configure
 from infra.resolve import codec_spec
 from infra.settings import Settings, access_environment, export, ray_environment
 from infra.storage.place import MissingObjectError, Place
-from infra.tracking import NOTE_TAG, Store, Tracker, open_run, read_handle, store_of
+from infra.tracking.tracking import NOTE_TAG, Store, Tracker, open_run, read_handle, store_of
 from model.codec.load import load_codec
 from model.errors import ModelError
 from training.launch import WORKER_ENVIRONMENT, ending

@@ -16,7 +16,7 @@ import torch
 from infra.dataset.format import read_manifest
 from infra.errors import UserError
 from infra.storage.place import MissingObjectError, Place
-from infra.tracking import Store, Tracker, read_handle
+from infra.tracking.tracking import Store, Tracker, read_handle
 from model.checkpoint import CONFIG_FILE
 from model.errors import ModelError
 from model.network.flops import training_flops

@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from infra.storage.place import Place
-from infra.tracking import RunHandle, Store, Tracker, open_run, read_handle, send_untracked, store_of
+from infra.tracking.tracking import RunHandle, Store, Tracker, open_run, read_handle, send_untracked, store_of
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_what_a_killed_process_had_logged_is_sent_by_the_next(tmp_path: Path) ->
     code = f"""
 import time
 from infra.storage.place import Place
-from infra.tracking import Store, open_run
+from infra.tracking.tracking import Store, open_run
 tracker = open_run(Store(tracking_uri="http://127.0.0.1:9"), experiment="e", name="n", run=Place({place.uri!r}), about={{}})
 tracker.params({{"rate": 1}})
 tracker.content(b"abc", "notes/a.txt")

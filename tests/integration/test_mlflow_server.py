@@ -8,10 +8,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow_server import MlflowServer, mlflow_server
 
-from infra.registry import Candidate, fetch
 from infra.settings import Settings
 from infra.storage.place import Place
-from infra.tracking import Store, open_run, read_handle
+from infra.tracking.registry import Candidate, fetch
+from infra.tracking.tracking import Store, open_run, read_handle
 from training.recording import track_again
 
 

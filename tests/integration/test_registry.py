@@ -8,11 +8,11 @@ from mlflow import MlflowClient
 
 from infra.errors import UserError
 from infra.generate import open_accompanist
-from infra.registry import Candidate, look_up, promote, register
 from infra.resolve import pinned
 from infra.settings import Settings
 from infra.storage.place import Place
-from infra.tracking import open_run, store_of
+from infra.tracking.registry import Candidate, look_up, promote, register
+from infra.tracking.tracking import open_run, store_of
 from model.codec.load import load_codec
 from tests.tiny_latents import write_latents
 from training.config import TrainConfig
@@ -30,7 +30,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def test_the_champion_changes_only_for_one_that_is_better(tmp_path: Path, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "infra.registry")
+    caplog.set_level("INFO", "infra.tracking.registry")
     tracker = open_run(store_of(Place(str(tmp_path)), None), experiment="e", name="n", run=Place(str(tmp_path)))
     run, uri = str(tracker.handle.run_id), str(settings.mlflow_tracking_uri)
 

@@ -12,10 +12,10 @@ import serving_parts as parts
 from test_serving_http import TIMEOUT_S, free_port
 
 from infra.cluster import Cluster
-from infra.registry import Candidate, promote
 from infra.settings import Settings
 from infra.storage.place import Place
-from infra.tracking import open_run, store_of
+from infra.tracking.registry import Candidate, promote
+from infra.tracking.tracking import open_run, store_of
 from model.checkpoint import load_checkpoint, save_checkpoint
 from serving.deployments import ServeConfig, reload, start, versions_of
 

@@ -23,7 +23,7 @@ ONLY_HERE = {
     "demucs": {"model/separation/load.py"},
     "transformers": {"model/metrics/clap.py", "infra/benchmarks/peers_systems.py"},
     "audiobox_aesthetics": {"model/metrics/aesthetics.py"},
-    "mlflow": {"infra/tracking_client.py", "infra/tracking_mlflow.py", "infra/tracking_system.py"},
+    "mlflow": {"infra/tracking/client.py", "infra/tracking/deliver.py", "infra/tracking/system_metrics.py"},
     "boto3": {"infra/storage/place.py"},
     "botocore": {"infra/storage/place.py"},
 }

@@ -15,7 +15,7 @@ from infra.dataset.format import read_manifest
 from infra.errors import UserError
 from infra.settings import Settings
 from infra.storage.place import Place
-from infra.tracking import Store
+from infra.tracking.tracking import Store
 from model.checkpoint import load_checkpoint
 from model.errors import ModelError
 from model.metrics.set_distances import Interval

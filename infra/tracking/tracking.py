@@ -1,6 +1,6 @@
 """Runs in MLflow, as the rooms see them.
 
-Tracking watches, it never decides: whatever is to be tracked goes into a queue on disk (`infra.tracking_queue`), and a thread sends it.
+Tracking watches, it never decides: whatever is to be tracked goes into a queue on disk (`infra.tracking.queue`), and a thread sends it.
 A server that is away, at the start or later, slows nothing; what it has not taken by the end lies in RUN/untracked/ and is sent by
 whoever opens the run next, or by `backline track RUN`. RUN/metrics.jsonl stays the truth about metrics.
 """
@@ -22,12 +22,12 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from infra.dataset.format import code_version
-from infra.registry import Candidate
 from infra.storage.place import MissingObjectError, Place, StorageError
-from infra.tracking_client import client_of, prepare
-from infra.tracking_mlflow import NOTE_TAG, PARENT_TAG, RUN_TAG, Delivery, RunHandle
-from infra.tracking_queue import Entry, Leftover, Sender, Spool, Verb, batches, leftovers, one_line
-from infra.tracking_system import SystemWatch
+from infra.tracking.client import client_of, prepare
+from infra.tracking.deliver import NOTE_TAG, PARENT_TAG, RUN_TAG, Delivery, RunHandle
+from infra.tracking.queue import Entry, Leftover, Sender, Spool, Verb, batches, leftovers, one_line
+from infra.tracking.registry import Candidate
+from infra.tracking.system_metrics import SystemWatch
 
 __all__ = ["NOTE_TAG", "RUN_FILE", "RUN_TAG", "RunHandle", "Store", "Tracker", "open_run", "send_untracked", "store_of"]
 

@@ -17,7 +17,7 @@ from typing import Any
 from infra.errors import UserError
 from infra.settings import Settings
 from infra.storage.atomic import PARTIAL_SUFFIX
-from infra.tracking_client import answer_of, client_of, download
+from infra.tracking.client import answer_of, client_of, download
 
 log = logging.getLogger(__name__)
 

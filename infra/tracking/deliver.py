@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.registry import Candidate, register
-from infra.tracking_client import client_of, exists, experiment_of
-from infra.tracking_queue import Entry
+from infra.tracking.client import client_of, exists, experiment_of
+from infra.tracking.queue import Entry
+from infra.tracking.registry import Candidate, register
 
 log = logging.getLogger(__name__)
 
