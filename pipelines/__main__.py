@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from infra import commands
+from infra.cli import exit_codes as commands
 from model.errors import ModelError
 from pipelines.check import CheckConfig
 from pipelines.check import check as run_check

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from infra import commands
+from infra.cli import exit_codes as commands
 from model.errors import ModelError
 from serving import deployments
 from serving.deployments import ServeConfig

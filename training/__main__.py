@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from infra import commands
+from infra.cli import exit_codes as commands
 from model.errors import ModelError
 from training.codec import CodecTrainConfig
 from training.codec_adversarial import AdversarialConfig

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from infra.commands import LISTED
+from infra.cli.exit_codes import LISTED
 from model.accompany import GenerationConfig
 from model.diffusion.objective import DiffusionLossConfig
 from model.diffusion.sampling import USUAL_SAMPLING

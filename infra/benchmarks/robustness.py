@@ -211,7 +211,7 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(arguments.threads)
-    from infra.generate import open_accompanist
+    from infra.cli.generate import open_accompanist
 
     accompanist = open_accompanist(arguments.checkpoint, None)
     checkpoint = f"{accompanist.checkpoint.name}, step {accompanist.checkpoint.step}"

@@ -2,8 +2,8 @@
 
 import pytest
 
+from infra.cli.doctor import doctor, object_storage
 from infra.cluster import Cluster
-from infra.doctor import doctor, object_storage
 from infra.settings import Settings
 
 pytestmark = pytest.mark.ray

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from infra.cli.generate import open_accompanist
 from infra.errors import UserError
-from infra.generate import open_accompanist
 from infra.resolve import pinned
 from infra.settings import Settings
 from infra.storage.place import Place

@@ -42,7 +42,7 @@ def typed(line: str) -> list[str]:
         line = line.replace(long, short)
     program, *arguments = shlex.split(line.replace("model/weights", str(ROOT / "model" / "weights")))
     assert program in ("backline", "mlflow")
-    start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'backline'; from infra.cli import main; main()"
+    start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'backline'; from infra.cli.main import main; main()"
     return [sys.executable, "-c", start, *arguments] if program == "backline" else [sys.executable, "-m", "mlflow", *arguments]
 
 

@@ -75,8 +75,8 @@ def test_a_wrong_variable_is_one_line_and_exit_code_2(command: tuple[str, ...], 
 def test_help_starts_without_torch_and_ray() -> None:
     code = """
 import sys
-from infra import commands
-from infra.cli import app
+from infra.cli import exit_codes as commands
+from infra.cli.main import app
 commands.run(app, ["--help"])
 sys.exit("torch" in sys.modules or "ray" in sys.modules)
 """

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from infra import commands
 from infra.audio import files as audio_files
+from infra.cli import exit_codes as commands
 from infra.dataset.format import read_latents, read_manifest
 from infra.errors import UserError
 from infra.storage.place import Place

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "serving": {"serving", "model", "infra"},
 }
 # The command line is where the rooms meet, and only inside its functions.
-COMMAND_LINE = {"infra/cli.py", "infra/demo.py", "infra/doctor.py", "infra/generate.py"}
+COMMAND_LINE = {"infra/cli/main.py", "infra/cli/demo.py", "infra/cli/doctor.py", "infra/cli/generate.py"}
 # Benchmarks are commands too, and nothing imports them.
 BENCHMARKS = "infra/benchmarks/"
 ONLY_HERE = {

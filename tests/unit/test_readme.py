@@ -19,7 +19,7 @@ import serving_parts as parts
 import soundfile
 import uvicorn
 
-from infra.cli import app
+from infra.cli.main import app
 from serving.admission import digest
 from serving.app import AppConfig, create_app
 from serving.loading import load_engine

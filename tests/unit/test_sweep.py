@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from infra import commands
+from infra.cli import exit_codes as commands
 from infra.dataset.format import read_manifest
 from infra.errors import UserError
 from infra.settings import Settings

@@ -4,12 +4,12 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from infra import commands
+from infra.cli import exit_codes as commands
 
 app = App(name="backline", help="Takes a sung vocal and plays the band behind it.", version_flags=["--version"])
 # Imported only when called: the command line starts without torch or Ray.
-app.command("infra.demo:demo", name="demo", help="Everything on this machine, from a corpus to one accompaniment over HTTP.")
-app.command("infra.doctor:doctor", name="doctor", help="What works here, one line each, with the remedy for what does not.")
+app.command("infra.cli.demo:demo", name="demo", help="Everything on this machine, from a corpus to one accompaniment over HTTP.")
+app.command("infra.cli.doctor:doctor", name="doctor", help="What works here, one line each, with the remedy for what does not.")
 app.command("pipelines.__main__:corpus", name="corpus", help="Write the demo corpus: songs with vocals, band and their truth.")
 app.command("pipelines.__main__:listening_set", name="listening-set", help="Write demo vocals under the conditions of real ones.")
 app.command("pipelines.__main__:prepare", name="prepare", help="Turn any source of songs into a latent dataset.")
@@ -24,7 +24,7 @@ app.command("training.__main__:sweep", name="sweep", help="Compare trainings of 
 app.command("training.__main__:track", name="track", help="Send MLflow what it has not taken of a run.")
 app.command("training.__main__:promote", name="promote", help="Make a registered version the one that is loaded by an alias.")
 app.command("training.__main__:codec", name="codec", help="Train the embedded codec on song folders.")
-app.command("infra.submit:submit", name="submit", help="Run prepare, train, evaluate or sweep as a job on a Ray cluster.")
+app.command("infra.cli.submit:submit", name="submit", help="Run prepare, train, evaluate or sweep as a job on a Ray cluster.")
 app.command("serving.__main__:serve", name="serve", help="Answer vocals over HTTP, with a page for musicians.")
 
 
@@ -56,7 +56,7 @@ def generate(
     candidates: How many accompaniments to make; the best-fitting one is written.
     mix: Write vocal and accompaniment together.
     """
-    from infra.generate import GenerateRequest, generate_file
+    from infra.cli.generate import GenerateRequest, generate_file
 
     return generate_file(
         GenerateRequest(

@@ -162,7 +162,7 @@ def dataset(uri: str) -> str:
 
 
 def network(uri: str) -> str:
-    from infra.generate import open_accompanist
+    from infra.cli.generate import open_accompanist
 
     loaded = open_accompanist(uri, None).checkpoint
     return f"{loaded.name}, step {loaded.step}, codec {loaded.codec.id}"

@@ -17,8 +17,8 @@ import numpy as np
 from cyclopts import Parameter
 
 from infra.audio import files as audio_files
+from infra.cli.demo_page import DemoReport, Sound, StageTime, write_report
 from infra.cluster import connect
-from infra.report import DemoReport, Sound, StageTime, write_report
 
 if TYPE_CHECKING:
     from training.evaluation import EvaluationReport
