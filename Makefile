@@ -24,9 +24,9 @@ check: $(STAMP)
 
 # Backline beside MusicGen and Stable Audio; what they need lies apart from what users install.
 peers: $(VENV)/peers/.installed
-	PYTHONPATH=$(VENV)/peers $(BIN)/python infra/benchmarks/peers.py $(ARGS)
+	PYTHONPATH=$(VENV)/peers $(BIN)/python infra/benchmarks/model/peers.py $(ARGS)
 
-$(VENV)/peers/.installed: infra/benchmarks/peers.lock $(STAMP)
+$(VENV)/peers/.installed: infra/benchmarks/model/peers.lock $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --require-hashes --no-deps --target $(VENV)/peers -r $<
 	@touch $@
 

@@ -3,7 +3,7 @@
     acquire (tasks) ─▶ read (tasks) ─▶ separate (actors) ─▶ segment (tasks) ─▶ encode (actors) ─▶ write (tasks)
 
 acquire and separate are there only when a song needs them. Where encoding takes no GPU and nothing is separated, reading, segmenting and
-encoding are one stage: a segment is 17 MB, and copying it between processes costs more than it gains (infra/benchmarks/prepare.md).
+encoding are one stage: a segment is 17 MB, and copying it between processes costs more than it gains (infra/benchmarks/data/prepare.md).
 
 Stages overlap; a stage that is behind holds the ones before it back.
 """

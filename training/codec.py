@@ -42,7 +42,7 @@ NEPERS_60_DB = 60 / 20 * math.log(10)
 
 @dataclass(frozen=True, kw_only=True)
 class CodecTrainConfig:
-    """A run of the codec's first training; infra/benchmarks/codec.md says what made the weights that ship."""
+    """A run of the codec's first training; infra/benchmarks/model/codec.md says what made the weights that ship."""
 
     corpus: Path
     """Song folders, each with vocals.wav, accompaniment.wav and mixture.wav."""

@@ -50,7 +50,7 @@ ATTACK_WINDOW, ATTACK_HOP = 512, 256
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialConfig:
-    """A run of the second stage. infra/benchmarks/codec.md says what made the weights that ship."""
+    """A run of the second stage. infra/benchmarks/model/codec.md says what made the weights that ship."""
 
     corpus: Path
     """Song folders, each with vocals.wav, accompaniment.wav and mixture.wav."""

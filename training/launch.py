@@ -32,7 +32,7 @@ from training.workers import Workers
 log = logging.getLogger(__name__)
 
 # OpenMP's threads spin while they wait, which other processes pay for; asleep at once, a small network's step takes half as long again.
-# A short spin is neither (infra/benchmarks/ray_train.md).
+# A short spin is neither (infra/benchmarks/data/ray_train.md).
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
 
 

@@ -37,7 +37,7 @@ def timed_song(song: "FoundSong", out: str, stems: "tuple[np.ndarray, np.ndarray
     """Seconds of each stage over one song in this process; with `hand` each gets its song pickled, as separate stages do."""
     import pickle
 
-    from infra.benchmarks import prepare
+    from infra.benchmarks.data import prepare
     from infra.storage.place import Place
     from pipelines import dataset
     from pipelines.containers import decoder
@@ -90,7 +90,7 @@ def measure(folder: Path) -> Iterator[str]:
     """One song of 200 s as an MP3, so a mixture, and its stems; the least of three rounds, one thread."""
     import soundfile
 
-    from infra.benchmarks import prepare
+    from infra.benchmarks.data import prepare
     from pipelines.corpus import compose, render
     from pipelines.sources import list_songs, parse_source
 
@@ -158,7 +158,7 @@ def together(costs: Sequence[dict[str, float]], songs: int, start_s: float) -> f
 
 def validate(folder: Path, songs: int) -> Iterator[str]:
     """A real `prepare` of stems on CPUs with two encoders, beside the simulation from costs of two processes on the same songs."""
-    from infra.benchmarks import prepare
+    from infra.benchmarks.data import prepare
     from infra.cluster import connect
     from pipelines.processes import in_processes
     from pipelines.sources import list_songs, parse_source

@@ -30,7 +30,7 @@ HUB_REPOSITORY = "stabilityai/stable-audio-open-1.0"
 CHECKPOINT_PREFIX = "pretransform.model."
 Precision = Literal["auto", "float32", "bfloat16"]
 # A chunk of the Stable Audio Open VAE reads 10 frames on either side: 31% more work at 64 frames, 16% at 128, whose tensors at the
-# full rate take 155 MB each and whose decode 0.6 GB above the weights (infra/benchmarks/full_codec.md).
+# full rate take 155 MB each and whose decode 0.6 GB above the weights (infra/benchmarks/model/full_codec.md).
 CHUNK_FRAMES = 128
 
 

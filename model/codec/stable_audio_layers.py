@@ -1,7 +1,7 @@
 """Faster layers for a loaded Oobleck autoencoder (Evans et al. 2024): the same function and weights, other memory layouts and number types.
 
 Shapes: B batch, C channels, T positions at a layer's own rate. A tensor (B, C, T) is "channels last" if its memory is that of (B, T, C).
-Figures: infra/benchmarks/full_codec.md; reasons: infra/decisions/0008-full-size-codec.md.
+Figures: infra/benchmarks/model/full_codec.md; reasons: infra/decisions/0008-full-size-codec.md.
 """
 
 from typing import Any

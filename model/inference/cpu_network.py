@@ -3,7 +3,7 @@ recorded once, to run one after another without Python between them.
 
 PyTorch lays weights out anew at every call: for 15 M weights that takes as long as half the arithmetic for 10 s of music. Python takes 2 to
 3 ms of an evaluation, and only one thread at a time runs it: two hold each other up for longer than a short window's arithmetic takes
-(infra/benchmarks/engine.md). The record is TorchScript's, which holds no lock while it runs and needs no compiler.
+(infra/benchmarks/service/engine.md). The record is TorchScript's, which holds no lock while it runs and needs no compiler.
 
 Shapes: B = 1, C channels, T frames.
 """

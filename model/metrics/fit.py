@@ -2,7 +2,7 @@
 
 Harmony and rhythm each miss what the other hears (a shift by a bar keeps the rhythm, by an eighth the harmony), so both are reported.
 `overall` wants both, and a band that would not fit better a little earlier or later. Copying the vocal games all of it, so `leakage` is
-measured and pulls `overall` down. Figures: infra/benchmarks/fit.md; reasons: infra/decisions/0004-fit.md.
+measured and pulls `overall` down. Figures: infra/benchmarks/model/fit.md; reasons: infra/decisions/0004-fit.md.
 
 Shape legend: C channels, N samples.
 """

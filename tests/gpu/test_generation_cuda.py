@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from infra.benchmarks.subject import random_accompanist, sung
+from infra.benchmarks.model.subject import random_accompanist, sung
 from model.accompany import GenerationConfig, Request
 from model.inference.network_runner import BatchedEvaluator, Evaluation, ThreadedEvaluator
 from model.network.unet import AccompanimentUNet, paper
@@ -75,7 +75,7 @@ def test_a_request_has_the_same_bits_alone_in_a_batch_and_in_another_process(tmp
         assert np.array_equal(accompanist.accompany(requests[index].vocal_CN, requests[index].config).audio_CN, made[index].audio_CN)
     program = (
         "import sys, numpy as np\n"
-        "from infra.benchmarks.subject import random_accompanist, sung\n"
+        "from infra.benchmarks.model.subject import random_accompanist, sung\n"
         "from model.accompany import GenerationConfig\n"
         "made = random_accompanist(device='cuda').accompany(sung(15.0), GenerationConfig(steps=4, seed=3))\n"
         "np.save(sys.argv[1], made.audio_CN)\n"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.benchmarks.peers import Row, crowded, short, table
-from infra.benchmarks.peers_systems import Part, check_size
+from infra.benchmarks.model.peers import Row, crowded, short, table
+from infra.benchmarks.model.peers_systems import Part, check_size
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.codec.load import load_codec
 from model.diffusion.sampling import Sampling
@@ -19,7 +19,7 @@ from tests.tiny_latents import write_latents
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(path for path in (ROOT / "infra/benchmarks").glob("*.py") if "__main__" in path.read_text())
-LOCKED = [path.read_text() for path in (ROOT / "infra/benchmarks/peers.lock", ROOT / "requirements.lock")]
+LOCKED = [path.read_text() for path in (ROOT / "infra/benchmarks/model/peers.lock", ROOT / "requirements.lock")]
 
 
 def row(system: str, *parts: Part, load: tuple[float, float] = (0.1, 1.9), gflops: tuple[float, float] = (150.0, 148.0)) -> Row:
@@ -44,7 +44,7 @@ def test_steps_measures_solvers_and_students(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(tiny_checkpoint(tmp_path / "tiny"))
     save_checkpoint(tmp_path / "student", replace(checkpoint, sampling=Sampling(solver="ddim", steps=3, guidance=1.0)))
     answered = started(
-        ROOT / "infra/benchmarks/steps.py", "--data", data, "--checkpoint", str(tmp_path / "tiny"), "--students", str(tmp_path / "student"),
+        ROOT / "infra/benchmarks/model/steps.py", "--data", data, "--checkpoint", str(tmp_path / "tiny"), "--students", str(tmp_path / "student"),
         "--steps", "2", "40", "--songs", "2", "--out", str(tmp_path / "out"),
     )  # fmt: skip
     assert answered.returncode == 0, answered.stderr
@@ -65,14 +65,14 @@ def test_steps_measures_solvers_and_students(tmp_path: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is not None, reason="transformers is installed beside backline")
 @pytest.mark.parametrize("arguments", [(), ("--peers", "musicgen"), ("--one", "stable-audio", "--quick")])
 def test_a_peer_without_its_packages_names_the_remedy(arguments: tuple[str, ...]) -> None:
-    answered = started(ROOT / "infra/benchmarks/peers.py", *arguments)
+    answered = started(ROOT / "infra/benchmarks/model/peers.py", *arguments)
     assert (answered.returncode, answered.stdout) == (1, "")
     assert len(answered.stderr.splitlines()) == 1
     assert "make peers" in answered.stderr
 
 
 def test_stable_audio_longer_than_it_can_is_refused_before_anything_runs() -> None:
-    answered = started(ROOT / "infra/benchmarks/peers.py", "--duration", "60")
+    answered = started(ROOT / "infra/benchmarks/model/peers.py", "--duration", "60")
     assert answered.returncode == 1
     assert len(answered.stderr.splitlines()) == 1
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyloudnorm
 import pytest
 
-from infra.benchmarks.corpus import Figures, listen
+from infra.benchmarks.data.corpus import Figures, listen
 from infra.errors import UserError
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.corpus import RenderedSong, SongRecord, compose, render

@@ -21,7 +21,7 @@ BENCHMARKS = "infra/benchmarks/"
 ONLY_HERE = {
     "stable_audio_tools": {"model/codec/load.py"},
     "demucs": {"model/separation/load.py"},
-    "transformers": {"model/metrics/clap.py", "infra/benchmarks/peers_systems.py"},
+    "transformers": {"model/metrics/clap.py", "infra/benchmarks/model/peers_systems.py"},
     "audiobox_aesthetics": {"model/metrics/aesthetics.py"},
     "mlflow": {"infra/tracking/client.py", "infra/tracking/deliver.py", "infra/tracking/system_metrics.py"},
     "boto3": {"infra/storage/place.py"},

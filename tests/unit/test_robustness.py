@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infra.benchmarks.robustness import FLATTER, REAL, Run, Sounded, drowned_share, failures_of, flatness_of, interval, table
+from infra.benchmarks.model.robustness import FLATTER, REAL, Run, Sounded, drowned_share, failures_of, flatness_of, interval, table
 
 T = np.arange(4 * 44_100) / 44_100
 TONE_CN = np.stack([0.1 * np.sin(2 * np.pi * 220 * T)] * 2).astype(np.float32)
