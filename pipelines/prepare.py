@@ -19,7 +19,8 @@ from infra.settings import Settings
 from infra.storage.lease import held
 from infra.storage.place import Place
 from pipelines import dataset, progress
-from pipelines.acquire import AcquireConfig
+from pipelines.acquire.acquire import AcquireConfig
+from pipelines.acquire.shared_hosts import start_shared_hosts
 from pipelines.belonging import elsewhere, without_left
 from pipelines.commits import finish
 from pipelines.encode import open_codec
@@ -29,7 +30,6 @@ from pipelines.read import Stops
 from pipelines.segment import SegmentConfig
 from pipelines.separate import open_separator
 from pipelines.settle import Recordings, remove_forbidden, settle, without_copies
-from pipelines.shared_hosts import start_shared_hosts
 from pipelines.songs import FoundSong
 from pipelines.sources import CatalogueConfig, Source, list_songs, parse_source
 from pipelines.stages import Job, SongResult

@@ -20,8 +20,8 @@ from infra.storage.place import Place
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from model.listen.fingerprint import FingerprintIndex, bit_error_rate, sketch
 from pipelines import dataset
-from pipelines.acquire import LICENSE, remove_media
-from pipelines.media_records import RECORDS, record_place
+from pipelines.acquire.acquire import LICENSE, remove_media
+from pipelines.acquire.provenance import RECORDS, record_place
 from pipelines.read import taken_down, unknown_identity
 from pipelines.segment import SongIdentity
 from pipelines.songs import FoundSong

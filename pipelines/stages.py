@@ -20,9 +20,9 @@ from infra.settings import S3Access, Settings
 from infra.storage.place import Place, UnreachableStorageError
 from model.errors import ModelError
 from pipelines import dataset
-from pipelines.acquire import LICENSE, AcquireConfig, ForbiddenLicenseError, acquire_song, remove_media
+from pipelines.acquire.acquire import LICENSE, AcquireConfig, ForbiddenLicenseError, acquire_song, remove_media
+from pipelines.acquire.file_kinds import decoder
 from pipelines.attempts import attempts, counted, died
-from pipelines.containers import decoder
 from pipelines.encode import EncodedSong, Encoder
 from pipelines.read import TAKEDOWN, ReadSong, Stops, read_song, unknown_identity
 from pipelines.segment import Reject, SegmentConfig, SegmentedSong, SongIdentity, middle_fingerprint, segment_audio
@@ -58,7 +58,7 @@ class Job:
     ledger: Any = field(repr=False)
     """The run's `pipelines.ledger.Ledger`, an actor."""
     hosts: Any = field(default=None, repr=False)
-    """The run's `pipelines.shared_hosts.SharedHosts`, when there is something to download."""
+    """The run's `pipelines.acquire.shared_hosts.SharedHosts`, when there is something to download."""
     keep_stems: bool = False
 
 

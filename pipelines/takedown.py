@@ -17,7 +17,7 @@ from infra.storage.lease import held
 from infra.storage.place import Place
 from model.codec.base import CodecIdentity
 from pipelines import dataset
-from pipelines.acquire import remove_media
+from pipelines.acquire.acquire import remove_media
 from pipelines.commits import finish
 from pipelines.read import taken_down
 from pipelines.songs import FoundSong

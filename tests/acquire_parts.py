@@ -9,9 +9,9 @@ import numpy as np
 
 from infra.audio.files import encode
 from infra.storage.place import Place
-from pipelines.acquire import AcquireConfig, acquire_media
-from pipelines.hosts import HostLimits
-from pipelines.media_records import AcquiredMedia
+from pipelines.acquire.acquire import AcquireConfig, acquire_media
+from pipelines.acquire.host_limits import HostLimits
+from pipelines.acquire.provenance import AcquiredMedia
 from pipelines.songs import FoundSong
 from tests.http_server import WebServer, serve
 

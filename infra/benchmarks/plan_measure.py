@@ -40,7 +40,7 @@ def timed_song(song: "FoundSong", out: str, stems: "tuple[np.ndarray, np.ndarray
     from infra.benchmarks.data import prepare
     from infra.storage.place import Place
     from pipelines import dataset
-    from pipelines.containers import decoder
+    from pipelines.acquire.file_kinds import decoder
     from pipelines.read import Stops, read_song
     from pipelines.segment import SegmentConfig
     from pipelines.stages import segment_read

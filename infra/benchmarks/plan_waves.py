@@ -2,7 +2,7 @@
 
 What it keeps of Ray Data and of pipelines/graph.py: CPUs are tickets, and an actor holds its own; actors take songs in batches and share
 their worker's GPU; the last stages start first; a stage stops when what it put out fills its part of the object stores; a host's turns and
-connections (pipelines/hosts.py) are everybody's; a spot worker that goes takes its jobs and its songs with it.
+connections (pipelines/acquire/host_limits.py) are everybody's; a spot worker that goes takes its jobs and its songs with it.
 """
 
 import heapq
@@ -65,7 +65,7 @@ class Stage:
 
 
 class Hosts:
-    """Politeness as in pipelines/hosts.py: a host's next free slot, then one of its connections."""
+    """Politeness as in pipelines/acquire/host_limits.py: a host's next free slot, then one of its connections."""
 
     def __init__(self, cluster: Cluster, of_song: Sequence[int]) -> None:
         self.cluster, self.of_song = cluster, of_song

@@ -20,7 +20,7 @@ from infra.errors import UserError
 from infra.storage.place import Place
 from model.dimensions import SAMPLE_RATE_HZ
 from model.errors import ModelError
-from pipelines.acquire import AcquireConfig
+from pipelines.acquire.acquire import AcquireConfig
 from pipelines.corpus import compose, render
 from pipelines.encode import Encoder, open_codec
 from pipelines.prepare import PrepareConfig, prepare

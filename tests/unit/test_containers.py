@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from infra.audio.decoder import Decoder
-from pipelines.containers import probe
+from pipelines.acquire.file_kinds import probe
 from pipelines.songs import SongError
 from tests.source_examples import bursts, container
 

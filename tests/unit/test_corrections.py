@@ -15,13 +15,13 @@ from infra.dataset.format import read_manifest
 from infra.storage.atomic import write_partial
 from infra.storage.place import Place
 from pipelines import dataset
-from pipelines.acquire import LICENSE, AcquireConfig
+from pipelines.acquire.acquire import LICENSE, AcquireConfig
+from pipelines.acquire.provenance import record_place
 from pipelines.belonging import without_left
 from pipelines.check import CheckConfig, check
 from pipelines.commits import finish
 from pipelines.compact import CompactConfig, compact
 from pipelines.encode import EncodedSong
-from pipelines.media_records import record_place
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.read import unknown_identity
 from pipelines.segment import Reject

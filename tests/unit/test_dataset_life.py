@@ -19,11 +19,11 @@ from infra.storage.place import Place
 from model.codec.base import CodecIdentity
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines import dataset
+from pipelines.acquire.provenance import AcquiredMedia, record_place
 from pipelines.check import CheckConfig, check
 from pipelines.commits import finish
 from pipelines.compact import CompactConfig, compact
 from pipelines.encode import EncodedSegment, EncodedSong
-from pipelines.media_records import AcquiredMedia, record_place
 from pipelines.segment import Reject, SongIdentity
 from pipelines.songs import FoundSong
 from pipelines.stems import kept_stems

@@ -8,7 +8,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from infra.errors import UserError
 from pipelines import prepare
-from pipelines.acquire import AcquireConfig
+from pipelines.acquire.acquire import AcquireConfig
 from pipelines.graph import Workers, least_cpus, patience_s, plan_workers
 from pipelines.read import DECODE_TIMEOUT_S
 from pipelines.segment import SegmentConfig

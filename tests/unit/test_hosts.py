@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from infra.errors import UserError
-from pipelines.hosts import MAX_HOLD_S, ROBOTS_CLAIM_S, ROBOTS_FAULT_KEPT_S, ROBOTS_KEPT_S, HostLimits, Robots
+from pipelines.acquire.host_limits import MAX_HOLD_S, ROBOTS_CLAIM_S, ROBOTS_FAULT_KEPT_S, ROBOTS_KEPT_S, HostLimits, Robots
 
 
 class Clock:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.acquire import AcquireConfig, acquire_media
-from pipelines.hosts import HostLimits
-from pipelines.http_client import HttpClient
-from pipelines.http_faults import Unavailable
+from pipelines.acquire.acquire import AcquireConfig, acquire_media
+from pipelines.acquire.host_limits import HostLimits
+from pipelines.acquire.http_client import HttpClient
+from pipelines.acquire.http_faults import Unavailable
 from pipelines.songs import FoundSong, SongError
 from tests.acquire_parts import BAD_DATE, QUICK, SONG, Run, Waiting, assert_rate, song_server
 from tests.http_server import WebServer, serve
@@ -152,7 +152,7 @@ def test_headers_that_drip_are_given_up(run: Run, tmp_path: Path, monkeypatch: p
         if tls:
             trust = ssl.create_default_context(cafile=str(tmp_path / "server.pem"))
             trust.check_hostname = False
-            monkeypatch.setattr("pipelines.http_client._trust", lambda: trust)
+            monkeypatch.setattr("pipelines.acquire.http_client._trust", lambda: trust)
         begun = time.monotonic()
         with pytest.raises(Unavailable, match=r"no answer within max_answer_s = 0.3; given up after 2 attempts"):
             run(web.url("dribble/song.wav", host="localhost"), max_answer_s=0.3, attempts=2)

@@ -10,8 +10,8 @@ import pytest
 
 from infra.errors import UserError
 from infra.storage.place import StorageError
-from pipelines.hosts import HostLimits, Robots
-from pipelines.http_faults import Unavailable
+from pipelines.acquire.host_limits import HostLimits, Robots
+from pipelines.acquire.http_faults import Unavailable
 from pipelines.songs import SongError
 from pipelines.sources.providers import WantedSong, parse_provider
 from tests.acquire_parts import OPERATOR, SONG, Run, assert_rate, song_server
@@ -124,7 +124,7 @@ def test_what_fails_here_is_no_fault_of_the_page(run: Run, page: str) -> None:
 
 
 def test_without_yt_dlp_a_page_names_the_extra(run: Run, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "pipelines.pages", raising=False)
+    monkeypatch.delitem(sys.modules, "pipelines.acquire.web_pages", raising=False)
     monkeypatch.setitem(sys.modules, "yt_dlp", None)
     with pytest.raises(SongError, match=r"pip install 'backline\[pages\]'"):
         run(page)

@@ -13,7 +13,7 @@ from test_dataset_life import hold_media
 from infra.audio.files import decode
 from infra.storage.place import Place
 from pipelines import stages
-from pipelines.acquire import AcquireConfig
+from pipelines.acquire.acquire import AcquireConfig
 from pipelines.attempts import MAX_ATTEMPTS, take_turns
 from pipelines.ledger import Ledger
 from pipelines.read import ReadSong, unknown_identity

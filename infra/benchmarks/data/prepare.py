@@ -101,7 +101,7 @@ def one_song(song: "FoundSong", out: str) -> str:
     """Read, segment, encode and write one song in this process."""
     from infra.storage.place import Place
     from pipelines import dataset
-    from pipelines.containers import decoder
+    from pipelines.acquire.file_kinds import decoder
     from pipelines.read import Stops, read_song
     from pipelines.segment import SegmentConfig
     from pipelines.stages import segment_read

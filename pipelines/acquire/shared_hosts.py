@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from pipelines.acquire import AcquireConfig
-from pipelines.hosts import HostLimits, Robots
+from pipelines.acquire.acquire import AcquireConfig
+from pipelines.acquire.host_limits import HostLimits, Robots
 
 
 class SharedHosts:
-    """A `pipelines.hosts.HostGate` whose answers come from the run's actor."""
+    """A `pipelines.acquire.host_limits.HostGate` whose answers come from the run's actor."""
 
     def __init__(self, actor: Any) -> None:
         self.actor = actor

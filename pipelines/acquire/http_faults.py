@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import httpx
 
-from pipelines.http_config import HttpConfig
+from pipelines.acquire.config import HttpConfig
 from pipelines.songs import SongError
 
 T = TypeVar("T")

@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 import httpx
 from protego import Protego
 
+from pipelines.acquire.config import PRODUCT, HttpConfig
+from pipelines.acquire.host_limits import HostGate, Robots
+from pipelines.acquire.http_faults import PassingFault, TooManyRedirects, Unavailable, asked_pause_s, sorted_faults, status_text
 from pipelines.corpus.chance import Chance
-from pipelines.hosts import HostGate, Robots
-from pipelines.http_config import PRODUCT, HttpConfig
-from pipelines.http_faults import PassingFault, TooManyRedirects, Unavailable, asked_pause_s, sorted_faults, status_text
 from pipelines.songs import SongError
 
 logger = logging.getLogger(__name__)

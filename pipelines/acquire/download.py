@@ -20,8 +20,8 @@ import httpx
 
 from infra.errors import UserError
 from infra.storage.atomic import sync_folder, write_partial
-from pipelines.http_client import Answer, HttpClient, PassingFault, Unavailable
-from pipelines.http_faults import http_date_s
+from pipelines.acquire.http_client import Answer, HttpClient, PassingFault, Unavailable
+from pipelines.acquire.http_faults import http_date_s
 from pipelines.songs import SongError
 
 logger = logging.getLogger(__name__)

@@ -17,11 +17,11 @@ import httpx
 
 from infra.errors import UserError
 from infra.storage.place import MissingObjectError, Place
-from pipelines.containers import check_start, probe
-from pipelines.hosts import HostGate
-from pipelines.http_client import HttpClient, HttpConfig, checked_url
-from pipelines.http_download import Page, Partial, fetch_file
-from pipelines.media_records import AcquiredMedia, PageMetadata, read_record, record_place
+from pipelines.acquire.download import Page, Partial, fetch_file
+from pipelines.acquire.file_kinds import check_start, probe
+from pipelines.acquire.host_limits import HostGate
+from pipelines.acquire.http_client import HttpClient, HttpConfig, checked_url
+from pipelines.acquire.provenance import AcquiredMedia, PageMetadata, read_record, record_place
 from pipelines.songs import FoundSong, MediaFile, SongError
 from pipelines.sources.providers import SEARCH_KEY
 
@@ -151,7 +151,7 @@ def _from_page(
     if config.pages == "never":
         raise SongError(f"{page.url if page else song.fetch} is a web page, not a file: give the file's address, or set pages to auto")
     try:
-        from pipelines.pages import find_sound
+        from pipelines.acquire.web_pages import find_sound
     except ModuleNotFoundError as error:
         if error.name != "yt_dlp":
             raise

@@ -20,8 +20,8 @@ from yt_dlp.utils import DownloadError, YoutubeDLError
 from yt_dlp.version import __version__ as YT_DLP_VERSION
 
 from infra.errors import UserError
-from pipelines.http_client import HttpClient
-from pipelines.media_records import PageMetadata
+from pipelines.acquire.http_client import HttpClient
+from pipelines.acquire.provenance import PageMetadata
 from pipelines.songs import SongError
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""Songs from web addresses: polite HTTP, downloads under limits, licences and provenance."""
