@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from pipelines.segment import Reject
+from pipelines.stages.segment import Reject
 
 Result = TypeVar("Result")
 

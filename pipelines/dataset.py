@@ -19,9 +19,9 @@ from infra.dataset.parquet import read_table, write_table
 from infra.errors import UserError
 from infra.storage.place import MissingObjectError, Place
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
-from pipelines.encode import EncodedSegment, EncodedSong
-from pipelines.segment import Reject, SegmentConfig
-from pipelines.songs import FoundSong
+from pipelines.song import FoundSong
+from pipelines.stages.encode import EncodedSegment, EncodedSong
+from pipelines.stages.segment import Reject, SegmentConfig
 from pipelines.stored import DUPLICATE, PART, Stored, read_song
 
 if TYPE_CHECKING:

@@ -28,10 +28,10 @@ from pipelines.commits import commit
 from pipelines.corpus import compose, render
 from pipelines.corpus.capture import apply_capture, draw_capture
 from pipelines.corpus.chance import Chance
-from pipelines.encode import Encoder, open_codec
 from pipelines.processes import in_processes
-from pipelines.segment import SegmentConfig, SongIdentity, segment_audio
-from pipelines.songs import FoundSong
+from pipelines.song import FoundSong
+from pipelines.stages.encode import Encoder, open_codec
+from pipelines.stages.segment import SegmentConfig, SongIdentity, segment_audio
 from pipelines.stored import read_stored
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The Ray Data graph of `prepare` (its stages: `pipelines.stages`), and who gets what of a cluster.
+"""The Ray Data graph of `prepare` (its stages: `pipelines.run.ray_stages`), and who gets what of a cluster.
 
     acquire (tasks) ─▶ read (tasks) ─▶ separate (actors) ─▶ segment (tasks) ─▶ encode (actors) ─▶ write (tasks)
 
@@ -17,9 +17,7 @@ from typing import Any
 from infra.audio.decoder import ATTEMPTS as DECODER_ATTEMPTS
 from infra.errors import UserError
 from pipelines.attempts import MAX_ATTEMPTS
-from pipelines.read import DECODE_TIMEOUT_S, Stops
-from pipelines.songs import FoundSong
-from pipelines.stages import (
+from pipelines.run.ray_stages import (
     EncodeRows,
     Job,
     ReadEncodeRows,
@@ -31,6 +29,8 @@ from pipelines.stages import (
     segment_row,
     write_row,
 )
+from pipelines.song import FoundSong
+from pipelines.stages.decode import DECODE_TIMEOUT_S, Stops
 
 # A pipeline that stands still for so long beyond what its slowest step may take is stuck: a cluster may be adding a machine meanwhile.
 NO_PROGRESS_S = 900.0

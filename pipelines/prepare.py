@@ -23,16 +23,16 @@ from pipelines.acquire.acquire import AcquireConfig
 from pipelines.acquire.shared_hosts import start_shared_hosts
 from pipelines.belonging import elsewhere, without_left
 from pipelines.commits import finish
-from pipelines.encode import open_codec
 from pipelines.graph import Workers, plan_workers, run_graph
 from pipelines.ledger import start_ledger
-from pipelines.read import Stops
-from pipelines.segment import SegmentConfig
-from pipelines.separate import open_separator
+from pipelines.run.ray_stages import Job, SongResult
 from pipelines.settle import Recordings, remove_forbidden, settle, without_copies
-from pipelines.songs import FoundSong
+from pipelines.song import FoundSong
 from pipelines.sources import CatalogueConfig, Source, list_songs, parse_source
-from pipelines.stages import Job, SongResult
+from pipelines.stages.decode import Stops
+from pipelines.stages.encode import open_codec
+from pipelines.stages.segment import SegmentConfig
+from pipelines.stages.separate import open_separator
 from pipelines.stored import Stored, Tables, read_stored
 
 if TYPE_CHECKING:

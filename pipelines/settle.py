@@ -22,10 +22,10 @@ from model.listen.fingerprint import FingerprintIndex, bit_error_rate, sketch
 from pipelines import dataset
 from pipelines.acquire.acquire import LICENSE, remove_media
 from pipelines.acquire.provenance import RECORDS, record_place
-from pipelines.read import taken_down, unknown_identity
-from pipelines.segment import SongIdentity
-from pipelines.songs import FoundSong
-from pipelines.stages import SongResult
+from pipelines.run.ray_stages import SongResult
+from pipelines.song import FoundSong
+from pipelines.stages.decode import taken_down, unknown_identity
+from pipelines.stages.segment import SongIdentity
 from pipelines.stored import Stored, Tables, read_fingerprints, read_stored, read_takedown
 
 ORIGINS = ("source", "license")  # what latents/ repeats of a song's row

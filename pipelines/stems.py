@@ -12,7 +12,7 @@ import numpy as np
 
 from infra.audio.files import encode
 from infra.storage.place import Place
-from pipelines.read import ReadSong
+from pipelines.stages.decode import ReadSong
 
 FOLDER = "stems"
 NAMES = ("vocals.flac", "accompaniment.flac")

@@ -19,8 +19,8 @@ from model.codec.base import CodecIdentity
 from pipelines import dataset
 from pipelines.acquire.acquire import remove_media
 from pipelines.commits import finish
-from pipelines.read import taken_down
-from pipelines.songs import FoundSong
+from pipelines.song import FoundSong
+from pipelines.stages.decode import taken_down
 from pipelines.stored import note_takedown, read_stored
 
 

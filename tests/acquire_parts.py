@@ -12,7 +12,7 @@ from infra.storage.place import Place
 from pipelines.acquire.acquire import AcquireConfig, acquire_media
 from pipelines.acquire.host_limits import HostLimits
 from pipelines.acquire.provenance import AcquiredMedia
-from pipelines.songs import FoundSong
+from pipelines.song import FoundSong
 from tests.http_server import WebServer, serve
 
 OPERATOR = "tests@example.org"

@@ -16,7 +16,7 @@ from infra.benchmarks.plan_waves import Cluster, Stage, Wave
 from pipelines.stored import read_stored
 
 if TYPE_CHECKING:
-    from pipelines.songs import FoundSong
+    from pipelines.song import FoundSong
 
 MIXTURE_S, ROUNDS = 200.0, 3
 ROWS = 400
@@ -41,9 +41,9 @@ def timed_song(song: "FoundSong", out: str, stems: "tuple[np.ndarray, np.ndarray
     from infra.storage.place import Place
     from pipelines import dataset
     from pipelines.acquire.file_kinds import decoder
-    from pipelines.read import Stops, read_song
-    from pipelines.segment import SegmentConfig
-    from pipelines.stages import segment_read
+    from pipelines.run.ray_stages import segment_read
+    from pipelines.stages.decode import Stops, read_song
+    from pipelines.stages.segment import SegmentConfig
 
     assert prepare._encoder is not None
     encoder, config = prepare._encoder, SegmentConfig()
@@ -78,8 +78,8 @@ def begin(out: Path) -> Any:
     from infra.settings import Settings
     from infra.storage.place import Place
     from pipelines import dataset
-    from pipelines.encode import open_codec
-    from pipelines.segment import SegmentConfig
+    from pipelines.stages.encode import open_codec
+    from pipelines.stages.segment import SegmentConfig
 
     identity = open_codec("embedded", Settings.from_environment().s3, "cpu").identity
     dataset.begin(Place(str(out)), identity, SegmentConfig(), 0.1)

@@ -22,7 +22,7 @@ from pipelines.acquire.file_kinds import check_start, probe
 from pipelines.acquire.host_limits import HostGate
 from pipelines.acquire.http_client import HttpClient, HttpConfig, checked_url
 from pipelines.acquire.provenance import AcquiredMedia, PageMetadata, read_record, record_place
-from pipelines.songs import FoundSong, MediaFile, SongError
+from pipelines.song import FoundSong, MediaFile, SongError
 from pipelines.sources.providers import SEARCH_KEY
 
 LICENSE = "license"  # the stage of a reject whose licence the config forbids

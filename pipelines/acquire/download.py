@@ -22,7 +22,7 @@ from infra.errors import UserError
 from infra.storage.atomic import sync_folder, write_partial
 from pipelines.acquire.http_client import Answer, HttpClient, PassingFault, Unavailable
 from pipelines.acquire.http_faults import http_date_s
-from pipelines.songs import SongError
+from pipelines.song import SongError
 
 logger = logging.getLogger(__name__)
 

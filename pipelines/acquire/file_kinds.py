@@ -6,7 +6,7 @@ from pathlib import Path
 
 from infra.audio.decoder import Decoder
 from infra.audio.files import AudioError
-from pipelines.songs import SongError
+from pipelines.song import SongError
 
 _OWN = threading.local()
 SYNCHSAFE_ID3 = 10

@@ -22,7 +22,7 @@ from pipelines.acquire.config import PRODUCT, HttpConfig
 from pipelines.acquire.host_limits import HostGate, Robots
 from pipelines.acquire.http_faults import PassingFault, TooManyRedirects, Unavailable, asked_pause_s, sorted_faults, status_text
 from pipelines.corpus.chance import Chance
-from pipelines.songs import SongError
+from pipelines.song import SongError
 
 logger = logging.getLogger(__name__)
 

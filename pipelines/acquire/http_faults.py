@@ -11,7 +11,7 @@ from typing import TypeVar
 import httpx
 
 from pipelines.acquire.config import HttpConfig
-from pipelines.songs import SongError
+from pipelines.song import SongError
 
 T = TypeVar("T")
 

@@ -22,7 +22,7 @@ from yt_dlp.version import __version__ as YT_DLP_VERSION
 from infra.errors import UserError
 from pipelines.acquire.http_client import HttpClient
 from pipelines.acquire.provenance import PageMetadata
-from pipelines.songs import SongError
+from pipelines.song import SongError
 
 logger = logging.getLogger(__name__)
 

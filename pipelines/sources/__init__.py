@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from infra.errors import UserError
 from infra.storage.place import Place
-from pipelines.songs import FoundSong
+from pipelines.song import FoundSong
 from pipelines.sources.catalogue import CatalogueConfig, list_catalogue
 from pipelines.sources.folder import list_folder
 from pipelines.sources.moisesdb import list_moisesdb

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from infra.errors import UserError
 from infra.storage.place import Place
-from pipelines.songs import FoundSong
+from pipelines.song import FoundSong
 from pipelines.sources.names import artist_keys, first_artists, title_keys
 from pipelines.sources.providers import Provider, WantedSong
 from pipelines.sources.sheet import Sheet, open_sheet

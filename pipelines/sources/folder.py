@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from infra.errors import UserError
 from infra.storage.place import Place
-from pipelines.songs import FoundSong, MediaFile
+from pipelines.song import FoundSong, MediaFile
 from pipelines.sources.listing import AUDIO_SUFFIXES, NOT_UTF8, is_audio, is_shown_as_is, shown, version_of, visible_files
 
 # 01 Title, 01. Title, 7. Title, 12 - Title; but 99 Problems, 50 Cent - In da Club and 1-800-273-8255 begin with no track's number.

@@ -15,7 +15,7 @@ from typing import Any
 
 from infra.errors import UserError
 from infra.storage.place import Place
-from pipelines.songs import FoundSong, MediaFile, SongError
+from pipelines.song import FoundSong, MediaFile, SongError
 from pipelines.sources.listing import NOT_UTF8, digest, is_shown_as_is, shown, visible_files
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from collections import defaultdict
 
 from infra.errors import UserError
 from infra.storage.place import Place
-from pipelines.songs import FoundSong, MediaFile
+from pipelines.song import FoundSong, MediaFile
 from pipelines.sources.folder import title_of
 from pipelines.sources.listing import NOT_UTF8, is_shown_as_is, shown, version_of, visible_files
 

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 from infra.errors import UserError
 from infra.storage.place import Place
-from pipelines.songs import SONG_RECORD, FoundSong, MediaFile
+from pipelines.song import SONG_RECORD, FoundSong, MediaFile
 from pipelines.sources.listing import AUDIO_SUFFIXES, is_audio, is_shown_as_is, shown, version_of, visible_files
 
 STEMS = ("vocals", "accompaniment")

@@ -16,7 +16,7 @@ import pyarrow as pa
 from infra.errors import UserError
 from infra.settings import S3Access
 from infra.storage.place import Place
-from pipelines.songs import FoundSong
+from pipelines.song import FoundSong
 from pipelines.sources.folder import list_folder
 from pipelines.sources.listing import digest
 from pipelines.sources.names import artist_keys, title_keys

@@ -4,7 +4,7 @@ from urllib.parse import urlsplit
 
 from infra.errors import UserError
 from infra.storage.place import Place
-from pipelines.songs import FoundSong
+from pipelines.song import FoundSong
 from pipelines.sources.listing import digest
 from pipelines.sources.sheet import open_sheet
 

@@ -21,7 +21,7 @@ from infra.storage.place import Place
 from model.codec.load import load_codec
 from model.dimensions import SAMPLE_RATE_HZ, SEGMENT_SAMPLES
 from pipelines.prepare import PrepareConfig, prepare
-from pipelines.segment import SegmentConfig
+from pipelines.stages.segment import SegmentConfig
 
 pytestmark = pytest.mark.ray
 

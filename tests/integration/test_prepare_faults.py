@@ -27,7 +27,7 @@ from pipelines.check import CheckConfig, check
 from pipelines.corpus import compose, render
 from pipelines.ledger import start_ledger
 from pipelines.prepare import PrepareConfig, prepare
-from pipelines.separate import open_separator
+from pipelines.stages.separate import open_separator
 from pipelines.stems import NAMES, kept_stems
 from tests.demucs_parts import write_tiny_repository
 

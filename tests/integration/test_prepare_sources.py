@@ -22,9 +22,9 @@ from model.dimensions import SAMPLE_RATE_HZ
 from model.errors import ModelError
 from pipelines.acquire.acquire import AcquireConfig
 from pipelines.corpus import compose, render
-from pipelines.encode import Encoder, open_codec
 from pipelines.prepare import PrepareConfig, prepare
-from pipelines.segment import SegmentConfig, SongIdentity, segment_audio
+from pipelines.stages.encode import Encoder, open_codec
+from pipelines.stages.segment import SegmentConfig, SongIdentity, segment_audio
 from pipelines.takedown import TakedownConfig, takedown
 from tests import http_server
 from tests.demucs_parts import write_tiny_repository

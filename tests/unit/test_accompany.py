@@ -25,7 +25,7 @@ from model.inference.intonation import speed_into_tune, stretched
 from model.inference.network_runner import BatchedEvaluator, Evaluation
 from model.metrics.fit import NO_FIT, fit
 from model.network.unet import AccompanimentUNet, UNetConfig
-from pipelines.segment import SegmentConfig, voice
+from pipelines.stages.segment import SegmentConfig, voice
 
 NETWORK = UNetConfig(channels=(16, 32), vocal_blocks=(1, 1), heads=2, head_channels=16, time_channels=32, bottleneck_blocks=1)
 QUICK = GenerationConfig(steps=2, seed=5)

@@ -17,7 +17,7 @@ from infra.storage.place import StorageError
 from pipelines.acquire.acquire import AcquireConfig, acquire_song, remove_media, with_media
 from pipelines.acquire.http_faults import Unavailable
 from pipelines.acquire.provenance import read_record
-from pipelines.songs import FoundSong, MediaFile, SongError
+from pipelines.song import FoundSong, MediaFile, SongError
 from tests.acquire_parts import OPERATOR, QUICK, SONG, Run, song_server
 from tests.http_server import WebServer
 

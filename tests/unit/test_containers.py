@@ -13,7 +13,7 @@ import soundfile
 
 from infra.audio.decoder import Decoder
 from pipelines.acquire.file_kinds import probe
-from pipelines.songs import SongError
+from pipelines.song import SongError
 from tests.source_examples import bursts, container
 
 

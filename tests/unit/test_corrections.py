@@ -21,14 +21,14 @@ from pipelines.belonging import without_left
 from pipelines.check import CheckConfig, check
 from pipelines.commits import finish
 from pipelines.compact import CompactConfig, compact
-from pipelines.encode import EncodedSong
 from pipelines.prepare import PrepareConfig, prepare
-from pipelines.read import unknown_identity
-from pipelines.segment import Reject
+from pipelines.run.ray_stages import SongResult
 from pipelines.settle import remove_forbidden
-from pipelines.songs import FoundSong
+from pipelines.song import FoundSong
 from pipelines.sources import list_songs, parse_source
-from pipelines.stages import SongResult
+from pipelines.stages.decode import unknown_identity
+from pipelines.stages.encode import EncodedSong
+from pipelines.stages.segment import Reject
 from pipelines.stems import NAMES, kept_stems, remove_stems_but
 from pipelines.stored import read_stored
 from pipelines.takedown import TakedownConfig, takedown

@@ -11,9 +11,9 @@ from infra.errors import UserError
 from infra.storage.place import Place
 from model.codec.base import CodecIdentity
 from pipelines.dataset import begin, settle_duplicate, write_rejects, write_song
-from pipelines.encode import EncodedSong
-from pipelines.segment import Reject, SegmentConfig, SongIdentity
-from pipelines.songs import FoundSong
+from pipelines.song import FoundSong
+from pipelines.stages.encode import EncodedSong
+from pipelines.stages.segment import Reject, SegmentConfig, SongIdentity
 from pipelines.stored import DUPLICATE, Stored
 
 

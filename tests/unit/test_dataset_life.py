@@ -23,9 +23,9 @@ from pipelines.acquire.provenance import AcquiredMedia, record_place
 from pipelines.check import CheckConfig, check
 from pipelines.commits import finish
 from pipelines.compact import CompactConfig, compact
-from pipelines.encode import EncodedSegment, EncodedSong
-from pipelines.segment import Reject, SongIdentity
-from pipelines.songs import FoundSong
+from pipelines.song import FoundSong
+from pipelines.stages.encode import EncodedSegment, EncodedSong
+from pipelines.stages.segment import Reject, SongIdentity
 from pipelines.stems import kept_stems
 from pipelines.stored import read_stored
 from pipelines.takedown import TakedownConfig, takedown

@@ -28,9 +28,9 @@ from pipelines.corpus import compose, render
 from pipelines.dataset_pairs import draw
 from pipelines.dataset_report import DatasetReportConfig, dataset_report, render_page
 from pipelines.dataset_sample import draw_songs
-from pipelines.encode import EncodedSegment, EncodedSong, Encoder
-from pipelines.segment import Reject, SegmentConfig, SongIdentity, segment_audio
-from pipelines.songs import FoundSong
+from pipelines.song import FoundSong
+from pipelines.stages.encode import EncodedSegment, EncodedSong, Encoder
+from pipelines.stages.segment import Reject, SegmentConfig, SongIdentity, segment_audio
 from pipelines.stored import read_stored
 
 TITLE = """<script>alert("title")</script> & 'quotes'"""

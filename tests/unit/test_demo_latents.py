@@ -12,7 +12,7 @@ from model import listen
 from pipelines import dataset
 from pipelines.corpus import compose, render
 from pipelines.demo_latents import DemoLatentsConfig, at_speed, make_demo_latents, take_seed, take_splits
-from pipelines.segment import SegmentConfig
+from pipelines.stages.segment import SegmentConfig
 from pipelines.stored import read_stored
 
 

@@ -10,10 +10,10 @@ from infra.errors import UserError
 from pipelines import prepare
 from pipelines.acquire.acquire import AcquireConfig
 from pipelines.graph import Workers, least_cpus, patience_s, plan_workers
-from pipelines.read import DECODE_TIMEOUT_S
-from pipelines.segment import SegmentConfig
-from pipelines.songs import FoundSong, MediaFile
-from pipelines.stages import Job, SongResult
+from pipelines.run.ray_stages import Job, SongResult
+from pipelines.song import FoundSong, MediaFile
+from pipelines.stages.decode import DECODE_TIMEOUT_S
+from pipelines.stages.segment import SegmentConfig
 from pipelines.stored import Stored
 
 

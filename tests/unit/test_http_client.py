@@ -13,7 +13,7 @@ from pipelines.acquire.acquire import AcquireConfig, acquire_media
 from pipelines.acquire.host_limits import HostLimits
 from pipelines.acquire.http_client import HttpClient
 from pipelines.acquire.http_faults import Unavailable
-from pipelines.songs import FoundSong, SongError
+from pipelines.song import FoundSong, SongError
 from tests.acquire_parts import BAD_DATE, QUICK, SONG, Run, Waiting, assert_rate, song_server
 from tests.http_server import WebServer, serve
 

@@ -18,7 +18,7 @@ from infra.audio.files import encode
 from infra.storage.place import Place
 from pipelines.acquire import download as http_download
 from pipelines.acquire.http_faults import Unavailable
-from pipelines.songs import SongError
+from pipelines.song import SongError
 from tests.acquire_parts import BAD_DATE, OPERATOR, SONG, Run, song_server
 from tests.http_server import LAST_MODIFIED, WebServer
 
@@ -130,7 +130,7 @@ def test_a_killed_download_goes_on_where_it_was(run: Run, web: WebServer, tmp_pa
     web.files["long.wav"] = long = encode(np.random.default_rng(1).uniform(-0.5, 0.5, (2, 1_500_000)).astype(np.float32))  # 6 MB
     url = web.url("stall/long.wav?at=3000000&times=1")
     script = (
-        "import sys; from pathlib import Path; from infra.storage.place import Place; from pipelines.songs import FoundSong\n"
+        "import sys; from pathlib import Path; from infra.storage.place import Place; from pipelines.song import FoundSong\n"
         "from pipelines.acquire.acquire import AcquireConfig, acquire_media; from pipelines.acquire.host_limits import HostLimits\n"
         "acquire_media(FoundSong(url=sys.argv[1], source='urls', version='1', fetch=sys.argv[1]), Place(sys.argv[2] + '/store'),\n"
         f"    AcquireConfig(operator={OPERATOR!r}), HostLimits(requests_per_s=1000), Path(sys.argv[2] + '/cache'))"

@@ -12,7 +12,7 @@ from infra.errors import UserError
 from infra.storage.place import StorageError
 from pipelines.acquire.host_limits import HostLimits, Robots
 from pipelines.acquire.http_faults import Unavailable
-from pipelines.songs import SongError
+from pipelines.song import SongError
 from pipelines.sources.providers import WantedSong, parse_provider
 from tests.acquire_parts import OPERATOR, SONG, Run, assert_rate, song_server
 from tests.http_server import WebServer

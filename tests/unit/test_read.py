@@ -13,10 +13,10 @@ from infra.audio.decoder import Decoder
 from infra.settings import S3Access
 from infra.storage.place import Place, StorageError
 from model.dimensions import SAMPLE_RATE_HZ
-from pipelines.read import MAX_FILE_BYTES, MAX_RECORD_BYTES, SongFiles, Stops, read_song, sum_by_role
-from pipelines.segment import SegmentConfig
-from pipelines.songs import FoundSong, MediaFile, Role, SongError
+from pipelines.song import FoundSong, MediaFile, Role, SongError
 from pipelines.sources import list_songs, parse_source
+from pipelines.stages.decode import MAX_FILE_BYTES, MAX_RECORD_BYTES, SongFiles, Stops, read_song, sum_by_role
+from pipelines.stages.segment import SegmentConfig
 
 LEAST = 5 * SAMPLE_RATE_HZ
 
@@ -190,7 +190,7 @@ def test_a_small_song_is_fetched_once_and_of_a_large_one_a_file_is_in_memory_at_
     song, fetched = stored_stems(tmp_path), Fetched(tmp_path, monkeypatch)
     small = read_song(song, S3Access(), SegmentConfig(), decoder, Stops())
     assert (small.reject, fetched.names) == (None, ["vocals.wav", "drums.wav", "bass.wav"])
-    monkeypatch.setattr("pipelines.read.HELD_BYTES", 10)
+    monkeypatch.setattr("pipelines.stages.decode.HELD_BYTES", 10)
     files = SongFiles(song, S3Access())
     for file in song.media:
         assert files.held == {}
@@ -206,7 +206,7 @@ def test_a_file_of_several_streams_is_fetched_once_for_all_and_one_that_changes_
     (tmp_path / "song.mp4").write_bytes(b"five streams")
     media = tuple(MediaFile(address="s3://b/song.mp4", role="vocals", stream=stream) for stream in range(5))
     song, fetched = FoundSong(url="s3://b/x", source="musdb18", version="", media=media), Fetched(tmp_path, monkeypatch)
-    monkeypatch.setattr("pipelines.read.HELD_BYTES", 10)
+    monkeypatch.setattr("pipelines.stages.decode.HELD_BYTES", 10)
     files = SongFiles(song, S3Access())
     assert [files.source(file.address) for file in media] == [b"five streams"] * 5
     assert len(fetched.names) == 2, "to hash it, to decode it"

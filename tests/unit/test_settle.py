@@ -17,12 +17,12 @@ from pipelines import dataset
 from pipelines.check import CheckConfig, check
 from pipelines.commits import finish
 from pipelines.compact import CompactConfig, compact
-from pipelines.encode import EncodedSong
-from pipelines.read import unknown_identity
-from pipelines.segment import Reject
+from pipelines.run.ray_stages import SongResult
 from pipelines.settle import Recordings, settle, without_copies
-from pipelines.songs import FoundSong
-from pipelines.stages import SongResult
+from pipelines.song import FoundSong
+from pipelines.stages.decode import unknown_identity
+from pipelines.stages.encode import EncodedSong
+from pipelines.stages.segment import Reject
 from pipelines.stored import Stored, Tables, read_fingerprints, read_stored
 from pipelines.takedown import TakedownConfig, takedown
 

@@ -9,7 +9,7 @@ import pytest
 
 from infra.audio.files import decode
 from infra.storage.place import Place
-from pipelines.songs import FoundSong
+from pipelines.song import FoundSong
 from pipelines.sources import list_songs, parse_source
 from pipelines.sources.folder import title_of
 from tests.source_examples import write_folder, write_moisesdb, write_musdb18, write_musdb18_hq

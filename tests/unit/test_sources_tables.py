@@ -11,7 +11,7 @@ import pytest
 from infra.audio.files import decode
 from infra.errors import UserError
 from infra.storage.place import Place
-from pipelines.songs import FoundSong
+from pipelines.song import FoundSong
 from pipelines.sources import CatalogueConfig, list_songs, parse_source
 from pipelines.sources.catalogue import CatalogueCounts, list_catalogue
 from pipelines.sources.names import artist_keys, title_keys

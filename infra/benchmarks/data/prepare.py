@@ -27,8 +27,8 @@ import soxr
 
 if TYPE_CHECKING:
     from model.codec.base import CodecIdentity
-    from pipelines.encode import Encoder
-    from pipelines.songs import FoundSong
+    from pipelines.song import FoundSong
+    from pipelines.stages.encode import Encoder
 
 SAMPLE_RATE_HZ = 44_100
 BASE_SONGS, BASE_S = 8, 40.0
@@ -64,9 +64,9 @@ def bare_loop(songs: Sequence["FoundSong"], out: Path, codec: str, workers: int)
     from infra.settings import Settings
     from infra.storage.place import Place
     from pipelines import dataset
-    from pipelines.encode import open_codec
     from pipelines.processes import in_processes
-    from pipelines.segment import SegmentConfig
+    from pipelines.stages.encode import open_codec
+    from pipelines.stages.segment import SegmentConfig
 
     begun = time.perf_counter()
     identity = open_codec(codec, Settings.from_environment().s3, "cpu").identity
@@ -89,7 +89,7 @@ def open_encoder(codec: str, identity: "CodecIdentity") -> None:
     import torch
 
     from infra.settings import Settings
-    from pipelines.encode import Encoder
+    from pipelines.stages.encode import Encoder
 
     global _encoder
     torch.get_num_threads()  # torch overwrites a number set before the first look
@@ -102,9 +102,9 @@ def one_song(song: "FoundSong", out: str) -> str:
     from infra.storage.place import Place
     from pipelines import dataset
     from pipelines.acquire.file_kinds import decoder
-    from pipelines.read import Stops, read_song
-    from pipelines.segment import SegmentConfig
-    from pipelines.stages import segment_read
+    from pipelines.run.ray_stages import segment_read
+    from pipelines.stages.decode import Stops, read_song
+    from pipelines.stages.segment import SegmentConfig
 
     assert _encoder is not None
     config = SegmentConfig()

@@ -23,11 +23,11 @@ from pipelines import dataset
 from pipelines.acquire.acquire import LICENSE, AcquireConfig, ForbiddenLicenseError, acquire_song, remove_media
 from pipelines.acquire.file_kinds import decoder
 from pipelines.attempts import attempts, counted, died
-from pipelines.encode import EncodedSong, Encoder
-from pipelines.read import TAKEDOWN, ReadSong, Stops, read_song, unknown_identity
-from pipelines.segment import Reject, SegmentConfig, SegmentedSong, SongIdentity, middle_fingerprint, segment_audio
-from pipelines.separate import SongSeparator
-from pipelines.songs import FoundSong, SongError
+from pipelines.song import FoundSong, SongError
+from pipelines.stages.decode import TAKEDOWN, ReadSong, Stops, read_song, unknown_identity
+from pipelines.stages.encode import EncodedSong, Encoder
+from pipelines.stages.segment import Reject, SegmentConfig, SegmentedSong, SongIdentity, middle_fingerprint, segment_audio
+from pipelines.stages.separate import SongSeparator
 from pipelines.stems import write_stems
 
 if TYPE_CHECKING:

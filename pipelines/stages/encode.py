@@ -18,7 +18,7 @@ from infra.resolve import codec_spec
 from infra.settings import S3Access, Settings
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from model.errors import ModelError
-from pipelines.segment import Reject, Segment, SegmentedSong, SongIdentity
+from pipelines.stages.segment import Reject, Segment, SegmentedSong, SongIdentity
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from infra.audio.files import AudioError
 from infra.settings import S3Access
 from infra.storage.place import MissingObjectError, Place
 from model.dimensions import SAMPLE_RATE_HZ
-from pipelines.segment import Reject, SegmentConfig, SongIdentity
-from pipelines.songs import SONG_RECORD, FoundSong, MediaFile, Role, SongError
+from pipelines.song import SONG_RECORD, FoundSong, MediaFile, Role, SongError
+from pipelines.stages.segment import Reject, SegmentConfig, SongIdentity
 
 TAKEDOWN = "takedown"  # the stage of a reject that was taken down
 # Ten times what the slowest format needs for the longest song on a busy core.

@@ -16,7 +16,7 @@ from infra.errors import UserError
 from model.dimensions import HOP_SAMPLES, SAMPLE_RATE_HZ, SEGMENT_SAMPLES
 from model.listen.fingerprint import MOST_BIT_ERRORS, fingerprint
 from model.separation.quality import separation_quality
-from pipelines.songs import SongError
+from pipelines.song import SongError
 
 SILENCE_DB = -120.0
 # Samples within 0.01% of the peak are as high as the format went; a run of them is a wave whose top is gone.

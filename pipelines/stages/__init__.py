@@ -1,0 +1,1 @@
+"""The stages of a song: decode, separate, segment, encode, one a file."""
