@@ -7,19 +7,19 @@ from cyclopts import App, Parameter
 
 from infra.cli import exit_codes as commands
 from model.errors import ModelError
-from pipelines.check import CheckConfig
-from pipelines.check import check as run_check
-from pipelines.compact import CompactConfig
-from pipelines.compact import compact as run_compact
 from pipelines.corpus import CorpusConfig, write_corpus
 from pipelines.corpus.listening import ListeningSetConfig, write_listening_set
+from pipelines.dataset.check import CheckConfig
+from pipelines.dataset.check import check as run_check
+from pipelines.dataset.compact import CompactConfig
+from pipelines.dataset.compact import compact as run_compact
+from pipelines.dataset.takedown import TakedownConfig
+from pipelines.dataset.takedown import takedown as run_takedown
 from pipelines.dataset_report import DatasetReportConfig
 from pipelines.dataset_report import dataset_report as run_dataset_report
 from pipelines.demo_latents import DemoLatentsConfig, make_demo_latents
 from pipelines.prepare import PrepareConfig
 from pipelines.prepare import prepare as run_prepare
-from pipelines.takedown import TakedownConfig
-from pipelines.takedown import takedown as run_takedown
 
 app = App(name="pipelines", help="Songs and datasets.")
 

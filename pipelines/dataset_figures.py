@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from model.dimensions import HOP_SAMPLES, SAMPLE_RATE_HZ
-from pipelines.stored import DUPLICATE
+from pipelines.dataset.contents import DUPLICATE
 
 NOT_GIVEN = "not given"
 MOST_GROUPS, MOST_BINS = 20, 20

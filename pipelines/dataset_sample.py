@@ -20,10 +20,10 @@ from infra.dataset.splits import tensor_column
 from infra.errors import UserError
 from infra.storage.place import MissingObjectError, Place
 from model.codec.base import CodecIdentity
-from pipelines.commits import LEAST_DEVIATION, describe
 from pipelines.corpus.chance import Chance
+from pipelines.dataset.commit import LEAST_DEVIATION, describe
+from pipelines.dataset.contents import Stored
 from pipelines.dataset_figures import Histogram, histogram
-from pipelines.stored import Stored
 
 STEMS = ("vocal", "accompaniment")
 STATISTICS = tuple(f"{stem}_{figure}" for stem in STEMS for figure in ("mean", "std"))

@@ -23,16 +23,16 @@ from infra.errors import UserError
 from infra.settings import Settings
 from infra.storage.place import Place
 from model.dimensions import SAMPLE_RATE_HZ
-from pipelines import dataset
-from pipelines.commits import commit
 from pipelines.corpus import compose, render
 from pipelines.corpus.capture import apply_capture, draw_capture
 from pipelines.corpus.chance import Chance
+from pipelines.dataset import write as dataset
+from pipelines.dataset.commit import commit
+from pipelines.dataset.contents import read_stored
 from pipelines.processes import in_processes
 from pipelines.song import FoundSong
 from pipelines.stages.encode import Encoder, open_codec
 from pipelines.stages.segment import SegmentConfig, SongIdentity, segment_audio
-from pipelines.stored import read_stored
 
 if TYPE_CHECKING:
     from model.codec.base import CodecIdentity

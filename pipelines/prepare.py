@@ -18,22 +18,23 @@ from infra.errors import UserError
 from infra.settings import Settings
 from infra.storage.lease import held
 from infra.storage.place import Place
-from pipelines import dataset, progress
+from pipelines import progress
 from pipelines.acquire.acquire import AcquireConfig
 from pipelines.acquire.shared_hosts import start_shared_hosts
-from pipelines.belonging import elsewhere, without_left
-from pipelines.commits import finish
+from pipelines.dataset import write as dataset
+from pipelines.dataset.belonging import elsewhere, without_left
+from pipelines.dataset.commit import finish
+from pipelines.dataset.contents import Stored, Tables, read_stored
+from pipelines.dataset.reconcile import Recordings, remove_forbidden, settle, without_copies
 from pipelines.graph import Workers, plan_workers, run_graph
 from pipelines.ledger import start_ledger
 from pipelines.run.ray_stages import Job, SongResult
-from pipelines.settle import Recordings, remove_forbidden, settle, without_copies
 from pipelines.song import FoundSong
 from pipelines.sources import CatalogueConfig, Source, list_songs, parse_source
 from pipelines.stages.decode import Stops
 from pipelines.stages.encode import open_codec
 from pipelines.stages.segment import SegmentConfig
 from pipelines.stages.separate import open_separator
-from pipelines.stored import Stored, Tables, read_stored
 
 if TYPE_CHECKING:
     from model.codec.base import CodecIdentity

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from infra.benchmarks.plan_waves import Cluster, Stage, Wave
-from pipelines.stored import read_stored
+from pipelines.dataset.contents import read_stored
 
 if TYPE_CHECKING:
     from pipelines.song import FoundSong
@@ -39,8 +39,8 @@ def timed_song(song: "FoundSong", out: str, stems: "tuple[np.ndarray, np.ndarray
 
     from infra.benchmarks.data import prepare
     from infra.storage.place import Place
-    from pipelines import dataset
     from pipelines.acquire.file_kinds import decoder
+    from pipelines.dataset import write as dataset
     from pipelines.run.ray_stages import segment_read
     from pipelines.stages.decode import Stops, read_song
     from pipelines.stages.segment import SegmentConfig
@@ -77,7 +77,7 @@ def begin(out: Path) -> Any:
     """An empty dataset at `out` for the embedded codec, whose identity it gives."""
     from infra.settings import Settings
     from infra.storage.place import Place
-    from pipelines import dataset
+    from pipelines.dataset import write as dataset
     from pipelines.stages.encode import open_codec
     from pipelines.stages.segment import SegmentConfig
 
@@ -121,7 +121,7 @@ def rows_s(folder: Path, out: Path) -> tuple[float, float, float]:
     import pyarrow.parquet as pq
 
     from infra.storage.place import Place
-    from pipelines import dataset
+    from pipelines.dataset import write as dataset
 
     (file,) = (out / "songs").iterdir()
     row = pq.read_table(file).to_pylist()[0]

@@ -15,7 +15,7 @@ AUDIO_MB_PER_MIN = 44_100 * 60 * 2 * 4 / 1e6
 SEGMENT_S, LEAST_S, SEGMENT_MB = 2_097_152 / 44_100, 5.0, 0.262144
 SAMPLED_WAVES = 4
 READS_A_COMMIT = 3
-"""pipelines/settle.py reads what is stored three times after each wave."""
+"""pipelines/dataset/reconcile.py reads what is stored three times after each wave."""
 COMMIT = "commit (one process)"
 
 

@@ -19,16 +19,16 @@ from infra.errors import UserError
 from infra.settings import S3Access, Settings
 from infra.storage.place import Place, UnreachableStorageError
 from model.errors import ModelError
-from pipelines import dataset
 from pipelines.acquire.acquire import LICENSE, AcquireConfig, ForbiddenLicenseError, acquire_song, remove_media
 from pipelines.acquire.file_kinds import decoder
 from pipelines.attempts import attempts, counted, died
+from pipelines.dataset import write as dataset
+from pipelines.dataset.kept_stems import write_stems
 from pipelines.song import FoundSong, SongError
 from pipelines.stages.decode import TAKEDOWN, ReadSong, Stops, read_song, unknown_identity
 from pipelines.stages.encode import EncodedSong, Encoder
 from pipelines.stages.segment import Reject, SegmentConfig, SegmentedSong, SongIdentity, middle_fingerprint, segment_audio
 from pipelines.stages.separate import SongSeparator
-from pipelines.stems import write_stems
 
 if TYPE_CHECKING:
     from model.codec.base import CodecIdentity

@@ -23,12 +23,12 @@ from infra.errors import UserError
 from infra.storage.place import Place
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.attempts import MAX_ATTEMPTS, attempts
-from pipelines.check import CheckConfig, check
 from pipelines.corpus import compose, render
+from pipelines.dataset.check import CheckConfig, check
+from pipelines.dataset.kept_stems import NAMES, kept_stems
 from pipelines.ledger import start_ledger
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.stages.separate import open_separator
-from pipelines.stems import NAMES, kept_stems
 from tests.demucs_parts import write_tiny_repository
 
 pytestmark = pytest.mark.ray

@@ -22,10 +22,10 @@ from model.dimensions import SAMPLE_RATE_HZ
 from model.errors import ModelError
 from pipelines.acquire.acquire import AcquireConfig
 from pipelines.corpus import compose, render
+from pipelines.dataset.takedown import TakedownConfig, takedown
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.stages.encode import Encoder, open_codec
 from pipelines.stages.segment import SegmentConfig, SongIdentity, segment_audio
-from pipelines.takedown import TakedownConfig, takedown
 from tests import http_server
 from tests.demucs_parts import write_tiny_repository
 from tests.http_server import WebServer

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from infra.storage.place import Place
+from pipelines.dataset.kept_stems import NAMES, kept_stems, remove_stems_but
 from pipelines.sources import list_songs, parse_source
-from pipelines.stems import NAMES, kept_stems, remove_stems_but
 from tests.source_examples import write_catalogue, write_folder, write_moisesdb, write_musdb18, write_musdb18_hq
 
 SEARCH = "yt-dlp:ytsearch1"

@@ -14,24 +14,24 @@ import pipelines.prepare
 from infra.dataset.format import read_manifest
 from infra.storage.atomic import write_partial
 from infra.storage.place import Place
-from pipelines import dataset
 from pipelines.acquire.acquire import LICENSE, AcquireConfig
 from pipelines.acquire.provenance import record_place
-from pipelines.belonging import without_left
-from pipelines.check import CheckConfig, check
-from pipelines.commits import finish
-from pipelines.compact import CompactConfig, compact
+from pipelines.dataset import write as dataset
+from pipelines.dataset.belonging import without_left
+from pipelines.dataset.check import CheckConfig, check
+from pipelines.dataset.commit import finish
+from pipelines.dataset.compact import CompactConfig, compact
+from pipelines.dataset.contents import read_stored
+from pipelines.dataset.kept_stems import NAMES, kept_stems, remove_stems_but
+from pipelines.dataset.reconcile import remove_forbidden
+from pipelines.dataset.takedown import TakedownConfig, takedown
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.run.ray_stages import SongResult
-from pipelines.settle import remove_forbidden
 from pipelines.song import FoundSong
 from pipelines.sources import list_songs, parse_source
 from pipelines.stages.decode import unknown_identity
 from pipelines.stages.encode import EncodedSong
 from pipelines.stages.segment import Reject
-from pipelines.stems import NAMES, kept_stems, remove_stems_but
-from pipelines.stored import read_stored
-from pipelines.takedown import TakedownConfig, takedown
 
 GATE = Reject(stage="gate", reason="silence", segment=7)
 A, B, COPY = "https://h/a", "https://h/b", "https://h/copy"

@@ -10,11 +10,11 @@ from infra.dataset.parquet import read_table
 from infra.errors import UserError
 from infra.storage.place import Place
 from model.codec.base import CodecIdentity
-from pipelines.dataset import begin, settle_duplicate, write_rejects, write_song
+from pipelines.dataset.contents import DUPLICATE, Stored
+from pipelines.dataset.write import begin, settle_duplicate, write_rejects, write_song
 from pipelines.song import FoundSong
 from pipelines.stages.encode import EncodedSong
 from pipelines.stages.segment import Reject, SegmentConfig, SongIdentity
-from pipelines.stored import DUPLICATE, Stored
 
 
 def song(url: str, version: str = "1") -> dict[str, Any]:

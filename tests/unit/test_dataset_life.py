@@ -18,17 +18,17 @@ from infra.errors import UserError
 from infra.storage.place import Place
 from model.codec.base import CodecIdentity
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
-from pipelines import dataset
 from pipelines.acquire.provenance import AcquiredMedia, record_place
-from pipelines.check import CheckConfig, check
-from pipelines.commits import finish
-from pipelines.compact import CompactConfig, compact
+from pipelines.dataset import write as dataset
+from pipelines.dataset.check import CheckConfig, check
+from pipelines.dataset.commit import finish
+from pipelines.dataset.compact import CompactConfig, compact
+from pipelines.dataset.contents import read_stored
+from pipelines.dataset.kept_stems import kept_stems
+from pipelines.dataset.takedown import TakedownConfig, takedown
 from pipelines.song import FoundSong
 from pipelines.stages.encode import EncodedSegment, EncodedSong
 from pipelines.stages.segment import Reject, SongIdentity
-from pipelines.stems import kept_stems
-from pipelines.stored import read_stored
-from pipelines.takedown import TakedownConfig, takedown
 
 CODEC = CodecIdentity(id="tiny", weights_sha256="ab" * 32)
 

@@ -20,18 +20,18 @@ from model.codec.base import CodecIdentity
 from model.codec.load import load_codec
 from model.dimensions import HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ, SEGMENT_FRAMES
 from model.errors import CodecUnavailable
-from pipelines import dataset
 from pipelines.__main__ import app
-from pipelines.commits import finish
-from pipelines.compact import CompactConfig, compact
 from pipelines.corpus import compose, render
+from pipelines.dataset import write as dataset
+from pipelines.dataset.commit import finish
+from pipelines.dataset.compact import CompactConfig, compact
+from pipelines.dataset.contents import read_stored
 from pipelines.dataset_pairs import draw
 from pipelines.dataset_report import DatasetReportConfig, dataset_report, render_page
 from pipelines.dataset_sample import draw_songs
 from pipelines.song import FoundSong
 from pipelines.stages.encode import EncodedSegment, EncodedSong, Encoder
 from pipelines.stages.segment import Reject, SegmentConfig, SongIdentity, segment_audio
-from pipelines.stored import read_stored
 
 TITLE = """<script>alert("title")</script> & 'quotes'"""
 ADDRESSES = ("https://example.org/1.flac?q=<b>&x", "javascript:alert(1)")

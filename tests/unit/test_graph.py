@@ -9,12 +9,12 @@ from ray.data.exceptions import ExecutionTimeoutError
 from infra.errors import UserError
 from pipelines import prepare
 from pipelines.acquire.acquire import AcquireConfig
+from pipelines.dataset.contents import Stored
 from pipelines.graph import Workers, least_cpus, patience_s, plan_workers
 from pipelines.run.ray_stages import Job, SongResult
 from pipelines.song import FoundSong, MediaFile
 from pipelines.stages.decode import DECODE_TIMEOUT_S
 from pipelines.stages.segment import SegmentConfig
-from pipelines.stored import Stored
 
 
 def planned(cpus: int, gpus: int, *, separates: bool, encoders: int | None = None, separators: int | None = None) -> Workers:

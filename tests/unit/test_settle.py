@@ -13,18 +13,18 @@ from test_dataset_life import CODEC, encoded, hold_media, killed_before
 from infra.errors import UserError
 from infra.storage.place import Place
 from model.listen.fingerprint import MOST_BIT_ERRORS
-from pipelines import dataset
-from pipelines.check import CheckConfig, check
-from pipelines.commits import finish
-from pipelines.compact import CompactConfig, compact
+from pipelines.dataset import write as dataset
+from pipelines.dataset.check import CheckConfig, check
+from pipelines.dataset.commit import finish
+from pipelines.dataset.compact import CompactConfig, compact
+from pipelines.dataset.contents import Stored, Tables, read_fingerprints, read_stored
+from pipelines.dataset.reconcile import Recordings, settle, without_copies
+from pipelines.dataset.takedown import TakedownConfig, takedown
 from pipelines.run.ray_stages import SongResult
-from pipelines.settle import Recordings, settle, without_copies
 from pipelines.song import FoundSong
 from pipelines.stages.decode import unknown_identity
 from pipelines.stages.encode import EncodedSong
 from pipelines.stages.segment import Reject
-from pipelines.stored import Stored, Tables, read_fingerprints, read_stored
-from pipelines.takedown import TakedownConfig, takedown
 
 
 class Run:

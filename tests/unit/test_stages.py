@@ -14,13 +14,13 @@ from infra.audio.files import decode
 from infra.storage.place import Place
 from pipelines.acquire.acquire import AcquireConfig
 from pipelines.attempts import MAX_ATTEMPTS, take_turns
+from pipelines.dataset.kept_stems import kept_stems
 from pipelines.ledger import Ledger
 from pipelines.run import ray_stages as stages
 from pipelines.run.ray_stages import Job, ReadEncodeRows, acquire_row, read_row, segment_row, segmented
 from pipelines.song import FoundSong
 from pipelines.stages.decode import ReadSong, unknown_identity
 from pipelines.stages.segment import SegmentedSong, SongIdentity
-from pipelines.stems import kept_stems
 
 
 class DiedError(Exception):

@@ -63,7 +63,7 @@ def bare_loop(songs: Sequence["FoundSong"], out: Path, codec: str, workers: int)
     """(seconds in all, seconds a song): the stages of `prepare` one after another, in plain processes."""
     from infra.settings import Settings
     from infra.storage.place import Place
-    from pipelines import dataset
+    from pipelines.dataset import write as dataset
     from pipelines.processes import in_processes
     from pipelines.stages.encode import open_codec
     from pipelines.stages.segment import SegmentConfig
@@ -100,8 +100,8 @@ def open_encoder(codec: str, identity: "CodecIdentity") -> None:
 def one_song(song: "FoundSong", out: str) -> str:
     """Read, segment, encode and write one song in this process."""
     from infra.storage.place import Place
-    from pipelines import dataset
     from pipelines.acquire.file_kinds import decoder
+    from pipelines.dataset import write as dataset
     from pipelines.run.ray_stages import segment_read
     from pipelines.stages.decode import Stops, read_song
     from pipelines.stages.segment import SegmentConfig

@@ -8,10 +8,10 @@ from typing import Any
 
 from infra.dataset.parquet import READERS
 from infra.storage.place import Place
-from pipelines import dataset
+from pipelines.dataset import write as dataset
+from pipelines.dataset.contents import Stored
 from pipelines.sources import Source
 from pipelines.stages.decode import TAKEDOWN
-from pipelines.stored import Stored
 
 LISTS = ("urls", "catalogue")  # their songs' addresses lie anywhere
 

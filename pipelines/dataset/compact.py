@@ -19,9 +19,9 @@ from infra.storage.lease import held
 from infra.storage.place import Place
 from model.codec.base import CodecIdentity
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
-from pipelines import dataset
-from pipelines.commits import commit
-from pipelines.stored import PART, Stored, read_stored
+from pipelines.dataset import write as dataset
+from pipelines.dataset.commit import commit
+from pipelines.dataset.contents import PART, Stored, read_stored
 
 SEGMENT_MIB = 2 * 2 * LATENT_CHANNELS * SEGMENT_FRAMES / 2**20
 # 12 kB each, most of it the fingerprint.

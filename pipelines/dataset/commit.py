@@ -20,9 +20,9 @@ from infra.dataset.parquet import read_table, write_table
 from infra.dataset.snapshots import read_rows, write_snapshot
 from infra.storage.place import MissingObjectError, Place
 from model.dimensions import HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ, SEGMENT_FRAMES
-from pipelines.dataset import balance, part_name, remove_rows, separator_of
-from pipelines.stems import remove_stems_but
-from pipelines.stored import PART, Stored, read_stored
+from pipelines.dataset.contents import PART, Stored, read_stored
+from pipelines.dataset.kept_stems import remove_stems_but
+from pipelines.dataset.write import balance, part_name, remove_rows, separator_of
 
 if TYPE_CHECKING:
     from model.codec.base import CodecIdentity

@@ -16,12 +16,12 @@ from infra.errors import UserError
 from infra.storage.lease import held
 from infra.storage.place import Place
 from model.codec.base import CodecIdentity
-from pipelines import dataset
 from pipelines.acquire.acquire import remove_media
-from pipelines.commits import finish
+from pipelines.dataset import write as dataset
+from pipelines.dataset.commit import finish
+from pipelines.dataset.contents import note_takedown, read_stored
 from pipelines.song import FoundSong
 from pipelines.stages.decode import taken_down
-from pipelines.stored import note_takedown, read_stored
 
 
 @dataclass(frozen=True, kw_only=True)

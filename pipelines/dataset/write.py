@@ -1,7 +1,7 @@
 """The stored side of `prepare`: what is done already, and one song's commit.
 
 A song is the unit of work: its latents first, then its row in songs/. File names derive from the song, so a song written twice is written
-once. Nothing here depends on the order in which songs arrive. What a reader sees is a manifest and its snapshot (`pipelines.commits`).
+once. Nothing here depends on the order in which songs arrive. What a reader sees is a manifest and its snapshot (`pipelines.dataset.commit`).
 """
 
 import hashlib
@@ -19,10 +19,10 @@ from infra.dataset.parquet import read_table, write_table
 from infra.errors import UserError
 from infra.storage.place import MissingObjectError, Place
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
+from pipelines.dataset.contents import DUPLICATE, PART, Stored, read_song
 from pipelines.song import FoundSong
 from pipelines.stages.encode import EncodedSegment, EncodedSong
 from pipelines.stages.segment import Reject, SegmentConfig
-from pipelines.stored import DUPLICATE, PART, Stored, read_song
 
 if TYPE_CHECKING:
     from model.codec.base import CodecIdentity

@@ -22,9 +22,9 @@ from infra.errors import UserError
 from infra.storage.place import MissingObjectError, Place
 from model.codec.base import CodecIdentity
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
-from pipelines.commits import describe
-from pipelines.stems import FOLDER, NAMES, kept_stems
-from pipelines.stored import Stored, read_stored
+from pipelines.dataset.commit import describe
+from pipelines.dataset.contents import Stored, read_stored
+from pipelines.dataset.kept_stems import FOLDER, NAMES, kept_stems
 
 READERS = 8
 # The sums were added up by the same routine over the same float16 values; another machine's vector width may reorder them.

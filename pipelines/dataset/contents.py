@@ -1,6 +1,6 @@
 """What a dataset holds: its songs' rows, where their latents lie, its rejects, and the songs that were taken down.
 
-Everything here reads; `pipelines.dataset` writes, `pipelines.commits` decides what readers see.
+Everything here reads; `pipelines.dataset.write` writes, `pipelines.dataset.commit` decides what readers see.
 """
 
 import json

@@ -19,14 +19,14 @@ from infra.dataset.parquet import READERS, read_table, write_table
 from infra.storage.place import Place
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from model.listen.fingerprint import FingerprintIndex, bit_error_rate, sketch
-from pipelines import dataset
 from pipelines.acquire.acquire import LICENSE, remove_media
 from pipelines.acquire.provenance import RECORDS, record_place
+from pipelines.dataset import write as dataset
+from pipelines.dataset.contents import Stored, Tables, read_fingerprints, read_stored, read_takedown
 from pipelines.run.ray_stages import SongResult
 from pipelines.song import FoundSong
 from pipelines.stages.decode import taken_down, unknown_identity
 from pipelines.stages.segment import SongIdentity
-from pipelines.stored import Stored, Tables, read_fingerprints, read_stored, read_takedown
 
 ORIGINS = ("source", "license")  # what latents/ repeats of a song's row
 FILES_AT_ONCE = 64

@@ -1,0 +1,1 @@
+"""Verbs on a stored dataset: write, commit, reconcile, compact, check, take down."""
