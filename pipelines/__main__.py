@@ -15,11 +15,11 @@ from pipelines.dataset.compact import CompactConfig
 from pipelines.dataset.compact import compact as run_compact
 from pipelines.dataset.takedown import TakedownConfig
 from pipelines.dataset.takedown import takedown as run_takedown
-from pipelines.dataset_report import DatasetReportConfig
-from pipelines.dataset_report import dataset_report as run_dataset_report
 from pipelines.demo_latents import DemoLatentsConfig, make_demo_latents
 from pipelines.prepare import PrepareConfig
 from pipelines.prepare import prepare as run_prepare
+from pipelines.report.page import DatasetReportConfig
+from pipelines.report.page import dataset_report as run_dataset_report
 
 app = App(name="pipelines", help="Songs and datasets.")
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.dataset_figures import groups, histogram, kind_of, reject_kinds
+from pipelines.report.figures import groups, histogram, kind_of, reject_kinds
 
 
 @pytest.mark.parametrize(

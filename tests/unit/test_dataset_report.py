@@ -26,9 +26,9 @@ from pipelines.dataset import write as dataset
 from pipelines.dataset.commit import finish
 from pipelines.dataset.compact import CompactConfig, compact
 from pipelines.dataset.contents import read_stored
-from pipelines.dataset_pairs import draw
-from pipelines.dataset_report import DatasetReportConfig, dataset_report, render_page
-from pipelines.dataset_sample import draw_songs
+from pipelines.report.page import DatasetReportConfig, dataset_report, render_page
+from pipelines.report.pairs import draw
+from pipelines.report.sample import draw_songs
 from pipelines.song import FoundSong
 from pipelines.stages.encode import EncodedSegment, EncodedSong, Encoder
 from pipelines.stages.segment import Reject, SegmentConfig, SongIdentity, segment_audio

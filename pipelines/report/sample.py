@@ -23,7 +23,7 @@ from model.codec.base import CodecIdentity
 from pipelines.corpus.chance import Chance
 from pipelines.dataset.commit import LEAST_DEVIATION, describe
 from pipelines.dataset.contents import Stored
-from pipelines.dataset_figures import Histogram, histogram
+from pipelines.report.figures import Histogram, histogram
 
 STEMS = ("vocal", "accompaniment")
 STATISTICS = tuple(f"{stem}_{figure}" for stem in STEMS for figure in ("mean", "std"))

@@ -19,7 +19,7 @@ from infra.dataset.splits import tensor_column
 from infra.storage.place import Place
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.corpus.chance import Chance
-from pipelines.dataset_sample import STEMS, by_file, song_batches
+from pipelines.report.sample import STEMS, by_file, song_batches
 
 if TYPE_CHECKING:
     from model.codec.base import Codec

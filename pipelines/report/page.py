@@ -20,9 +20,9 @@ from infra.settings import Settings
 from infra.storage.place import MissingObjectError, Place
 from model.errors import ModelError
 from pipelines.dataset.contents import read_stored
-from pipelines.dataset_figures import Group, Histogram, RejectKind, group, groups, histogram, reject_kinds
-from pipelines.dataset_pairs import SOUNDS, DrawnPair, Pair, read_pairs, write_sounds
-from pipelines.dataset_sample import Sample, SampleFigures, by_file, draw_songs, song_batches
+from pipelines.report.figures import Group, Histogram, RejectKind, group, groups, histogram, reject_kinds
+from pipelines.report.pairs import SOUNDS, DrawnPair, Pair, read_pairs, write_sounds
+from pipelines.report.sample import Sample, SampleFigures, by_file, draw_songs, song_batches
 from pipelines.stages.encode import open_codec
 
 if TYPE_CHECKING:
