@@ -16,10 +16,10 @@ from pipelines.dataset.compact import compact as run_compact
 from pipelines.dataset.takedown import TakedownConfig
 from pipelines.dataset.takedown import takedown as run_takedown
 from pipelines.demo_latents import DemoLatentsConfig, make_demo_latents
-from pipelines.prepare import PrepareConfig
-from pipelines.prepare import prepare as run_prepare
 from pipelines.report.page import DatasetReportConfig
 from pipelines.report.page import dataset_report as run_dataset_report
+from pipelines.run.prepare import PrepareConfig
+from pipelines.run.prepare import prepare as run_prepare
 
 app = App(name="pipelines", help="Songs and datasets.")
 

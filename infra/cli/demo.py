@@ -112,7 +112,7 @@ def make_corpus(config: DemoConfig, out: Path, notes: list[str]) -> Path:
 
 
 def prepare_latents(out: Path, notes: list[str]) -> None:
-    from pipelines.prepare import PrepareConfig, prepare
+    from pipelines.run.prepare import PrepareConfig, prepare
 
     summary = prepare(PrepareConfig(source=f"demo:{out / 'corpus'}", out=str(out / "latents")))
     if summary.rejects:

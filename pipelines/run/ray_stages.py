@@ -21,9 +21,9 @@ from infra.storage.place import Place, UnreachableStorageError
 from model.errors import ModelError
 from pipelines.acquire.acquire import LICENSE, AcquireConfig, ForbiddenLicenseError, acquire_song, remove_media
 from pipelines.acquire.file_kinds import decoder
-from pipelines.attempts import attempts, counted, died
 from pipelines.dataset import write as dataset
 from pipelines.dataset.kept_stems import write_stems
+from pipelines.run.crashes import attempts, counted, died
 from pipelines.song import FoundSong, SongError
 from pipelines.stages.decode import TAKEDOWN, ReadSong, Stops, read_song, unknown_identity
 from pipelines.stages.encode import EncodedSong, Encoder
@@ -56,7 +56,7 @@ class Job:
     validation_share: float
     storage_patience_s: float
     ledger: Any = field(repr=False)
-    """The run's `pipelines.ledger.Ledger`, an actor."""
+    """The run's `pipelines.run.run_state.Ledger`, an actor."""
     hosts: Any = field(default=None, repr=False)
     """The run's `pipelines.acquire.shared_hosts.SharedHosts`, when there is something to download."""
     keep_stems: bool = False

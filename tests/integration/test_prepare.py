@@ -20,7 +20,7 @@ from infra.errors import UserError
 from infra.storage.place import Place
 from model.codec.load import load_codec
 from model.dimensions import SAMPLE_RATE_HZ, SEGMENT_SAMPLES
-from pipelines.prepare import PrepareConfig, prepare
+from pipelines.run.prepare import PrepareConfig, prepare
 from pipelines.stages.segment import SegmentConfig
 
 pytestmark = pytest.mark.ray

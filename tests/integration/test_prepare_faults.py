@@ -22,12 +22,12 @@ from infra.dataset.format import read_manifest
 from infra.errors import UserError
 from infra.storage.place import Place
 from model.dimensions import SAMPLE_RATE_HZ
-from pipelines.attempts import MAX_ATTEMPTS, attempts
 from pipelines.corpus import compose, render
 from pipelines.dataset.check import CheckConfig, check
 from pipelines.dataset.kept_stems import NAMES, kept_stems
-from pipelines.ledger import start_ledger
-from pipelines.prepare import PrepareConfig, prepare
+from pipelines.run.crashes import MAX_ATTEMPTS, attempts
+from pipelines.run.prepare import PrepareConfig, prepare
+from pipelines.run.run_state import start_ledger
 from pipelines.stages.separate import open_separator
 from tests.demucs_parts import write_tiny_repository
 

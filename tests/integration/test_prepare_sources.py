@@ -23,7 +23,7 @@ from model.errors import ModelError
 from pipelines.acquire.acquire import AcquireConfig
 from pipelines.corpus import compose, render
 from pipelines.dataset.takedown import TakedownConfig, takedown
-from pipelines.prepare import PrepareConfig, prepare
+from pipelines.run.prepare import PrepareConfig, prepare
 from pipelines.stages.encode import Encoder, open_codec
 from pipelines.stages.segment import SegmentConfig, SongIdentity, segment_audio
 from tests import http_server

@@ -10,7 +10,7 @@ import pytest
 from test_dataset_life import CODEC, encoded, hold_media, killed_before
 from test_settle import Run, result_of, urls
 
-import pipelines.prepare
+import pipelines.run.prepare
 from infra.dataset.format import read_manifest
 from infra.storage.atomic import write_partial
 from infra.storage.place import Place
@@ -25,7 +25,7 @@ from pipelines.dataset.contents import read_stored
 from pipelines.dataset.kept_stems import NAMES, kept_stems, remove_stems_but
 from pipelines.dataset.reconcile import remove_forbidden
 from pipelines.dataset.takedown import TakedownConfig, takedown
-from pipelines.prepare import PrepareConfig, prepare
+from pipelines.run.prepare import PrepareConfig, prepare
 from pipelines.run.ray_stages import SongResult
 from pipelines.song import FoundSong
 from pipelines.sources import list_songs, parse_source
@@ -194,7 +194,7 @@ def test_a_run_that_has_nothing_to_do_takes_away_what_a_killed_one_left(tmp_path
     (found,) = list_songs(parse_source(source))
     dataset.write_rejects(out, replace(found, listed_by=source), "x", [Reject(stage=LICENSE, reason="")])
     hold_media(out / "media", A)
-    monkeypatch.setattr(pipelines.prepare, "_separator", lambda *_: None)  # its weights are not here, and nothing is to be separated
+    monkeypatch.setattr(pipelines.run.prepare, "_separator", lambda *_: None)  # its weights are not here, and nothing is to be separated
     config = PrepareConfig(source=source, out=str(out), acquire=AcquireConfig(operator="tests@example.org", licenses=("CC0-1.0",)))
     assert len(prepare(config).rejects) == 1
     assert (out / "media").list() == []

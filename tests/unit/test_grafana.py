@@ -1,4 +1,4 @@
-"""The dashboard asks Prometheus for what `pipelines.ledger` counts, under the names that Ray gives it."""
+"""The dashboard asks Prometheus for what `pipelines.run.run_state` counts, under the names that Ray gives it."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.ledger import STAGES, Ledger
+from pipelines.run.run_state import STAGES, Ledger
 from serving.telemetry import IngressMetrics, ReplicaMetrics
 
 DASHBOARD = json.loads((Path(__file__).resolve().parents[2] / "infra/grafana/prepare.json").read_text())

@@ -7,10 +7,10 @@ import pytest
 from ray.data.exceptions import ExecutionTimeoutError
 
 from infra.errors import UserError
-from pipelines import prepare
 from pipelines.acquire.acquire import AcquireConfig
 from pipelines.dataset.contents import Stored
-from pipelines.graph import Workers, least_cpus, patience_s, plan_workers
+from pipelines.run import prepare
+from pipelines.run.graph import Workers, least_cpus, patience_s, plan_workers
 from pipelines.run.ray_stages import Job, SongResult
 from pipelines.song import FoundSong, MediaFile
 from pipelines.stages.decode import DECODE_TIMEOUT_S

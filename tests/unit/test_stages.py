@@ -13,11 +13,11 @@ from test_dataset_life import hold_media
 from infra.audio.files import decode
 from infra.storage.place import Place
 from pipelines.acquire.acquire import AcquireConfig
-from pipelines.attempts import MAX_ATTEMPTS, take_turns
 from pipelines.dataset.kept_stems import kept_stems
-from pipelines.ledger import Ledger
 from pipelines.run import ray_stages as stages
+from pipelines.run.crashes import MAX_ATTEMPTS, take_turns
 from pipelines.run.ray_stages import Job, ReadEncodeRows, acquire_row, read_row, segment_row, segmented
+from pipelines.run.run_state import Ledger
 from pipelines.song import FoundSong
 from pipelines.stages.decode import ReadSong, unknown_identity
 from pipelines.stages.segment import SegmentedSong, SongIdentity

@@ -115,7 +115,7 @@ def one_song(song: "FoundSong", out: str) -> str:
 
 def with_ray(songs: Path, out: Path, codec: str, encoders: int) -> tuple[float, float]:
     """(seconds of the graph, seconds a song while all stages run) of `prepare`."""
-    from pipelines.prepare import PrepareConfig, prepare
+    from pipelines.run.prepare import PrepareConfig, prepare
 
     summary = prepare(PrepareConfig(source=f"pairs:{songs}", out=str(out), codec=codec, encoders=encoders))
     # A short cut may hold no voice; none may fail otherwise.
@@ -199,7 +199,7 @@ class Peak:
 
 
 def measure_rerun(folder: Path, songs: int, codec: str) -> Iterator[str]:
-    from pipelines.prepare import PrepareConfig, prepare
+    from pipelines.run.prepare import PrepareConfig, prepare
 
     write_songs(folder / "songs", songs, 6.0)
     config = PrepareConfig(source=f"pairs:{folder / 'songs'}", out=str(folder / "out"), codec=codec)

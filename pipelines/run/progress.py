@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipelines.ledger import STAGES, StageTotal
+from pipelines.run.run_state import STAGES, StageTotal
 
 log = logging.getLogger(__name__)
 

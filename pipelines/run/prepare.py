@@ -1,6 +1,6 @@
 """Any source of songs to a latent dataset: what is missing goes through the graph in waves, each committed.
 
-    list songs ─▶ what is missing ─▶ wave: the graph (`pipelines.graph`) ─▶ settle ─▶ commit ─▶ next wave
+    list songs ─▶ what is missing ─▶ wave: the graph (`pipelines.run.graph`) ─▶ settle ─▶ commit ─▶ next wave
 
 A row is a song. Rows in and rows out are counted: every song that was found is prepared, stored already, or rejected with a reason.
 """
@@ -18,7 +18,6 @@ from infra.errors import UserError
 from infra.settings import Settings
 from infra.storage.lease import held
 from infra.storage.place import Place
-from pipelines import progress
 from pipelines.acquire.acquire import AcquireConfig
 from pipelines.acquire.shared_hosts import start_shared_hosts
 from pipelines.dataset import write as dataset
@@ -26,9 +25,10 @@ from pipelines.dataset.belonging import elsewhere, without_left
 from pipelines.dataset.commit import finish
 from pipelines.dataset.contents import Stored, Tables, read_stored
 from pipelines.dataset.reconcile import Recordings, remove_forbidden, settle, without_copies
-from pipelines.graph import Workers, plan_workers, run_graph
-from pipelines.ledger import start_ledger
+from pipelines.run import progress
+from pipelines.run.graph import Workers, plan_workers, run_graph
 from pipelines.run.ray_stages import Job, SongResult
+from pipelines.run.run_state import start_ledger
 from pipelines.song import FoundSong
 from pipelines.sources import CatalogueConfig, Source, list_songs, parse_source
 from pipelines.stages.decode import Stops

@@ -16,7 +16,7 @@ from typing import Any
 
 from infra.audio.decoder import ATTEMPTS as DECODER_ATTEMPTS
 from infra.errors import UserError
-from pipelines.attempts import MAX_ATTEMPTS
+from pipelines.run.crashes import MAX_ATTEMPTS
 from pipelines.run.ray_stages import (
     EncodeRows,
     Job,
