@@ -8,14 +8,14 @@ from cyclopts import App, Parameter
 from infra.cli import exit_codes as commands
 from model.errors import ModelError
 from pipelines.corpus import CorpusConfig, write_corpus
-from pipelines.corpus.listening import ListeningSetConfig, write_listening_set
+from pipelines.corpus.latents import DemoLatentsConfig, make_demo_latents
+from pipelines.corpus.vocals.listening_set import ListeningSetConfig, write_listening_set
 from pipelines.dataset.check import CheckConfig
 from pipelines.dataset.check import check as run_check
 from pipelines.dataset.compact import CompactConfig
 from pipelines.dataset.compact import compact as run_compact
 from pipelines.dataset.takedown import TakedownConfig
 from pipelines.dataset.takedown import takedown as run_takedown
-from pipelines.demo_latents import DemoLatentsConfig, make_demo_latents
 from pipelines.report.page import DatasetReportConfig
 from pipelines.report.page import dataset_report as run_dataset_report
 from pipelines.run.prepare import PrepareConfig

@@ -91,7 +91,8 @@ def measure(folder: Path) -> Iterator[str]:
     import soundfile
 
     from infra.benchmarks.data import prepare
-    from pipelines.corpus import compose, render
+    from pipelines.corpus.score import compose
+    from pipelines.corpus.sound import render
     from pipelines.sources import list_songs, parse_source
 
     rendered = render(compose(2000, MIXTURE_S))
@@ -160,7 +161,7 @@ def validate(folder: Path, songs: int) -> Iterator[str]:
     """A real `prepare` of stems on CPUs with two encoders, beside the simulation from costs of two processes on the same songs."""
     from infra.benchmarks.data import prepare
     from infra.cluster import connect
-    from pipelines.processes import in_processes
+    from pipelines.corpus.processes import in_processes
     from pipelines.sources import list_songs, parse_source
 
     prepare.write_songs(folder / "songs", songs, 47.0)

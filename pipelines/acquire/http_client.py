@@ -21,7 +21,7 @@ from protego import Protego
 from pipelines.acquire.config import PRODUCT, HttpConfig
 from pipelines.acquire.host_limits import HostGate, Robots
 from pipelines.acquire.http_faults import PassingFault, TooManyRedirects, Unavailable, asked_pause_s, sorted_faults, status_text
-from pipelines.corpus.chance import Chance
+from pipelines.chance import Chance
 from pipelines.song import SongError
 
 logger = logging.getLogger(__name__)

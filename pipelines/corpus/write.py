@@ -14,13 +14,13 @@ from tqdm import tqdm
 from infra.errors import UserError
 from infra.storage.place import Place
 from model.dimensions import SAMPLE_RATE_HZ
-from pipelines.corpus.compose import DEFAULT_DURATION_S, compose
-from pipelines.corpus.dsp import level_db, loudness_lufs
-from pipelines.corpus.mix import side_to_mid_db
+from pipelines.corpus.processes import in_processes
 from pipelines.corpus.record import Rendering, SongRecord, read_song_json, song_json
-from pipelines.corpus.render import Band, RenderedSong, render
-from pipelines.corpus.voice import F0_RATE_HZ
-from pipelines.processes import in_processes
+from pipelines.corpus.score.compose import DEFAULT_DURATION_S, compose
+from pipelines.corpus.sound.dsp import level_db, loudness_lufs
+from pipelines.corpus.sound.mix import side_to_mid_db
+from pipelines.corpus.sound.render import Band, RenderedSong, render
+from pipelines.corpus.sound.voice import F0_RATE_HZ
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def write_corpus(config: CorpusConfig) -> CorpusSummary:
     A song is complete once its `song.json`, written last, holds its record's hash.
     """
     if config.band == "fluidsynth":
-        from pipelines.corpus.sampled import find_fluidsynth
+        from pipelines.corpus.sound.sampled import find_fluidsynth
 
         find_fluidsynth()
     done: list[SongDone] = []

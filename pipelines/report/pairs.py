@@ -18,7 +18,7 @@ from infra.dataset.format import Manifest
 from infra.dataset.splits import tensor_column
 from infra.storage.place import Place
 from model.dimensions import SAMPLE_RATE_HZ
-from pipelines.corpus.chance import Chance
+from pipelines.chance import Chance
 from pipelines.report.sample import STEMS, by_file, song_batches
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from infra.dataset.splits import tensor_column
 from infra.errors import UserError
 from infra.storage.place import MissingObjectError, Place
 from model.codec.base import CodecIdentity
-from pipelines.corpus.chance import Chance
+from pipelines.chance import Chance
 from pipelines.dataset.commit import LEAST_DEVIATION, describe
 from pipelines.dataset.contents import Stored
 from pipelines.report.figures import Histogram, histogram

@@ -14,10 +14,12 @@ import pytest
 from infra.benchmarks.data.corpus import Figures, listen
 from infra.errors import UserError
 from model.dimensions import SAMPLE_RATE_HZ
-from pipelines.corpus import RenderedSong, SongRecord, compose, render
-from pipelines.corpus.dsp import good_length, loudness_lufs, partials
-from pipelines.corpus.mix import limit
-from pipelines.corpus.sampled import find_fluidsynth
+from pipelines.corpus import RenderedSong, SongRecord
+from pipelines.corpus.score import compose
+from pipelines.corpus.sound import render
+from pipelines.corpus.sound.dsp import good_length, loudness_lufs, partials
+from pipelines.corpus.sound.mix import limit
+from pipelines.corpus.sound.sampled import find_fluidsynth
 
 ROOT = Path(__file__).resolve().parents[2]
 DURATION_S = 18.0

@@ -8,8 +8,8 @@ import pytest
 import scipy.signal
 
 from model.dimensions import SAMPLE_RATE_HZ
-from pipelines.corpus.capture import Capture, apply_capture, draw_capture
-from pipelines.corpus.chance import Array, Chance, noise
+from pipelines.chance import Array, Chance, noise
+from pipelines.corpus.vocals.capture import Capture, apply_capture, draw_capture
 
 ENTRY_S = 1.0
 CLEAN = Capture(

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from model.dimensions import SAMPLE_RATE_HZ, SEGMENT_SAMPLES
-from pipelines.corpus.chance import Chance, noise
-from pipelines.corpus.compose import compose
-from pipelines.corpus.form import swung
-from pipelines.corpus.harmony import PlacedChord, numeral, voice_lead
-from pipelines.corpus.lyrics import WORDS, line
-from pipelines.corpus.phones import CONSONANTS, DIPHTHONGS, VOWELS
+from pipelines.chance import Chance, noise
 from pipelines.corpus.record import Rendering, SongRecord, read_song_json, song_json
-from pipelines.corpus.variation import invent_fill, invent_loop, vary_bass, vary_groove
+from pipelines.corpus.score.compose import compose
+from pipelines.corpus.score.form import swung
+from pipelines.corpus.score.harmony import PlacedChord, numeral, voice_lead
+from pipelines.corpus.score.lyrics import WORDS, line
+from pipelines.corpus.score.variation import invent_fill, invent_loop, vary_bass, vary_groove
+from pipelines.corpus.sound.phones import CONSONANTS, DIPHTHONGS, VOWELS
 
 SEEDS = range(48)
 PINNED_UNIFORM = 0.3319052505526885

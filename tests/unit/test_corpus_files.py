@@ -9,7 +9,8 @@ import soundfile as sf
 
 from infra.errors import UserError
 from infra.storage.place import Place
-from pipelines.corpus import CorpusConfig, compose, read_song_json, write_corpus
+from pipelines.corpus import CorpusConfig, read_song_json, write_corpus
+from pipelines.corpus.score import compose
 
 DURATION_S = 5.0
 SEED = 10

@@ -21,7 +21,8 @@ from model.listen.fingerprint import (
     same_recording,
     sketch,
 )
-from pipelines.corpus import compose, render
+from pipelines.corpus.score import compose
+from pipelines.corpus.sound import render
 
 RATE_HZ = 44_100
 

@@ -93,7 +93,8 @@ def listen(record: "SongRecord", song: "RenderedSong", cpu_s: float) -> Figures:
 
 def main() -> int:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from pipelines.corpus import compose, render
+    from pipelines.corpus.score import compose
+    from pipelines.corpus.sound import render
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--songs", type=int, default=20)

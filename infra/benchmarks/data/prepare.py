@@ -37,7 +37,8 @@ SPEEDS = np.geomspace(0.75, 1.34, 40)
 
 def write_songs(folder: Path, songs: int, duration_s: float) -> None:
     """`songs` folders of stems of `duration_s`, no two of them one recording: other songs, speeds and places."""
-    from pipelines.corpus import compose, render
+    from pipelines.corpus.score import compose
+    from pipelines.corpus.sound import render
 
     samples = round(duration_s * SAMPLE_RATE_HZ)
     stems: dict[int, dict[str, np.ndarray]] = {}
@@ -63,8 +64,8 @@ def bare_loop(songs: Sequence["FoundSong"], out: Path, codec: str, workers: int)
     """(seconds in all, seconds a song): the stages of `prepare` one after another, in plain processes."""
     from infra.settings import Settings
     from infra.storage.place import Place
+    from pipelines.corpus.processes import in_processes
     from pipelines.dataset import write as dataset
-    from pipelines.processes import in_processes
     from pipelines.stages.encode import open_codec
     from pipelines.stages.segment import SegmentConfig
 

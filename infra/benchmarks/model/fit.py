@@ -59,8 +59,8 @@ CONTROLS: dict[str, float | None] = {
 
 def band_of(record: "SongRecord", *, semitones: int = 0, only: str | None = None) -> np.ndarray:
     """(N,) the band of a record, moved by semitones, or one of its tracks alone."""
-    from pipelines.corpus.mix import blend
-    from pipelines.corpus.render import play_track
+    from pipelines.corpus.sound.mix import blend
+    from pipelines.corpus.sound.render import play_track
 
     tracks = []
     for track in record.tracks:
@@ -147,7 +147,8 @@ def long_songs(vocal_N: np.ndarray, band_N: np.ndarray) -> Iterator[str]:
 
 def main() -> int:
     from model.metrics.fit import fit
-    from pipelines.corpus import compose, render
+    from pipelines.corpus.score import compose
+    from pipelines.corpus.sound import render
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--songs", type=int, default=40)

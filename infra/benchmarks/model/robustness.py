@@ -118,8 +118,9 @@ def play_song(accompanist: "Accompanist", seed: int, seconds: float, candidates:
     from model.inference.gain import mix, within_full_scale
     from model.listen import loudness_db
     from model.metrics.fit import Listener
-    from pipelines.corpus import compose, render
-    from pipelines.corpus.conditions import CONDITIONS, SAME_PERFORMANCE, vocal_under
+    from pipelines.corpus.score import compose
+    from pipelines.corpus.sound import render
+    from pipelines.corpus.vocals.conditions import CONDITIONS, SAME_PERFORMANCE, vocal_under
 
     record = compose(seed, seconds + 12.0)
     song = render(record)

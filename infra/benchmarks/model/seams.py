@@ -63,7 +63,8 @@ def main() -> None:
     from model.codec.load import load_codec
     from model.dimensions import HOP_SAMPLES
     from model.inference.windows import windows
-    from pipelines.corpus import compose, render
+    from pipelines.corpus.score import compose
+    from pipelines.corpus.sound import render
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--songs", type=int, default=3)

@@ -11,12 +11,12 @@ from tqdm import tqdm
 from infra.dataset.format import RESERVED_SEEDS
 from infra.errors import UserError
 from infra.storage.place import Place
-from pipelines.corpus.compose import compose
-from pipelines.corpus.conditions import CONDITIONS, SAME_PERFORMANCE, Severity, vocal_under
+from pipelines.corpus.processes import in_processes
 from pipelines.corpus.record import GENERATOR_VERSION
-from pipelines.corpus.render import render
+from pipelines.corpus.score.compose import compose
+from pipelines.corpus.sound.render import render
+from pipelines.corpus.vocals.conditions import CONDITIONS, SAME_PERFORMANCE, Severity, vocal_under
 from pipelines.corpus.write import wav_bytes
-from pipelines.processes import in_processes
 
 log = logging.getLogger(__name__)
 

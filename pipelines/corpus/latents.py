@@ -2,7 +2,7 @@
 
 For training at scale, and on a machine that has torch and nothing else: two cores make some 1,700 songs an hour. Each song is encoded at
 several speeds (1.06 is a semitone higher, its voice smaller and its tempo faster), each time through another microphone and room
-(`pipelines.corpus.capture`), so that no vocal is heard twice. Songs are the unit of commit: run again, only what is missing is made. What
+(`pipelines.corpus.vocals.capture`), so that no vocal is heard twice. Songs are the unit of commit: run again, only what is missing is made. What
 was made with other settings at the same place stays in the dataset beside it.
 
 Shapes: C channels, N samples.
@@ -23,13 +23,14 @@ from infra.errors import UserError
 from infra.settings import Settings
 from infra.storage.place import Place
 from model.dimensions import SAMPLE_RATE_HZ
-from pipelines.corpus import compose, render
-from pipelines.corpus.capture import apply_capture, draw_capture
-from pipelines.corpus.chance import Chance
+from pipelines.chance import Chance
+from pipelines.corpus.processes import in_processes
+from pipelines.corpus.score import compose
+from pipelines.corpus.sound import render
+from pipelines.corpus.vocals.capture import apply_capture, draw_capture
 from pipelines.dataset import write as dataset
 from pipelines.dataset.commit import commit
 from pipelines.dataset.contents import read_stored
-from pipelines.processes import in_processes
 from pipelines.song import FoundSong
 from pipelines.stages.encode import Encoder, open_codec
 from pipelines.stages.segment import SegmentConfig, SongIdentity, segment_audio

@@ -16,12 +16,12 @@ import scipy.signal
 from numpy.typing import NDArray
 
 from model.dimensions import SAMPLE_RATE_HZ
-from pipelines.corpus.chance import Array, Chance, noise
-from pipelines.corpus.dsp import band, db, good_length, reverberate, room
-from pipelines.corpus.mix import active_rms, place_vocal
+from pipelines.chance import Array, Chance, noise
 from pipelines.corpus.record import SongRecord, VocalNote
-from pipelines.corpus.render import RenderedSong
-from pipelines.corpus.voice import sing
+from pipelines.corpus.sound.dsp import band, db, good_length, reverberate, room
+from pipelines.corpus.sound.mix import active_rms, place_vocal
+from pipelines.corpus.sound.render import RenderedSong
+from pipelines.corpus.sound.voice import sing
 
 HIGHEST_PEAK = 0.99
 _WHISPERED = 1e-6

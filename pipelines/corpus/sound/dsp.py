@@ -5,7 +5,7 @@ import scipy.signal
 from numpy.typing import ArrayLike
 
 from model.dimensions import SAMPLE_RATE_HZ
-from pipelines.corpus.chance import Array, noise
+from pipelines.chance import Array, noise
 
 _BLOCK = 256
 _STEREO = 2

@@ -6,8 +6,8 @@ The path search is Viterbi's (1967): states are pitches, a step's cost is its in
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipelines.corpus.chance import Chance
-from pipelines.corpus.harmony import SCALES, PlacedChord
+from pipelines.chance import Chance
+from pipelines.corpus.score.harmony import SCALES, PlacedChord
 
 # Bars of 4/4 in eighths, negative for rests: how a two-bar phrase opens, and how it closes (with room to breathe and for an answer).
 _OPENINGS = (

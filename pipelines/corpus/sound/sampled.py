@@ -12,7 +12,7 @@ import soundfile as sf
 
 from infra.errors import UserError
 from model.dimensions import SAMPLE_RATE_HZ
-from pipelines.corpus.chance import Array
+from pipelines.chance import Array
 from pipelines.corpus.record import SongRecord, Track
 
 SOUNDFONTS = tuple(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipelines.corpus.chance import Chance
+from pipelines.chance import Chance
 
 # part of speech: words, each `text phones`; '.' parts phones, '-' parts syllables.
 _LEXICON = {

@@ -1,9 +1,9 @@
 """What the drummer plays: the section's groove with ghosts and accents, a fill where a section ends, a crash where one begins."""
 
-from pipelines.corpus.arrange import BEATS_PER_BAR, Hit, Part
-from pipelines.corpus.chance import Chance
-from pipelines.corpus.styles import DRUM_KEYS, Groove
-from pipelines.corpus.variation import invent_fill
+from pipelines.chance import Chance
+from pipelines.corpus.score.arrange import BEATS_PER_BAR, Hit, Part
+from pipelines.corpus.score.styles import DRUM_KEYS, Groove
+from pipelines.corpus.score.variation import invent_fill
 
 # Fills over the last beats of a bar: rows of (step of 16, drum, velocity digit).
 _FILLS: tuple[tuple[tuple[int, str, int], ...], ...] = (

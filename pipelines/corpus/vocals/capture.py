@@ -14,8 +14,8 @@ import scipy.signal
 from numpy.typing import NDArray
 
 from model.dimensions import SAMPLE_RATE_HZ
-from pipelines.corpus.chance import Array, Chance, noise
-from pipelines.corpus.dsp import db, room, tilt
+from pipelines.chance import Array, Chance, noise
+from pipelines.corpus.sound.dsp import db, room, tilt
 
 Grade = Literal["near-clean", "moderate", "rough"]
 Fault = Literal["room", "noise", "band", "drive"]

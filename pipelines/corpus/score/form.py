@@ -3,9 +3,9 @@
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from pipelines.corpus.arrange import BEATS_PER_BAR, Part
-from pipelines.corpus.chance import Chance
-from pipelines.corpus.styles import STYLES, Style
+from pipelines.chance import Chance
+from pipelines.corpus.score.arrange import BEATS_PER_BAR, Part
+from pipelines.corpus.score.styles import STYLES, Style
 
 # Letters: Intro, Verse, Pre-chorus, Chorus, Bridge, Outro; digits: bars.
 _FORMS = (

@@ -5,9 +5,9 @@ from functools import lru_cache
 import numpy as np
 
 from model.dimensions import SAMPLE_RATE_HZ
-from pipelines.corpus.chance import Array, noise
-from pipelines.corpus.dsp import band, partials
-from pipelines.corpus.styles import DRUM_KEYS
+from pipelines.chance import Array, noise
+from pipelines.corpus.score.styles import DRUM_KEYS
+from pipelines.corpus.sound.dsp import band, partials
 
 # Kit: kick pitch and length, snare pitch and ring, brightness of cymbals, dryness of the snare.
 _KITS = {"studio": (52.0, 0.24, 190.0, 0.15, 1.0), "soft": (56.0, 0.18, 170.0, 0.11, 0.75), "machine": (47.0, 0.32, 205.0, 0.12, 1.1)}

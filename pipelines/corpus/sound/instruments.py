@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from model.dimensions import SAMPLE_RATE_HZ
-from pipelines.corpus.chance import Array, noise
-from pipelines.corpus.dsp import band, envelope, hertz, partials
+from pipelines.chance import Array, noise
+from pipelines.corpus.sound.dsp import band, envelope, hertz, partials
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What no table of styles holds: grooves, bass lines, fills and chord loops of a song's own, drawn within the style."""
 
-from pipelines.corpus.chance import Chance
-from pipelines.corpus.styles import BassPattern, Groove
+from pipelines.chance import Chance
+from pipelines.corpus.score.styles import BassPattern, Groove
 
 _TIMEKEEPERS = ("hat", "ride", "shaker")
 _KICK_PLACES = (3, 6, 7, 10, 11, 14)

@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.dimensions import SAMPLE_RATE_HZ
-from pipelines.corpus.chance import Array
-from pipelines.corpus.drumkit import load_kit
-from pipelines.corpus.dsp import band
-from pipelines.corpus.instruments import INSTRUMENTS, Key
-from pipelines.corpus.mix import blend, master, place_vocal, quantise
+from pipelines.chance import Array
 from pipelines.corpus.record import SongRecord, Track
-from pipelines.corpus.styles import DRUM_KEYS
-from pipelines.corpus.voice import sing
+from pipelines.corpus.score.styles import DRUM_KEYS
+from pipelines.corpus.sound.drumkit import load_kit
+from pipelines.corpus.sound.dsp import band
+from pipelines.corpus.sound.instruments import INSTRUMENTS, Key
+from pipelines.corpus.sound.mix import blend, master, place_vocal, quantise
+from pipelines.corpus.sound.voice import sing
 
 Band = Literal["numpy", "fluidsynth"]
 PCM_SCALE = 32768.0
@@ -39,7 +39,7 @@ def render(record: SongRecord, *, band: Band = "numpy") -> RenderedSong:
     dry, f0_hz = sing(record, samples)
     vocals = place_vocal(dry, record.mix, 60 / record.tempo_bpm, str(record.seed))
     if band == "fluidsynth":
-        from pipelines.corpus.sampled import play_sampled
+        from pipelines.corpus.sound.sampled import play_sampled
 
         parts = play_sampled(record, samples)
     else:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from model.dimensions import SAMPLE_RATE_HZ
-from pipelines.corpus.chance import Array, Chance, noise
-from pipelines.corpus.dsp import band, db, hertz
-from pipelines.corpus.phones import CONSONANTS, glide, nucleus
+from pipelines.chance import Array, Chance, noise
 from pipelines.corpus.record import SongRecord, VocalNote, Voice
+from pipelines.corpus.sound.dsp import band, db, hertz
+from pipelines.corpus.sound.phones import CONSONANTS, glide, nucleus
 
 F0_RATE_HZ = 200
 HOP = 128

@@ -3,9 +3,9 @@
 import numpy as np
 
 from model.dimensions import SAMPLE_RATE_HZ
-from pipelines.corpus.chance import Array
-from pipelines.corpus.dsp import band, db, gated_loudness_lufs, k_weighted, level_db, reverberate, room, tilt
+from pipelines.chance import Array
 from pipelines.corpus.record import Mix, SongRecord
+from pipelines.corpus.sound.dsp import band, db, gated_loudness_lufs, k_weighted, level_db, reverberate, room, tilt
 
 _ACTIVE_BLOCK = 4096
 # 3.5 dB above a vocal of active level 1.

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
-from pipelines.corpus.chance import Chance
-from pipelines.corpus.harmony import SCALES, PlacedChord, voice_lead
-from pipelines.corpus.melody import MelodyNote
-from pipelines.corpus.styles import BassPattern, ChordPattern
+from pipelines.chance import Chance
+from pipelines.corpus.score.harmony import SCALES, PlacedChord, voice_lead
+from pipelines.corpus.score.melody import MelodyNote
+from pipelines.corpus.score.styles import BassPattern, ChordPattern
 
 BEATS_PER_BAR = 4
 _BASS_CENTRE = 35  # B1: roots from 46 to 82 Hz, which small loudspeakers still hint at

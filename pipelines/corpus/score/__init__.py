@@ -1,0 +1,1 @@
+"""Composition: form, harmony, melody, lyrics and arrangement of a demo song."""

@@ -1,0 +1,1 @@
+"""Sound of a demo song: its voice, its instruments and its mix."""

@@ -1,0 +1,1 @@
+"""Demo vocals as they are recorded in rooms and by phones, and the listening set made of them."""
