@@ -9,10 +9,10 @@ from infra.cli import exit_codes as commands
 from model.errors import ModelError
 from training.codec import CodecTrainConfig
 from training.codec_adversarial import AdversarialConfig
-from training.config import TrainConfig
-from training.distil import DistilConfig
 from training.evaluation import EvaluateConfig
 from training.release import ReleaseConfig
+from training.run.config import TrainConfig
+from training.run.distil import DistilConfig
 from training.sweep import SweepConfig
 
 # As a shell says of a process that SIGTERM ended.
@@ -24,7 +24,7 @@ app = App(name="training", help="Train on a latent dataset, score a checkpoint, 
 @app.command
 def train(config: Annotated[TrainConfig, Parameter(name="*")]) -> int:
     """Train on a latent dataset, on Ray, tracked in MLflow."""
-    from training.launch import train as run
+    from training.run.launch import train as run
 
     result = run(config)
     sys.stdout.write(
@@ -38,7 +38,7 @@ def train(config: Annotated[TrainConfig, Parameter(name="*")]) -> int:
 @app.command
 def distil(config: Annotated[DistilConfig, Parameter(name="*")]) -> int:
     """Teach a checkpoint's music to students of fewer steps."""
-    from training.distil import distil as run
+    from training.run.distil import distil as run
 
     results = run(config)
     for result in results:

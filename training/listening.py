@@ -27,9 +27,9 @@ from model.codec.load import load_codec
 from model.dimensions import FRAME_RATE_HZ
 from model.errors import ModelError
 from training import figures
-from training.config import TrainConfig
 from training.evaluation import HeldOut, device, sounds_of, spread
-from training.state import read_metrics
+from training.run.config import TrainConfig
+from training.run.state import read_metrics
 
 log = logging.getLogger(__name__)
 

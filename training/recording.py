@@ -16,9 +16,9 @@ from infra.tracking.tracking import NOTE_TAG, RUN_FILE, Tracker, read_handle, se
 from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training import figures
 from training.card import About, card
-from training.config import TrainConfig, size_name
 from training.listening import Listener
-from training.state import STATE_JSON, read_metrics
+from training.run.config import TrainConfig, size_name
+from training.run.state import STATE_JSON, read_metrics
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from infra.storage.place import MissingObjectError, Place, localise
 from model.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint, save_checkpoint
 from training.card import About, card, last_part
 from training.evaluation_report import EvaluationReport
-from training.state import STATE_JSON
+from training.run.state import STATE_JSON
 
 CARD = "README.md"
 SHARD_BYTES = 16_000_000

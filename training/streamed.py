@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from infra.cluster import connect
 from infra.dataset.splits import SplitIndex
 from infra.errors import UserError
+from training.run.ranks import Workers
 from training.segments import Segment, refuse_empty
 from training.shuffle import LATENTS, Course, Shuffler, epochs_of_span
-from training.workers import Workers
 
 if TYPE_CHECKING:
     import ray

@@ -9,7 +9,7 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler
 
-from training.ray_notices import StopDesk
+from training.run.ray_stop import StopDesk
 
 
 class TrialDesk(StopDesk):

@@ -24,10 +24,10 @@ from infra.storage.place import MissingObjectError, Place
 from infra.tracking.tracking import NOTE_TAG, Store, Tracker, open_run, read_handle, store_of
 from model.codec.load import load_codec
 from model.errors import ModelError
-from training.launch import WORKER_ENVIRONMENT, ending
-from training.notices import Notices, stopped_by_signals
-from training.ray_notices import DeskNotices, carry_stop
 from training.recording import dataset_name, log_dataset
+from training.run.launch import WORKER_ENVIRONMENT, ending
+from training.run.ray_stop import DeskNotices, carry_stop
+from training.run.stop import Notices, stopped_by_signals
 from training.sweep import SweepConfig, Trial, changed
 from training.sweep_report import SweepReport, TrialResult, findings, markdown, picture, rank_correlation
 from training.sweep_trial import is_over, read_result, result_of, run_trial

@@ -14,7 +14,7 @@ from model.diffusion.objective import Denoiser, Schedule
 from model.diffusion.sampling import Sampling, guide, timesteps
 from model.network.unet import AccompanimentUNet
 from training.batches import Batch
-from training.config import Distillation
+from training.run.config import Distillation
 
 
 class Teacher:

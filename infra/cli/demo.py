@@ -22,7 +22,7 @@ from infra.cluster import connect
 
 if TYPE_CHECKING:
     from training.evaluation import EvaluationReport
-    from training.launch import TrainResult
+    from training.run.launch import TrainResult
 
 STAGES = 6
 # Far from the corpus's own seeds: no stage has seen this song.
@@ -123,8 +123,8 @@ def prepare_latents(out: Path, notes: list[str]) -> None:
 
 
 def train_network(config: DemoConfig, out: Path, notes: list[str]) -> "TrainResult":
-    from training.config import small_demo
-    from training.launch import train
+    from training.run.config import small_demo
+    from training.run.launch import train
 
     result = train(small_demo(data=str(out / "latents"), out=str(out / "train"), max_minutes=config.minutes, resume=True))
     notes.append(f"{result.step} steps, validation loss {result.metrics['validation_loss']:.3f}")

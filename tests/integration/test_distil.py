@@ -9,9 +9,9 @@ from infra.errors import UserError
 from model.checkpoint import load_checkpoint
 from model.diffusion.sampling import Sampling
 from tests.tiny_latents import write_latents
-from training.config import TrainConfig
-from training.distil import DistilConfig, distil
-from training.loop import run
+from training.run.config import TrainConfig
+from training.run.distil import DistilConfig, distil
+from training.run.loop import run
 
 
 def test_two_phases_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,10 +17,10 @@ from model.accompany import GenerationConfig
 from model.codec.load import load_codec
 from model.errors import ModelError
 from tests.tiny_latents import write_latents
-from training.config import TrainConfig
 from training.evaluation import EvaluateConfig, evaluate
 from training.evaluation_report import EvaluationReport
-from training.launch import TrainResult, train
+from training.run.config import TrainConfig
+from training.run.launch import TrainResult, train
 
 FRAMES = 128
 

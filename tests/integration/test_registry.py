@@ -15,8 +15,8 @@ from infra.tracking.registry import Candidate, look_up, promote, register
 from infra.tracking.tracking import open_run, store_of
 from model.codec.load import load_codec
 from tests.tiny_latents import write_latents
-from training.config import TrainConfig
-from training.launch import TrainResult, train
+from training.run.config import TrainConfig
+from training.run.launch import TrainResult, train
 
 FIRST = Candidate(
     model="backline", folder="checkpoint", name="small-1", step=1, validation_loss=0.5, dataset_digest="d", codec="c", measure="m",

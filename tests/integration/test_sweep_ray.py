@@ -18,9 +18,9 @@ from mlflow.entities import Run
 from infra.storage.place import Place
 from model.codec.load import load_codec
 from tests.tiny_latents import write_latents
-from training.loop import run
-from training.notices import Notices
-from training.state import read_metrics, read_saved
+from training.run.loop import run
+from training.run.state import read_metrics, read_saved
+from training.run.stop import Notices
 from training.sweep import SweepConfig
 from training.sweep_run import sweep
 from training.sweep_trial import run_trial

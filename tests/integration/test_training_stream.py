@@ -16,12 +16,12 @@ from infra.errors import UserError
 from infra.storage.place import Place
 from tests.tiny_latents import write_latents
 from training.batches import Batch, Batches, collate, statistics_of
-from training.config import TrainConfig
-from training.launch import train
-from training.loop import run
+from training.run.config import TrainConfig
+from training.run.launch import train
+from training.run.loop import run
+from training.run.state import read_metrics
 from training.segments import InMemory, Segments
 from training.shuffle import Course, Shuffler
-from training.state import read_metrics
 from training.streamed import Streamed
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

@@ -15,8 +15,8 @@ from model.errors import ModelError
 from model.network.unet import AccompanimentUNet, UNetConfig
 from tests.tiny_latents import write_latents
 from training.batches import Batches, statistics_of
-from training.config import TrainConfig
-from training.loop import batch_loss
+from training.run.config import TrainConfig
+from training.run.loop import batch_loss
 from training.segments import InMemory
 
 SCHEDULE = Schedule()

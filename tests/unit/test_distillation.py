@@ -21,10 +21,10 @@ from model.inference.windows import Lane, Window, denoise
 from model.network.unet import PRESETS, AccompanimentUNet, UNetConfig, sized
 from tests.tiny_latents import write_latents
 from training.batches import Batch
-from training.config import Distillation, TrainConfig
-from training.distil import DistilConfig, phase_config
-from training.loop import run
-from training.state import read_metrics
+from training.run.config import Distillation, TrainConfig
+from training.run.distil import DistilConfig, phase_config
+from training.run.loop import run
+from training.run.state import read_metrics
 from training.teacher import Teacher
 
 SCHEDULE = Schedule()

@@ -13,10 +13,10 @@ from model.diffusion.objective import DiffusionLossConfig
 from model.weight_files import weight_files
 from tests.tiny_latents import write_latents
 from training.card import command
-from training.config import Distillation, TrainConfig
 from training.evaluation_report import EvaluationReport
-from training.loop import run
 from training.release import SHARD_BYTES, ReleaseConfig, release
+from training.run.config import Distillation, TrainConfig
+from training.run.loop import run
 from training.scores import GENERATED, OTHER, REAL, EvaluationRow, Measures, summarise
 
 

@@ -20,11 +20,10 @@ from model.codec.base import CodecIdentity, tensors_sha256
 from model.diffusion.objective import DiffusionLoss, Schedule, velocity_loss
 from model.network.unet import AccompanimentUNet
 from training.batches import Batch, Batches, statistics_of, validation_batches
-from training.config import TrainConfig
-from training.meter import Meter
-from training.notices import Notices
 from training.open_segments import open_segments
-from training.state import (
+from training.run.config import TrainConfig
+from training.run.ranks import Workers
+from training.run.state import (
     Average,
     Progress,
     check_resumable,
@@ -36,8 +35,9 @@ from training.state import (
     save,
     write_metrics,
 )
+from training.run.stop import Notices
+from training.run.throughput import Meter
 from training.teacher import Teacher
-from training.workers import Workers
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import threading
 import time
 from typing import Any
 
-from training.notices import LOOK_EVERY_S, Notices
+from training.run.stop import LOOK_EVERY_S, Notices
 
 log = logging.getLogger(__name__)
 

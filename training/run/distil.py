@@ -1,7 +1,7 @@
 """`distil`: a student that needs a few evaluations where its teacher needs forty.
 
 Progressive distillation (Salimans & Ho 2022): each phase halves the steps, and its student teaches the next. Guidance is folded into the
-first student (Meng et al. 2023), so students are evaluated once a step. A phase is a training of `training.loop` with a teacher.
+first student (Meng et al. 2023), so students are evaluated once a step. A phase is a training of `training.run.loop` with a teacher.
 """
 
 import logging
@@ -15,9 +15,9 @@ from infra.storage.place import Place, localise
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.diffusion.objective import DiffusionLossConfig
 from model.network.unet import DEEPEST, PRESETS, sized
-from training.config import Distillation, TrainConfig
-from training.launch import TrainResult, train
-from training.state import put_folder
+from training.run.config import Distillation, TrainConfig
+from training.run.launch import TrainResult, train
+from training.run.state import put_folder
 
 log = logging.getLogger(__name__)
 

@@ -19,15 +19,15 @@ from infra.settings import Settings
 from infra.storage.place import Place
 from infra.tracking.tracking import RunHandle, Store, Tracker, keep, open_run, send_untracked, store_of
 from model.errors import ModelError
-from training.config import TrainConfig
 from training.evaluation import device, run_handle
 from training.listening import Listener
-from training.loop import Outcome, latest, run
-from training.notices import Notices, stopped_by_signals
-from training.ray_notices import StopDesk, TrainNotices, carry_stop
 from training.recording import log_dataset, log_result, loss_of, replay, run_name
-from training.state import check_resumable, codec_identity, dataset_identity, read_metrics, read_saved
-from training.workers import Workers
+from training.run.config import TrainConfig
+from training.run.loop import Outcome, latest, run
+from training.run.ranks import Workers
+from training.run.ray_stop import StopDesk, TrainNotices, carry_stop
+from training.run.state import check_resumable, codec_identity, dataset_identity, read_metrics, read_saved
+from training.run.stop import Notices, stopped_by_signals
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def train(
     """Trains as the config says, on the cluster that this process is on, or one of its own, and tracks it.
 
     parent_run_id: the MLflow run that this one is a part of. store: where that one is kept, by default what the settings say. notices:
-    what may ask it to stop. report: as of `training.loop.run`; only without workers.
+    what may ask it to stop. report: as of `training.run.loop.run`; only without workers.
 
     Raises: UserError when the run cannot be begun or resumed as asked; the error of a worker that failed more often than `max_failures`.
     """

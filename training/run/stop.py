@@ -11,7 +11,7 @@ LOOK_EVERY_S = 1.0
 
 
 class Notices:
-    """A request to stop, and nothing that knows of machines: a run without Ray. Ray Train's workers have `training.ray_notices`."""
+    """A request to stop, and nothing that knows of machines: a run without Ray. Ray Train's workers have `training.run.ray_stop`."""
 
     def __init__(self) -> None:
         self._stop = threading.Event()
