@@ -7,8 +7,8 @@ from cyclopts import App, Parameter
 
 from infra.cli import exit_codes as commands
 from model.errors import ModelError
-from training.codec import CodecTrainConfig
-from training.codec_adversarial import AdversarialConfig
+from training.codec.adversarial import AdversarialConfig
+from training.codec.train import CodecTrainConfig
 from training.evaluation import EvaluateConfig
 from training.release import ReleaseConfig
 from training.run.config import TrainConfig
@@ -118,7 +118,7 @@ def promote(model: str, version: str, /, *, alias: str = "champion") -> int:
 @app.command
 def codec(config: Annotated[CodecTrainConfig, Parameter(name="*")]) -> int:
     """Train the embedded codec on song folders."""
-    from training.codec import train_codec
+    from training.codec.train import train_codec
 
     train_codec(config)
     return 0
@@ -127,7 +127,7 @@ def codec(config: Annotated[CodecTrainConfig, Parameter(name="*")]) -> int:
 @app.command
 def codec_adversarial(config: Annotated[AdversarialConfig, Parameter(name="*")]) -> int:
     """Train the embedded codec's decoder on, against discriminators."""
-    from training.codec_adversarial import train_adversarially
+    from training.codec.adversarial import train_adversarially
 
     train_adversarially(config)
     return 0

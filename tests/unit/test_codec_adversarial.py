@@ -11,17 +11,17 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-import training.codec_adversarial
+import training.codec.adversarial
 from infra.errors import UserError
 from model.codec.embedded import save_embedded
 from model.codec.load import load_codec
 from model.codec.magnitude_vae import FEATURES
 from model.dimensions import HOP_SAMPLES
 from tests.codec_parts import tiny_embedded
-from training.codec_adversarial import AdversarialConfig, train_adversarially, truth_of, under_true_phase
-from training.codec_data import audio_crops, audio_features, find_songs
-from training.codec_discriminators import PatchDiscriminator, discriminator_loss, generator_loss, loudest, picture
-from training.codec_stft import WINDOWS, stft_distance_db, stft_loss
+from training.codec.adversarial import AdversarialConfig, train_adversarially, truth_of, under_true_phase
+from training.codec.data import audio_crops, audio_features, find_songs
+from training.codec.losses import PatchDiscriminator, discriminator_loss, generator_loss, loudest, picture
+from training.codec.stft import WINDOWS, stft_distance_db, stft_loss
 
 
 def noise(samples: int, seed: int, *, batch: int = 2) -> torch.Tensor:
@@ -82,7 +82,7 @@ def test_only_the_decoder_learns_and_a_resumed_run_equals_an_uninterrupted_one(
         return truth_of(crops_BCN)
 
     with monkeypatch.context() as patched:
-        patched.setattr(training.codec_adversarial, "truth_of", interrupted)
+        patched.setattr(training.codec.adversarial, "truth_of", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train_adversarially(config(corpus, tmp_path / "parts", init))
     with pytest.raises(UserError, match="add --resume"):

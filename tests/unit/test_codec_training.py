@@ -11,13 +11,13 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-import training.codec
+import training.codec.train
 from infra.errors import UserError
 from model.codec.load import load_codec
 from model.codec.magnitude_vae import MAGNITUDE_BANDS, MagnitudeVAEConfig
-from training.codec import CodecTrainConfig, learning_rate_at, train_codec
-from training.codec_data import audio_features, crop, find_songs
-from training.codec_report import CodecReportConfig, f_measure, mel_griffin_lim, report, survival
+from training.codec.data import audio_features, crop, find_songs
+from training.codec.report import CodecReportConfig, f_measure, mel_griffin_lim, report, survival
+from training.codec.train import CodecTrainConfig, learning_rate_at, train_codec
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(corpus: Path, tmp_path: Path,
         return crop(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(training.codec, "crop", interrupted)
+        patched.setattr(training.codec.train, "crop", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train_codec(config(corpus, tmp_path / "parts"))
     assert json.loads((tmp_path / "parts" / "last" / "training.json").read_text())["step"] == 2

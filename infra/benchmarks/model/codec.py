@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 def main() -> None:
-    from training.codec_report import CodecReportConfig, report
+    from training.codec.report import CodecReportConfig, report
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="song folders of `backline corpus`; the lowest seeds are measured")

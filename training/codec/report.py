@@ -21,8 +21,8 @@ from model.codec.load import Codec, load_codec
 from model.codec.magnitude_vae import FRAMES_PER_LATENT
 from model.codec.phase import find_phase, spectrum, waveform
 from model.dimensions import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ, SEGMENT_SAMPLES
-from training.codec_data import read_stem, song_folders
-from training.codec_stft import WINDOWS, stft_distance_db
+from training.codec.data import read_stem, song_folders
+from training.codec.stft import WINDOWS, stft_distance_db
 
 log = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from infra.errors import UserError
 from model.codec.embedded import PhaseConfig, load_embedded, save_embedded
 from model.codec.magnitude_vae import BAND_SEGMENTS, FRAMES_PER_LATENT, MAGNITUDE_BANDS, STEREO_BANDS, MagnitudeVAE, MagnitudeVAEConfig
 from model.dimensions import LATENT_CHANNELS
-from training.codec_data import LOG_MAGNITUDES, corpus_features, crop, feature_statistics, find_songs, passes
-from training.codec_report import measure_songs
-from training.codec_state import (
+from training.codec.data import LOG_MAGNITUDES, corpus_features, crop, feature_statistics, find_songs, passes
+from training.codec.report import measure_songs
+from training.codec.state import (
     anneal,
     average_in,
     choose_device,

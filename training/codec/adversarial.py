@@ -24,11 +24,10 @@ from model.codec.embedded import EMBEDDED_FOLDER, load_embedded, save_embedded
 from model.codec.magnitude_vae import FRAMES_PER_LATENT, MAGNITUDE_BANDS, MagnitudeVAE, features_of, magnitudes_of
 from model.codec.phase import decorrelate, impose, spectrum, waveform
 from model.dimensions import HOP_SAMPLES, LATENT_CHANNELS
-from training.codec import feature_loss
-from training.codec_data import LOG_MAGNITUDES, audio_crops, find_songs
-from training.codec_discriminators import PatchDiscriminator, discriminator_loss, generator_loss, loudest, picture
-from training.codec_report import measure_songs
-from training.codec_state import (
+from training.codec.data import LOG_MAGNITUDES, audio_crops, find_songs
+from training.codec.losses import PatchDiscriminator, discriminator_loss, generator_loss, loudest, picture
+from training.codec.report import measure_songs
+from training.codec.state import (
     anneal,
     average_in,
     choose_device,
@@ -41,7 +40,8 @@ from training.codec_state import (
     wants_bf16,
     write_log,
 )
-from training.codec_stft import WINDOWS, magnitudes, stft_loss
+from training.codec.stft import WINDOWS, magnitudes, stft_loss
+from training.codec.train import feature_loss
 
 log = logging.getLogger(__name__)
 
