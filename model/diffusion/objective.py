@@ -118,7 +118,7 @@ def velocity_loss(
     valid_BT: Tensor | None = None,
     config: DiffusionLossConfig | None = None,
 ) -> DiffusionLoss:
-    """mean over samples of w(t)·mean over valid frames of (v − v̂)², at given noise and steps (`training.batches` draws them).
+    """mean over samples of w(t)·mean over valid frames of (v − v̂)², at given noise and steps (`training.data.batches` draws them).
 
     The mean is taken sample by sample, so that the average over workers is the loss of the whole batch.
     """

@@ -15,14 +15,14 @@ from infra.dataset.format import read_latents, read_manifest, split_index
 from infra.errors import UserError
 from infra.storage.place import Place
 from tests.tiny_latents import write_latents
-from training.batches import Batch, Batches, collate, statistics_of
+from training.data.batches import Batch, Batches, collate, statistics_of
+from training.data.ray_shuffle import Course, Shuffler
+from training.data.ray_stream import Streamed
+from training.data.segments import InMemory, Segments
 from training.run.config import TrainConfig
 from training.run.launch import train
 from training.run.loop import run
 from training.run.state import read_metrics
-from training.segments import InMemory, Segments
-from training.shuffle import Course, Shuffler
-from training.streamed import Streamed
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 SEED, BATCH = 3, 4
@@ -44,7 +44,7 @@ def drawn(place: Place, segments: Segments, steps: range, **ranks: int) -> list[
 def test_streamed_batches_are_those_of_memory(data: str, world_size: int, begin: int, monkeypatch: pytest.MonkeyPatch) -> None:
     place, steps = Place(data), range(begin, 9)
     index = split_index(place, "train", read_manifest(place))
-    monkeypatch.setattr("training.shuffle.BLOCK_BYTES", 4 * index.row_bytes)
+    monkeypatch.setattr("training.data.ray_shuffle.BLOCK_BYTES", 4 * index.row_bytes)
     course = Course(
         seed=SEED, segments=15, batch_size=BATCH, world_size=world_size, begin=begin * BATCH, end=9 * BATCH, epochs=world_size
     )  # fmt: skip

@@ -14,10 +14,10 @@ from infra.dataset.format import read_latents, read_manifest
 from infra.errors import UserError
 from infra.storage.place import Place
 from tests.tiny_latents import write_latents
-from training.batches import DEPTH, Batches, collate, statistics_of, validation_batches
-from training.segments import InMemory, Segment
-from training.shuffle import Course, keys_and_firsts
-from training.streams import STREAMS, epoch_order, slots_of_rank, stream
+from training.data.batches import DEPTH, Batches, collate, statistics_of, validation_batches
+from training.data.random_streams import STREAMS, epoch_order, slots_of_rank, stream
+from training.data.ray_shuffle import Course, keys_and_firsts
+from training.data.segments import InMemory, Segment
 
 SEED, BATCH = 7, 4
 

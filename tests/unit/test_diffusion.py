@@ -14,10 +14,10 @@ from model.diffusion.objective import DiffusionLossConfig, Schedule, velocity_lo
 from model.errors import ModelError
 from model.network.unet import AccompanimentUNet, UNetConfig
 from tests.tiny_latents import write_latents
-from training.batches import Batches, statistics_of
+from training.data.batches import Batches, statistics_of
+from training.data.segments import InMemory
 from training.run.config import TrainConfig
 from training.run.loop import batch_loss
-from training.segments import InMemory
 
 SCHEDULE = Schedule()
 EVERY_STEP = torch.arange(800)

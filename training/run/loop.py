@@ -19,8 +19,9 @@ from model.checkpoint import Checkpoint, LatentStatistics, load_checkpoint
 from model.codec.base import CodecIdentity, tensors_sha256
 from model.diffusion.objective import DiffusionLoss, Schedule, velocity_loss
 from model.network.unet import AccompanimentUNet
-from training.batches import Batch, Batches, statistics_of, validation_batches
-from training.open_segments import open_segments
+from training.data.batches import Batch, Batches, statistics_of, validation_batches
+from training.data.open import open_segments
+from training.data.teacher import Teacher
 from training.run.config import TrainConfig
 from training.run.ranks import Workers
 from training.run.state import (
@@ -37,7 +38,6 @@ from training.run.state import (
 )
 from training.run.stop import Notices
 from training.run.throughput import Meter
-from training.teacher import Teacher
 
 log = logging.getLogger(__name__)
 

@@ -91,8 +91,8 @@ def measure(mode: "DataMode", data: str, out: Path, steps: int, rows: int) -> di
     from infra.cluster import connect
     from infra.dataset.format import read_manifest
     from infra.storage.place import Place
-    from training.batches import Batches, statistics_of
-    from training.open_segments import open_segments
+    from training.data.batches import Batches, statistics_of
+    from training.data.open import open_segments
     from training.run.config import TrainConfig
     from training.run.loop import run
     from training.run.ranks import Workers

@@ -13,7 +13,7 @@ from model.diffusion.distillation import lesson
 from model.diffusion.objective import Denoiser, Schedule
 from model.diffusion.sampling import Sampling, guide, timesteps
 from model.network.unet import AccompanimentUNet
-from training.batches import Batch
+from training.data.batches import Batch
 from training.run.config import Distillation
 
 

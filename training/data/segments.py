@@ -1,4 +1,4 @@
-"""Where training's segments come from: one protocol, and the split in memory. Streaming is `training.streamed`.
+"""Where training's segments come from: one protocol, and the split in memory. Streaming is `training.data.ray_stream`.
 
 Shapes: C channels, T frames.
 """
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from infra.dataset.splits import LatentTable
 from infra.errors import UserError
-from training.streams import epoch_order
+from training.data.random_streams import epoch_order
 
 
 class Segment(NamedTuple):

@@ -1,4 +1,4 @@
-"""A rank's segments as they come from the shuffle (`training.shuffle`): fetched in order, one block on its way while one is at work.
+"""A rank's segments as they come from the shuffle (`training.data.ray_shuffle`): fetched in order, one block on its way while one is at work.
 
 Shapes: N rows of a block, C channels, T frames.
 """
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from infra.cluster import connect
 from infra.dataset.splits import SplitIndex
 from infra.errors import UserError
+from training.data.ray_shuffle import LATENTS, Course, Shuffler, epochs_of_span
+from training.data.segments import Segment, refuse_empty
 from training.run.ranks import Workers
-from training.segments import Segment, refuse_empty
-from training.shuffle import LATENTS, Course, Shuffler, epochs_of_span
 
 if TYPE_CHECKING:
     import ray

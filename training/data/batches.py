@@ -1,4 +1,4 @@
-"""Batches of a run: normalised crops of segments, every random draw from a named stream (`training.streams`).
+"""Batches of a run: normalised crops of segments, every random draw from a named stream (`training.data.random_streams`).
 
 Shapes: B samples of a micro-batch, C channels, T frames.
 """
@@ -17,8 +17,8 @@ from torch import Tensor
 from infra.dataset.format import Manifest
 from infra.dataset.splits import LatentTable, evenly_spread
 from model.checkpoint import LatentStatistics
-from training.segments import Segment, Segments, segment_of
-from training.streams import slots_of_rank, stream
+from training.data.random_streams import slots_of_rank, stream
+from training.data.segments import Segment, Segments, segment_of
 
 # Steps that are drawn before the loop asks for them, and the threads that draw: numpy and torch let go of the interpreter while they work.
 DEPTH = 3

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from infra.dataset.splits import FilePart, SplitIndex
 from infra.errors import UserError
 from infra.storage.place import MissingObjectError
-from training.streams import epoch_order, slots_of_rank
+from training.data.random_streams import epoch_order, slots_of_rank
 
 if TYPE_CHECKING:
     import ray

@@ -1,0 +1,1 @@
+"""Training data: segments in memory or streamed by Ray, batches, and their random streams."""
