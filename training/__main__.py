@@ -9,7 +9,7 @@ from infra.cli import exit_codes as commands
 from model.errors import ModelError
 from training.codec.adversarial import AdversarialConfig
 from training.codec.train import CodecTrainConfig
-from training.evaluation import EvaluateConfig
+from training.evaluation.evaluate import EvaluateConfig
 from training.release import ReleaseConfig
 from training.run.config import TrainConfig
 from training.run.distil import DistilConfig
@@ -49,8 +49,8 @@ def distil(config: Annotated[DistilConfig, Parameter(name="*")]) -> int:
 @app.command
 def evaluate(config: Annotated[EvaluateConfig, Parameter(name="*")]) -> int:
     """Score a checkpoint beside its baselines."""
-    from training.evaluation import evaluate as run
-    from training.evaluation_markdown import markdown
+    from training.evaluation.evaluate import evaluate as run
+    from training.evaluation.markdown import markdown
 
     report = run(config)
     sys.stdout.write(markdown(report))

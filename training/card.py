@@ -10,8 +10,8 @@ from infra.errors import UserError
 from infra.storage.place import Place
 from model.checkpoint import Checkpoint
 from model.network.unet import AccompanimentUNet, count_parameters
-from training.evaluation_markdown import markdown
-from training.evaluation_report import EvaluationReport
+from training.evaluation.markdown import markdown
+from training.evaluation.report import EvaluationReport
 from training.run.config import TrainConfig, size_name
 
 

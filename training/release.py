@@ -12,7 +12,7 @@ from infra.settings import Settings
 from infra.storage.place import MissingObjectError, Place, localise
 from model.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint, save_checkpoint
 from training.card import About, card, last_part
-from training.evaluation_report import EvaluationReport
+from training.evaluation.report import EvaluationReport
 from training.run.state import STATE_JSON
 
 CARD = "README.md"

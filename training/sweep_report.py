@@ -11,9 +11,9 @@ import numpy as np
 from scipy import stats
 
 from model.metrics.set_distances import Interval
-from training import figures
-from training.evaluation_report import EvaluationReport, SegmentFit, bracketed
-from training.scores import GENERATED, means_over_songs
+from training.evaluation import plots as figures
+from training.evaluation.measures import GENERATED, means_over_songs
+from training.evaluation.report import EvaluationReport, SegmentFit, bracketed
 from training.sweep import Trial
 
 SCHEMA_VERSION = 1

@@ -21,8 +21,8 @@ from model.checkpoint import CONFIG_FILE
 from model.errors import ModelError
 from model.network.flops import training_flops
 from model.network.unet import AccompanimentUNet, UNetConfig, count_parameters
-from training.evaluation import EvaluateConfig, evaluate
-from training.evaluation_report import EvaluationReport
+from training.evaluation.evaluate import EvaluateConfig, evaluate
+from training.evaluation.report import EvaluationReport
 from training.run.config import TrainConfig
 from training.run.launch import train
 from training.run.state import STATE_JSON, Progress, check_resumable, codec_identity, dataset_identity, read_saved

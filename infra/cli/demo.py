@@ -21,7 +21,7 @@ from infra.cli.demo_page import DemoReport, Sound, StageTime, write_report
 from infra.cluster import connect
 
 if TYPE_CHECKING:
-    from training.evaluation import EvaluationReport
+    from training.evaluation.evaluate import EvaluationReport
     from training.run.launch import TrainResult
 
 STAGES = 6
@@ -132,7 +132,7 @@ def train_network(config: DemoConfig, out: Path, notes: list[str]) -> "TrainResu
 
 
 def evaluate_network(out: Path, trained: "TrainResult", notes: list[str]) -> "EvaluationReport":
-    from training.evaluation import EvaluateConfig, evaluate
+    from training.evaluation.evaluate import EvaluateConfig, evaluate
 
     report = evaluate(EvaluateConfig(checkpoint=trained.checkpoint, data=str(out / "latents"), out=str(out / "evaluation"), samples=4))
     notes.append("fit " + ", ".join(f"{row.name} {row.overall:.2f}" for row in report.rows))

@@ -17,8 +17,8 @@ from model.accompany import GenerationConfig
 from model.codec.load import load_codec
 from model.errors import ModelError
 from tests.tiny_latents import write_latents
-from training.evaluation import EvaluateConfig, evaluate
-from training.evaluation_report import EvaluationReport
+from training.evaluation.evaluate import EvaluateConfig, evaluate
+from training.evaluation.report import EvaluationReport
 from training.run.config import TrainConfig
 from training.run.launch import TrainResult, train
 

@@ -6,9 +6,9 @@ from dataclasses import fields, replace
 import pytest
 
 from model.metrics.set_distances import Interval
-from training.evaluation_markdown import PAPER, markdown, result
-from training.evaluation_report import AestheticsRow, DistanceRow, Distances, EvaluationReport, bracketed
-from training.scores import GENERATED, OTHER, REAL, ROUND_TRIP, SILENCE, EvaluationRow, Measures, summarise
+from training.evaluation.markdown import PAPER, markdown, result
+from training.evaluation.measures import GENERATED, OTHER, REAL, ROUND_TRIP, SILENCE, EvaluationRow, Measures, summarise
+from training.evaluation.report import AestheticsRow, DistanceRow, Distances, EvaluationReport, bracketed
 
 GAIN = Interval(value=0.4, low=0.3, high=0.5)
 

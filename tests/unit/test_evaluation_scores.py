@@ -7,8 +7,8 @@ import pytest
 
 from model.dimensions import SAMPLE_RATE_HZ
 from model.metrics.fit import Listener
-from training.evaluation import EvaluateConfig
-from training.scores import Measures, advantage, bands_db, measure, summarise
+from training.evaluation.evaluate import EvaluateConfig
+from training.evaluation.measures import Measures, advantage, bands_db, measure, summarise
 
 SECONDS = 6
 

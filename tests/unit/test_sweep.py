@@ -22,12 +22,12 @@ from model.metrics.set_distances import Interval
 from tests.tiny_latents import write_latents
 from training import sweep_trial
 from training.__main__ import app
-from training.evaluation import EvaluateConfig
-from training.evaluation_report import EvaluationReport, SegmentFit
+from training.evaluation.evaluate import EvaluateConfig
+from training.evaluation.measures import GENERATED, EvaluationRow, Measures
+from training.evaluation.report import EvaluationReport, SegmentFit
 from training.run.config import TrainConfig
 from training.run.loop import Outcome, run
 from training.run.stop import Notices
-from training.scores import GENERATED, EvaluationRow, Measures
 from training.sweep import SweepConfig, Trial, changed, depth_sweep, guidance_sweep
 from training.sweep_report import Score, SweepReport, TrialResult, findings, markdown, paired, picture, rank_correlation
 from training.sweep_run import check, divided, tell_so_far, write

@@ -19,7 +19,7 @@ from infra.settings import Settings
 from infra.storage.place import Place
 from infra.tracking.tracking import RunHandle, Store, Tracker, keep, open_run, send_untracked, store_of
 from model.errors import ModelError
-from training.evaluation import device, run_handle
+from training.evaluation.evaluate import device, run_handle
 from training.listening import Listener
 from training.recording import log_dataset, log_result, loss_of, replay, run_name
 from training.run.config import TrainConfig

@@ -14,7 +14,7 @@ from infra.errors import UserError
 from infra.storage.place import Place
 from model.codec.base import Codec
 from model.dimensions import FRAME_RATE_HZ
-from training.scores import COPY, GENERATED, NOISE, OTHER, REAL, ROUND_TRIP, SILENCE, STRANGER
+from training.evaluation.measures import COPY, GENERATED, NOISE, OTHER, REAL, ROUND_TRIP, SILENCE, STRANGER
 
 SHORTEST_S = 4
 

@@ -21,9 +21,9 @@ from model.metrics.set_distances import (
     frechet_with_interval,
     kernel_with_interval,
 )
-from training.evaluation_report import AestheticsRow, DistanceRow, Distances, SegmentFit
-from training.evaluation_rows import HeldOut
-from training.scores import GENERATED, OTHER, EvaluationRow, Measures, advantage, means_over_songs, measure, summarise
+from training.evaluation.measures import GENERATED, OTHER, EvaluationRow, Measures, advantage, means_over_songs, measure, summarise
+from training.evaluation.report import AestheticsRow, DistanceRow, Distances, SegmentFit
+from training.evaluation.rows import HeldOut
 
 
 class Clock:

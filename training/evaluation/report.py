@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from model.metrics.set_distances import Interval
-from training.scores import GENERATED, OTHER, REAL, EvaluationRow, Measures
+from training.evaluation.measures import GENERATED, OTHER, REAL, EvaluationRow, Measures
 
 SCHEMA_VERSION = 3
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from model.dimensions import SAMPLE_RATE_HZ, SEGMENT_SAMPLES
 from model.metrics.set_distances import Interval
-from training.evaluation_report import EvaluationReport, bracketed
-from training.scores import GENERATED, OTHER, ROUND_TRIP
+from training.evaluation.measures import GENERATED, OTHER, ROUND_TRIP
+from training.evaluation.report import EvaluationReport, bracketed
 
 # Below this many songs a reader is told that an interval says little.
 FEW_SONGS = 5

@@ -31,10 +31,11 @@ from model.inference.gain import mix, within_full_scale
 from model.metrics.aesthetics import Aesthetics, AestheticsUnavailable, load_aesthetics
 from model.metrics.embeddings import Embedding, load_embedding
 from model.network.unet import count_parameters
-from training import figures
-from training.evaluation_markdown import SEGMENT_S, markdown
-from training.evaluation_report import EvaluationReport
-from training.evaluation_rows import (
+from training.evaluation import plots as figures
+from training.evaluation.markdown import SEGMENT_S, markdown
+from training.evaluation.measures import GENERATED, OTHER
+from training.evaluation.report import EvaluationReport
+from training.evaluation.rows import (
     HeldOut,
     baseline_rows,
     claim_rows,
@@ -45,8 +46,7 @@ from training.evaluation_rows import (
     spread,
     strangers,
 )
-from training.evaluation_scoring import Clock, Scoring
-from training.scores import GENERATED, OTHER
+from training.evaluation.scoring import Clock, Scoring
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Evaluation: rows, measures and scores of a checkpoint, with the report and its plots."""
