@@ -10,7 +10,7 @@ from model.errors import ModelError
 from training.codec.adversarial import AdversarialConfig
 from training.codec.train import CodecTrainConfig
 from training.evaluation.evaluate import EvaluateConfig
-from training.release import ReleaseConfig
+from training.publish.release import ReleaseConfig
 from training.run.config import TrainConfig
 from training.run.distil import DistilConfig
 from training.sweep import SweepConfig
@@ -76,7 +76,7 @@ def sweep(config: Annotated[SweepConfig, Parameter(name="*")]) -> int:
 @app.command
 def release(config: Annotated[ReleaseConfig, Parameter(name="*")]) -> int:
     """Write a run's best checkpoint as small files, with its model card."""
-    from training.release import release as run
+    from training.publish.release import release as run
 
     sys.stdout.write(f"{run(config)}\n")
     return 0
@@ -90,7 +90,7 @@ def track(run: str, /) -> int:
     ----------
     run: The place that train or evaluate wrote to.
     """
-    from training.recording import track_again
+    from training.publish.mlflow_run import track_again
 
     left = track_again(run)
     sys.stdout.write(f"{run}: {left} entries refused; they stay in untracked/\n" if left else f"{run}: MLflow has everything\n")

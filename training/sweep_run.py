@@ -24,7 +24,7 @@ from infra.storage.place import MissingObjectError, Place
 from infra.tracking.tracking import NOTE_TAG, Store, Tracker, open_run, read_handle, store_of
 from model.codec.load import load_codec
 from model.errors import ModelError
-from training.recording import dataset_name, log_dataset
+from training.publish.mlflow_run import dataset_name, log_dataset
 from training.run.launch import WORKER_ENVIRONMENT, ending
 from training.run.ray_stop import DeskNotices, carry_stop
 from training.run.stop import Notices, stopped_by_signals

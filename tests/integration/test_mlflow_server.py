@@ -12,7 +12,7 @@ from infra.settings import Settings
 from infra.storage.place import Place
 from infra.tracking.registry import Candidate, fetch
 from infra.tracking.tracking import Store, open_run, read_handle
-from training.recording import track_again
+from training.publish.mlflow_run import track_again
 
 
 def log_some(tracker, steps: range, name: str) -> None:

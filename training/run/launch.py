@@ -20,8 +20,8 @@ from infra.storage.place import Place
 from infra.tracking.tracking import RunHandle, Store, Tracker, keep, open_run, send_untracked, store_of
 from model.errors import ModelError
 from training.evaluation.evaluate import device, run_handle
-from training.listening import Listener
-from training.recording import log_dataset, log_result, loss_of, replay, run_name
+from training.publish.mlflow_run import log_dataset, log_result, loss_of, replay, run_name
+from training.publish.sample_audio import Listener
 from training.run.config import TrainConfig
 from training.run.loop import Outcome, latest, run
 from training.run.ranks import Workers

@@ -14,9 +14,9 @@ from infra.tracking.queue import UNTRACKED
 from infra.tracking.registry import Candidate
 from infra.tracking.tracking import NOTE_TAG, RUN_FILE, Tracker, read_handle, send_untracked
 from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.card import About, card
 from training.evaluation import plots as figures
-from training.listening import Listener
+from training.publish.model_card import About, card
+from training.publish.sample_audio import Listener
 from training.run.config import TrainConfig, size_name
 from training.run.state import STATE_JSON, read_metrics
 

@@ -11,8 +11,8 @@ from infra.errors import UserError
 from infra.settings import Settings
 from infra.storage.place import MissingObjectError, Place, localise
 from model.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint, save_checkpoint
-from training.card import About, card, last_part
 from training.evaluation.report import EvaluationReport
+from training.publish.model_card import About, card, last_part
 from training.run.state import STATE_JSON
 
 CARD = "README.md"

@@ -1,0 +1,1 @@
+"""What leaves a training: its MLflow run, sample audio, model card and release."""
