@@ -13,7 +13,7 @@ from training.evaluation.evaluate import EvaluateConfig
 from training.publish.release import ReleaseConfig
 from training.run.config import TrainConfig
 from training.run.distil import DistilConfig
-from training.sweep import SweepConfig
+from training.sweep.config import SweepConfig
 
 # As a shell says of a process that SIGTERM ended.
 INTERRUPTED = 143
@@ -61,8 +61,8 @@ def evaluate(config: Annotated[EvaluateConfig, Parameter(name="*")]) -> int:
 @app.command
 def sweep(config: Annotated[SweepConfig, Parameter(name="*")]) -> int:
     """Compare trainings of several depths, widths, losses and guidances: loss against fit."""
-    from training.sweep_report import markdown
-    from training.sweep_run import sweep as run
+    from training.sweep.report import markdown
+    from training.sweep.run import sweep as run
 
     report = run(config)
     sys.stdout.write(markdown(report))

@@ -21,9 +21,9 @@ from tests.tiny_latents import write_latents
 from training.run.loop import run
 from training.run.state import read_metrics, read_saved
 from training.run.stop import Notices
-from training.sweep import SweepConfig
-from training.sweep_run import sweep
-from training.sweep_trial import run_trial
+from training.sweep.config import SweepConfig
+from training.sweep.run import sweep
+from training.sweep.trial import run_trial
 
 FRAMES = 128
 

@@ -20,7 +20,6 @@ from model.checkpoint import load_checkpoint
 from model.errors import ModelError
 from model.metrics.set_distances import Interval
 from tests.tiny_latents import write_latents
-from training import sweep_trial
 from training.__main__ import app
 from training.evaluation.evaluate import EvaluateConfig
 from training.evaluation.measures import GENERATED, EvaluationRow, Measures
@@ -28,10 +27,11 @@ from training.evaluation.report import EvaluationReport, SegmentFit
 from training.run.config import TrainConfig
 from training.run.loop import Outcome, run
 from training.run.stop import Notices
-from training.sweep import SweepConfig, Trial, changed, depth_sweep, guidance_sweep
-from training.sweep_report import Score, SweepReport, TrialResult, findings, markdown, paired, picture, rank_correlation
-from training.sweep_run import check, divided, tell_so_far, write
-from training.sweep_trial import compared, is_over, read_reports, result_of, run_trial
+from training.sweep import trial as sweep_trial
+from training.sweep.config import SweepConfig, Trial, changed, depth_sweep, guidance_sweep
+from training.sweep.report import Score, SweepReport, TrialResult, findings, markdown, paired, picture, rank_correlation
+from training.sweep.run import check, divided, tell_so_far, write
+from training.sweep.trial import compared, is_over, read_reports, result_of, run_trial
 
 SONGS = ("a", "a", "b", "c", "d", "e")
 
@@ -125,7 +125,7 @@ def test_what_would_fail_at_the_end_is_refused_at_the_beginning(tiny_codec: Path
 
 
 def test_who_comes_to_a_rung_above_the_median_is_pruned() -> None:
-    from training.sweep_pruning import Rungs
+    from training.sweep.pruning import Rungs
 
     pruned: list[str] = []
     rungs = Rungs(0.25, pruned.append)
@@ -152,7 +152,7 @@ def test_who_comes_to_a_rung_above_the_median_is_pruned() -> None:
 
 
 def test_who_passed_a_rung_without_a_report_does_not_fill_it_with_a_later_loss() -> None:
-    from training.sweep_pruning import Rungs
+    from training.sweep.pruning import Rungs
 
     pruned: list[str] = []
     rungs = Rungs(0.25, pruned.append)

@@ -28,9 +28,9 @@ from training.publish.mlflow_run import dataset_name, log_dataset
 from training.run.launch import WORKER_ENVIRONMENT, ending
 from training.run.ray_stop import DeskNotices, carry_stop
 from training.run.stop import Notices, stopped_by_signals
-from training.sweep import SweepConfig, Trial, changed
-from training.sweep_report import SweepReport, TrialResult, findings, markdown, picture, rank_correlation
-from training.sweep_trial import is_over, read_result, result_of, run_trial
+from training.sweep.config import SweepConfig, Trial, changed
+from training.sweep.report import SweepReport, TrialResult, findings, markdown, picture, rank_correlation
+from training.sweep.trial import is_over, read_result, result_of, run_trial
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def run_on_tune(
         import ray
         from ray import tune
 
-        from training.sweep_pruning import Rungs, TrialDesk
+        from training.sweep.pruning import Rungs, TrialDesk
 
         desk: Any = ray.remote(num_cpus=0)(TrialDesk).remote()
         concurrent, resources = shares(config, cluster)

@@ -27,8 +27,8 @@ from training.run.config import TrainConfig
 from training.run.launch import train
 from training.run.state import STATE_JSON, Progress, check_resumable, codec_identity, dataset_identity, read_saved
 from training.run.stop import Notices
-from training.sweep import SweepConfig, Trial
-from training.sweep_report import Score, TrialResult
+from training.sweep.config import SweepConfig, Trial
+from training.sweep.report import Score, TrialResult
 
 log = logging.getLogger(__name__)
 

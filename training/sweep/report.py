@@ -14,7 +14,7 @@ from model.metrics.set_distances import Interval
 from training.evaluation import plots as figures
 from training.evaluation.measures import GENERATED, means_over_songs
 from training.evaluation.report import EvaluationReport, SegmentFit, bracketed
-from training.sweep import Trial
+from training.sweep.config import Trial
 
 SCHEMA_VERSION = 1
 STATUSES = ("finished", "pruned", "failed", "stopped", "waiting")
