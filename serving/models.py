@@ -25,7 +25,7 @@ from serving.telemetry import ReplicaMetrics, Reporting
 from serving.tracing import Origin, Tracer
 
 if TYPE_CHECKING:
-    from serving.engine import Engine
+    from serving.engine.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class ModelServer:
 
     def __init__(self, config: ServeConfig, places: dict[str, str | None], most: int, reporting: Reporting) -> None:
         """places: of the models by their names. most: how many it holds, and one more while that makes room."""
-        from serving.loading import EngineLoader
+        from serving.engine.load import EngineLoader
 
         self._tracer = reporting.begin("model")
         self._config, self._places, self._most = config, places, most
@@ -153,7 +153,7 @@ class Held:
 
     def __init__(self, engine: "Engine", concurrent: int, tracer: Tracer | None, closed: Callable[[], object]) -> None:
         """closed: told when the engine is closed, in a thread of its own."""
-        from serving.replies import Replies
+        from serving.engine.async_engine import Replies
 
         self._lock, self._closed = threading.Lock(), closed
         self._claims, self._asked, self.ended = 0, 0, False

@@ -95,7 +95,7 @@ class IngressMetrics:
 
 
 class Counted(Protocol):
-    """What is counted of an engine: `serving.denoiser.Denoiser`."""
+    """What is counted of an engine: `serving.engine.scheduler.Denoiser`."""
 
     evaluations: int
     steps: int

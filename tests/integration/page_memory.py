@@ -17,8 +17,8 @@ from page_service import Backend, Service, serve
 from serving_parts import tiny_checkpoint
 
 from serving.app import AppConfig
-from serving.engine import _zip
-from serving.loading import load_engine
+from serving.engine.engine import _zip
+from serving.engine.load import load_engine
 from serving.schema import AccompanimentRequest, AccompanimentResult, Fit, StageSeconds
 
 MINUTES = 10

@@ -12,7 +12,7 @@ from page_service import Backend, Service, serve
 
 from model.checkpoint import SHIPPED_CHECKPOINT
 from serving.app import AppConfig
-from serving.loading import load_engine
+from serving.engine.load import load_engine
 
 VOCAL = SHIPPED_CHECKPOINT.parent / "samples" / "song-000102-vocal.ogg"
 WAIT_S = 120

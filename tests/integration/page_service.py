@@ -10,9 +10,9 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.app import AppConfig, Message, create_app
-from serving.engine import Engine
+from serving.engine.async_engine import LocalBackend
+from serving.engine.engine import Engine
 from serving.problems import Problem, ProblemError
-from serving.replies import LocalBackend
 from serving.schema import AccompanimentRequest, ModelInfo
 
 

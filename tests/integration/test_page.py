@@ -16,7 +16,7 @@ from page_service import Backend, Service, serve
 
 from serving.admission import digest
 from serving.app import AppConfig
-from serving.loading import load_engine
+from serving.engine.load import load_engine
 from serving.problems import Problem
 
 pytestmark = pytest.mark.skipif(chromium.EXECUTABLE is None, reason="there is no Chromium on this machine: install the package chromium")

@@ -21,9 +21,9 @@ from schemathesis.specs.openapi.formats import unregister_string_format
 
 from serving.admission import digest
 from serving.app import AppConfig, Message, create_app
-from serving.engine import Engine
-from serving.loading import load_engine
-from serving.replies import LocalBackend
+from serving.engine.async_engine import LocalBackend
+from serving.engine.engine import Engine
+from serving.engine.load import load_engine
 from serving.schema import AccompanimentRequest
 
 PATH = "POST /v1/accompaniments"

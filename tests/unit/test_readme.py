@@ -22,8 +22,8 @@ import uvicorn
 from infra.cli.main import app
 from serving.admission import digest
 from serving.app import AppConfig, create_app
-from serving.loading import load_engine
-from serving.replies import LocalBackend
+from serving.engine.async_engine import LocalBackend
+from serving.engine.load import load_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

@@ -25,9 +25,9 @@ from model.accompany import Accompanist
 from model.errors import ModelError
 from serving.admission import FIRST_GUESS_S, Gate, digest
 from serving.app import AppConfig, Message, create_app
-from serving.engine import Engine, EngineConfig
-from serving.loading import load_engine
-from serving.replies import LocalBackend
+from serving.engine.async_engine import LocalBackend
+from serving.engine.engine import Engine, EngineConfig
+from serving.engine.load import load_engine
 from serving.schema import AccompanimentRequest, ModelInfo
 
 PROBLEM = "application/problem+json"

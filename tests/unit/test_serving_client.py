@@ -12,10 +12,10 @@ from model.accompany import Accompanist
 from serving.admission import digest
 from serving.app import AppConfig, Message, create_app
 from serving.client import Client, RefusedError
-from serving.engine import Engine, EngineConfig
-from serving.loading import load_engine
+from serving.engine.async_engine import LocalBackend
+from serving.engine.engine import Engine, EngineConfig
+from serving.engine.load import load_engine
 from serving.problems import Problem
-from serving.replies import LocalBackend
 from serving.schema import AccompanimentRequest
 
 

@@ -25,9 +25,9 @@ from model.diffusion.sampling import Sampling
 from model.errors import ModelError
 from model.inference.gain import mix
 from model.inference.windows import Lane
-from serving.engine import DECODED_AT_A_TIME, Call, CancelledRequestError, DeadlineError, Engine, EngineConfig
-from serving.loading import load_engine
-from serving.rendering import render
+from serving.engine.engine import DECODED_AT_A_TIME, Call, CancelledRequestError, DeadlineError, Engine, EngineConfig
+from serving.engine.load import load_engine
+from serving.engine.output_files import render
 from serving.schema import AccompanimentRequest, AccompanimentResult, Format, Output, StageSeconds
 
 QUICK = AccompanimentRequest(seed=7, steps=2)
@@ -68,7 +68,7 @@ def test_no_window_is_lost_in_a_crowd(engine: Engine) -> None:
 
 def test_a_process_ends_that_closed_no_engine(folder: Path) -> None:
     program = (
-        "from serving.loading import load_engine\n"
+        "from serving.engine.load import load_engine\n"
         f"load_engine(checkpoint={str(folder)!r}, codec=None, device='cpu', threads=1, max_duration_s=20.0, hang_after_s=60.0)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120, cwd=Path(__file__).resolve().parents[2])
@@ -406,7 +406,7 @@ def test_few_vocals_are_decoded_at_a_time(engine: Engine, monkeypatch: pytest.Mo
             with lock:
                 now -= 1
 
-    monkeypatch.setattr("serving.engine.audio_files.decode", counted)
+    monkeypatch.setattr("serving.engine.engine.audio_files.decode", counted)
     with ThreadPoolExecutor(6) as threads:
         waiting = [threads.submit(engine.generate, parts.vocal(), QUICK) for _ in range(DECODED_AT_A_TIME)]
         for _ in waiting:

@@ -24,9 +24,9 @@ from infra.storage.place import Place
 from model.accompany import Accompanist
 from serving.admission import digest
 from serving.app import AppConfig, Message, create_app
-from serving.engine import Engine, EngineConfig
-from serving.loading import load_engine
-from serving.replies import LocalBackend
+from serving.engine.async_engine import LocalBackend
+from serving.engine.engine import Engine, EngineConfig
+from serving.engine.load import load_engine
 from serving.schema import AccompanimentRequest
 from serving.tracing import Tracer
 
@@ -84,7 +84,7 @@ def test_a_request_s_lines_tell_everything_but_the_vocal(engine: Engine, lines: 
     assert answer.status_code == 200
     told = lines.of(ID)
     assert [(line["logger"], line["message"]) for line in told if line["level"] != "DEBUG"] == [
-        ("serving.account", "accepted"), ("serving.replies", "began"), ("serving.replies", "answered"), ("serving.account", "answered"),
+        ("serving.account", "accepted"), ("serving.engine.async_engine", "began"), ("serving.engine.async_engine", "answered"), ("serving.account", "answered"),
     ]  # fmt: skip
     last = [line for line in told if line["logger"] == "serving.account"][-1]
     assert last["status"] == 200

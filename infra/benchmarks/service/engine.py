@@ -19,8 +19,8 @@ from infra.benchmarks.model.subject import machine
 from model.checkpoint import SHIPPED_CHECKPOINT
 from model.dimensions import SAMPLE_RATE_HZ
 from model.threads import one_thread_workers
-from serving.engine import Call, CancelledRequestError, Engine
-from serving.loading import load_engine
+from serving.engine.engine import Call, CancelledRequestError, Engine
+from serving.engine.load import load_engine
 from serving.schema import AccompanimentRequest
 
 

@@ -74,7 +74,7 @@ PARTS = {
 
 def alone(given: argparse.Namespace) -> None:
     """An engine, asked by a line on standard input; a line of JSON for each."""
-    from serving.loading import load_engine
+    from serving.engine.load import load_engine
 
     engine = load_engine(
         checkpoint=given.checkpoint, codec=None, device=given.device, threads=given.threads, max_duration_s=600.0, hang_after_s=300.0

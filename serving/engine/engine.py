@@ -1,7 +1,7 @@
 """One vocal to one finished file, without Ray or HTTP: decode, accompany, render, for many requests at a time.
 
 Each request has a thread of its caller's, which decodes, encodes and renders; the network is asked by one thread for all of them
-(`serving/denoiser.py`).
+(`serving/engine/scheduler.py`).
 
 Shape legend: C channels (2), N samples at 44.1 kHz.
 """
@@ -27,9 +27,9 @@ from model.inference.windows import Lane
 from model.metrics.fit import Fit as ModelFit
 from model.metrics.fit import Listener
 from serving import tracing
-from serving.denoiser import Denoiser
-from serving.rendering import StreamedFile, kind_of, render
-from serving.room import Room
+from serving.engine.audio_budget import Room
+from serving.engine.output_files import StreamedFile, kind_of, render
+from serving.engine.scheduler import Denoiser
 from serving.schema import AccompanimentRequest, AccompanimentResult, Fit, ModelInfo, RequestProgress, StageSeconds
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from model.accompany import Accompanist
 from model.checkpoint import SHIPPED_CHECKPOINT, Checkpoint, load_checkpoint
 from model.codec.base import Codec
 from model.codec.load import load_codec
-from serving.engine import Engine, EngineConfig, describe
+from serving.engine.engine import Engine, EngineConfig, describe
 from serving.schema import ModelInfo
 
 log = logging.getLogger(__name__)
