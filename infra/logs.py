@@ -52,7 +52,7 @@ def request_id() -> str | None:
 
 
 class TextLines(logging.Formatter):
-    """`19:03:11 I serving.account: answered [request id] status=200 seconds=1.23`."""
+    """`19:03:11 I serving.http.request_log: answered [request id] status=200 seconds=1.23`."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S")

@@ -15,8 +15,8 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, Deplo
 
 from infra import logs
 from serving import tracing
-from serving.app import Message
 from serving.config import DEFAULT_MODEL
+from serving.http.app import Message
 from serving.problems import Problem, ProblemError, unknown_model
 from serving.schema import AccompanimentRequest, AccompanimentResult, ModelInfo
 from serving.tracing import Origin

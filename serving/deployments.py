@@ -26,10 +26,10 @@ from infra.resolve import checkpoint_folder, is_registered, pinned
 from infra.settings import Settings, registry_environment
 from infra.storage.place import Place
 from model.errors import ModelError
-from serving.admission import digest
-from serving.app import AppConfig, create_app
 from serving.backends import ModelsBackend, ReplicaBackend
 from serving.config import DEFAULT_MODEL, ServeConfig
+from serving.http.admission import digest
+from serving.http.app import AppConfig, create_app
 from serving.models import ModelServer
 from serving.telemetry import IngressMetrics, Reporting
 

@@ -17,8 +17,8 @@ from ray import serve as ray_serve
 
 from infra.errors import UserError
 from model.errors import ModelError
-from serving.app import Message
 from serving.config import ServeConfig
+from serving.http.app import Message
 from serving.problems import Problem, deadline_problem
 from serving.schema import AccompanimentRequest, ModelInfo
 from serving.telemetry import ReplicaMetrics, Reporting

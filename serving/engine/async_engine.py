@@ -11,8 +11,8 @@ from typing import Any
 from infra.audio.files import AudioError
 from model.threads import one_thread_workers
 from serving import tracing
-from serving.app import Message
 from serving.engine.engine import Call, CancelledRequestError, DeadlineError, Engine, FieldError
+from serving.http.app import Message
 from serving.problems import audio_problem, deadline_problem, fields_problem, unknown_model
 from serving.schema import AccompanimentRequest, AccompanimentResult, FieldFault, ModelInfo, RequestProgress
 from serving.tracing import Origin, Tracer

@@ -16,9 +16,9 @@ from chromium import Page, browser
 from page_service import Backend, Service, serve
 from serving_parts import tiny_checkpoint
 
-from serving.app import AppConfig
 from serving.engine.engine import _zip
 from serving.engine.load import load_engine
+from serving.http.app import AppConfig
 from serving.schema import AccompanimentRequest, AccompanimentResult, Fit, StageSeconds
 
 MINUTES = 10

@@ -11,8 +11,8 @@ from chromium import Page, browser
 from page_service import Backend, Service, serve
 
 from model.checkpoint import SHIPPED_CHECKPOINT
-from serving.app import AppConfig
 from serving.engine.load import load_engine
+from serving.http.app import AppConfig
 
 VOCAL = SHIPPED_CHECKPOINT.parent / "samples" / "song-000102-vocal.ogg"
 WAIT_S = 120

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.app import AppConfig, Message, create_app
 from serving.engine.async_engine import LocalBackend
 from serving.engine.engine import Engine
+from serving.http.app import AppConfig, Message, create_app
 from serving.problems import Problem, ProblemError
 from serving.schema import AccompanimentRequest, ModelInfo
 

@@ -14,9 +14,9 @@ import soundfile
 from chromium import Page, PageError
 from page_service import Backend, Service, serve
 
-from serving.admission import digest
-from serving.app import AppConfig
 from serving.engine.load import load_engine
+from serving.http.admission import digest
+from serving.http.app import AppConfig
 from serving.problems import Problem
 
 pytestmark = pytest.mark.skipif(chromium.EXECUTABLE is None, reason="there is no Chromium on this machine: install the package chromium")

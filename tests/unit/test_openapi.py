@@ -19,11 +19,11 @@ from schemathesis.engine import Status, events, from_schema
 from schemathesis.generation.meta import CoverageScenario
 from schemathesis.specs.openapi.formats import unregister_string_format
 
-from serving.admission import digest
-from serving.app import AppConfig, Message, create_app
 from serving.engine.async_engine import LocalBackend
 from serving.engine.engine import Engine
 from serving.engine.load import load_engine
+from serving.http.admission import digest
+from serving.http.app import AppConfig, Message, create_app
 from serving.schema import AccompanimentRequest
 
 PATH = "POST /v1/accompaniments"

@@ -20,10 +20,10 @@ import soundfile
 import uvicorn
 
 from infra.cli.main import app
-from serving.admission import digest
-from serving.app import AppConfig, create_app
 from serving.engine.async_engine import LocalBackend
 from serving.engine.load import load_engine
+from serving.http.admission import digest
+from serving.http.app import AppConfig, create_app
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

@@ -23,11 +23,11 @@ from httpx import Response
 from infra.errors import UserError
 from model.accompany import Accompanist
 from model.errors import ModelError
-from serving.admission import FIRST_GUESS_S, Gate, digest
-from serving.app import AppConfig, Message, create_app
 from serving.engine.async_engine import LocalBackend
 from serving.engine.engine import Engine, EngineConfig
 from serving.engine.load import load_engine
+from serving.http.admission import FIRST_GUESS_S, Gate, digest
+from serving.http.app import AppConfig, Message, create_app
 from serving.schema import AccompanimentRequest, ModelInfo
 
 PROBLEM = "application/problem+json"
@@ -384,7 +384,7 @@ def test_a_refusal_reads_the_upload_off_first() -> None:
 
 def test_slow_refused_uploads_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where so many are read off already, the next refusal goes out at once."""
-    monkeypatch.setattr("serving.app.DROPPED_AT_A_TIME", 1)
+    monkeypatch.setattr("serving.http.app.DROPPED_AT_A_TIME", 1)
     form = {"content-type": "multipart/form-data; boundary=x"}
 
     async def refuse_two() -> list[int]:
@@ -520,10 +520,10 @@ def test_retry_after_follows_the_rate_of_answers() -> None:
 
 
 def test_the_page_and_the_documents_need_nothing_from_elsewhere(client: TestClient) -> None:
-    import serving.app
+    import serving.http.app
 
     kinds = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-    for file in serving.app.PAGE.iterdir():
+    for file in serving.http.app.PAGE.iterdir():
         path = {"index.html": "/", "docs.html": "/docs"}.get(file.name, f"/page/{file.name}")
         answer = client.get(path)
         assert answer.status_code == 200, path
@@ -556,10 +556,10 @@ def test_limits_must_make_sense() -> None:
 
 
 def test_the_folder_of_the_page_is_shipped() -> None:
-    import serving.app
+    import serving.http.app
 
     shipped = {"*.html", "*.css", "*.js"} & set(
         tomllib.loads(Path("pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
     )
-    for path in Path(serving.app.PAGE).iterdir():
+    for path in Path(serving.http.app.PAGE).iterdir():
         assert f"*{path.suffix}" in shipped

@@ -9,12 +9,12 @@ import serving_parts as parts
 from fastapi.testclient import TestClient
 
 from model.accompany import Accompanist
-from serving.admission import digest
-from serving.app import AppConfig, Message, create_app
 from serving.client import Client, RefusedError
 from serving.engine.async_engine import LocalBackend
 from serving.engine.engine import Engine, EngineConfig
 from serving.engine.load import load_engine
+from serving.http.admission import digest
+from serving.http.app import AppConfig, Message, create_app
 from serving.problems import Problem
 from serving.schema import AccompanimentRequest
 

@@ -16,7 +16,7 @@ from serving.telemetry import Reporting
 
 def test_the_ingress_needs_no_torch() -> None:
     """An ingress replica starts fast and small."""
-    code = "import sys, serving.deployments, serving.app; print(sorted({'torch', 'scipy', 'mlflow'} & set(sys.modules)))"
+    code = "import sys, serving.deployments, serving.http.app; print(sorted({'torch', 'scipy', 'mlflow'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infra.audio.files import Audio, AudioError, decode, encode
-from serving.app import AppConfig, create_app
 from serving.engine.async_engine import LocalBackend
 from serving.engine.load import load_engine
+from serving.http.app import AppConfig, create_app
 
 FORM = "multipart/form-data; boundary=x"
 CALM = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -22,11 +22,11 @@ from otlp_collector import Collector, Seen, collecting
 from infra.logs import JsonLines
 from infra.storage.place import Place
 from model.accompany import Accompanist
-from serving.admission import digest
-from serving.app import AppConfig, Message, create_app
 from serving.engine.async_engine import LocalBackend
 from serving.engine.engine import Engine, EngineConfig
 from serving.engine.load import load_engine
+from serving.http.admission import digest
+from serving.http.app import AppConfig, Message, create_app
 from serving.schema import AccompanimentRequest
 from serving.tracing import Tracer
 
@@ -84,9 +84,9 @@ def test_a_request_s_lines_tell_everything_but_the_vocal(engine: Engine, lines: 
     assert answer.status_code == 200
     told = lines.of(ID)
     assert [(line["logger"], line["message"]) for line in told if line["level"] != "DEBUG"] == [
-        ("serving.account", "accepted"), ("serving.engine.async_engine", "began"), ("serving.engine.async_engine", "answered"), ("serving.account", "answered"),
+        ("serving.http.request_log", "accepted"), ("serving.engine.async_engine", "began"), ("serving.engine.async_engine", "answered"), ("serving.http.request_log", "answered"),
     ]  # fmt: skip
-    last = [line for line in told if line["logger"] == "serving.account"][-1]
+    last = [line for line in told if line["logger"] == "serving.http.request_log"][-1]
     assert last["status"] == 200
     assert last["caller"] == digest("the-key")[:8]
     assert last["model"] == parts.MODEL_NAME
@@ -116,7 +116,7 @@ def test_a_refusal_is_one_line(engine: Engine, lines: Lines) -> None:
         ("not-any-audio", 415),
         ("a-late-request", 504),
     ):
-        (line,) = [line for line in lines.of(id) if line["logger"] == "serving.account" and line["message"] != "accepted"]
+        (line,) = [line for line in lines.of(id) if line["logger"] == "serving.http.request_log" and line["message"] != "accepted"]
         assert (line["level"], line["message"], line["status"]) == ("INFO", "refused", status)
         assert line["reason"]
 
@@ -135,7 +135,7 @@ def test_a_stream_is_told_at_its_end(engine: Engine, lines: Lines) -> None:
         answer = post(client, parts.vocal(16), stream="true")
         assert answer.status_code == 200
         post(client, parts.vocal(16), "a-broken-stream", stream="true", seed="8")
-    (line,) = [line for line in lines.of(ID) if line["message"] == "answered" and line["logger"] == "serving.account"]
+    (line,) = [line for line in lines.of(ID) if line["message"] == "answered" and line["logger"] == "serving.http.request_log"]
     assert line["bytes_out"] == len(answer.content)
     assert line["first_s"] < line["seconds"]
     (line,) = [line for line in lines.of("a-broken-stream") if "status" in line]

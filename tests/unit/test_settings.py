@@ -71,8 +71,8 @@ def test_a_driver_prints_json_lines_of_replicas_as_they_are() -> None:
     assert "RAY_DISABLE_WORKER_LOG_PREFIX" not in log_environment(Settings())
     assert log_environment(Settings(log_format="json"))["RAY_DISABLE_WORKER_LOG_PREFIX"] == "1"
     never_left_out = re.compile(log_environment(Settings())["RAY_DEDUP_LOGS_ALLOW_REGEX"])
-    assert never_left_out.search("19:03:11 I serving.account: answered [7] status=200")
-    assert never_left_out.search('"logger": "serving.account"')
+    assert never_left_out.search("19:03:11 I serving.http.request_log: answered [7] status=200")
+    assert never_left_out.search('"logger": "serving.http.request_log"')
 
 
 def test_a_job_is_told_where_things_are_and_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:

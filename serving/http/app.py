@@ -21,12 +21,14 @@ from starlette.types import Receive, Scope, Send
 
 from infra.errors import UserError
 from infra.storage.place import Place
-from serving import openapi, problems, tracing
-from serving.account import Account
-from serving.admission import Gate, Keys
-from serving.following import Following, request_id
-from serving.keeping import Keeper
-from serving.openapi import RequestId
+from serving import problems, tracing
+from serving.http import openapi
+from serving.http.admission import Gate, Keys
+from serving.http.keeping import Keeper
+from serving.http.openapi import RequestId
+from serving.http.progress import Following, request_id
+from serving.http.request_log import Account
+from serving.http.uploads import drop_upload, read_upload
 from serving.problems import Problem, ProblemError
 from serving.schema import (
     AccompanimentRequest,
@@ -39,7 +41,6 @@ from serving.schema import (
 )
 from serving.telemetry import Observer, Unobserved
 from serving.tracing import Tracer
-from serving.uploads import drop_upload, read_upload
 
 PAGE = Path(__file__).parent / "page"
 STREAM_CHUNK_BYTES = 64 * 1024

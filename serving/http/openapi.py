@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Path
 from fastapi.security import APIKeyHeader, HTTPBearer
 
-from serving.following import WANTED_ID
+from serving.http.progress import WANTED_ID
 from serving.schema import AccompanimentRequest, FieldsProblem, ProblemDetails
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"

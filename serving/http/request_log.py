@@ -15,12 +15,12 @@ from starlette.requests import ClientDisconnect
 
 from infra import logs
 from serving import tracing
-from serving.keeping import Keeper
+from serving.http.keeping import Keeper
+from serving.http.uploads import Upload
 from serving.problems import ProblemError
 from serving.schema import AccompanimentResult
 from serving.telemetry import Observer
 from serving.tracing import Tracer
-from serving.uploads import Upload
 
 log = logging.getLogger(__name__)
 

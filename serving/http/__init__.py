@@ -1,0 +1,1 @@
+"""HTTP: the application, uploads, admission, progress and the request log."""
