@@ -14,12 +14,12 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatus, ReplicaState
 
 from infra import logs
-from serving import tracing
 from serving.config import DEFAULT_MODEL
 from serving.http.app import Message
+from serving.observe import tracing
+from serving.observe.tracing import Origin
 from serving.problems import Problem, ProblemError, unknown_model
 from serving.schema import AccompanimentRequest, AccompanimentResult, ModelInfo
-from serving.tracing import Origin
 
 log = logging.getLogger(__name__)
 

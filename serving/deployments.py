@@ -31,7 +31,7 @@ from serving.config import DEFAULT_MODEL, ServeConfig
 from serving.http.admission import digest
 from serving.http.app import AppConfig, create_app
 from serving.models import ModelServer
-from serving.telemetry import IngressMetrics, Reporting
+from serving.observe.metrics import IngressMetrics, Reporting
 
 log = logging.getLogger(__name__)
 
@@ -264,7 +264,7 @@ def _target(config: ServeConfig) -> ray_serve.RunTarget:
 
 
 def _quiet() -> LoggingConfig:
-    """Ray Serve's own lines, beside ours (`serving.telemetry.Reporting`)."""
+    """Ray Serve's own lines, beside ours (`serving.observe.metrics.Reporting`)."""
     encoding = "JSON" if Settings.from_environment().log_format == "json" else "TEXT"
     return LoggingConfig(log_level="WARNING", enable_access_log=False, encoding=encoding)
 

@@ -19,10 +19,10 @@ from infra.errors import UserError
 from model.errors import ModelError
 from serving.config import ServeConfig
 from serving.http.app import Message
+from serving.observe.metrics import ReplicaMetrics, Reporting
+from serving.observe.tracing import Origin, Tracer
 from serving.problems import Problem, deadline_problem
 from serving.schema import AccompanimentRequest, ModelInfo
-from serving.telemetry import ReplicaMetrics, Reporting
-from serving.tracing import Origin, Tracer
 
 if TYPE_CHECKING:
     from serving.engine.engine import Engine

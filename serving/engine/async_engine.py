@@ -10,12 +10,12 @@ from typing import Any
 
 from infra.audio.files import AudioError
 from model.threads import one_thread_workers
-from serving import tracing
 from serving.engine.engine import Call, CancelledRequestError, DeadlineError, Engine, FieldError
 from serving.http.app import Message
+from serving.observe import tracing
+from serving.observe.tracing import Origin, Tracer
 from serving.problems import audio_problem, deadline_problem, fields_problem, unknown_model
 from serving.schema import AccompanimentRequest, AccompanimentResult, FieldFault, ModelInfo, RequestProgress
-from serving.tracing import Origin, Tracer
 
 log = logging.getLogger(__name__)
 

@@ -26,10 +26,10 @@ from model.dimensions import HOP_SAMPLES, SAMPLE_RATE_HZ
 from model.inference.windows import Lane
 from model.metrics.fit import Fit as ModelFit
 from model.metrics.fit import Listener
-from serving import tracing
 from serving.engine.audio_budget import Room
 from serving.engine.output_files import StreamedFile, kind_of, render
 from serving.engine.scheduler import Denoiser
+from serving.observe import tracing
 from serving.schema import AccompanimentRequest, AccompanimentResult, Fit, ModelInfo, RequestProgress, StageSeconds
 
 log = logging.getLogger(__name__)

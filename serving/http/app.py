@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from infra.errors import UserError
 from infra.storage.place import Place
-from serving import problems, tracing
+from serving import problems
 from serving.http import openapi
 from serving.http.admission import Gate, Keys
 from serving.http.keeping import Keeper
@@ -29,6 +29,9 @@ from serving.http.openapi import RequestId
 from serving.http.progress import Following, request_id
 from serving.http.request_log import Account
 from serving.http.uploads import drop_upload, read_upload
+from serving.observe import tracing
+from serving.observe.metrics import Observer, Unobserved
+from serving.observe.tracing import Tracer
 from serving.problems import Problem, ProblemError
 from serving.schema import (
     AccompanimentRequest,
@@ -39,8 +42,6 @@ from serving.schema import (
     ModelList,
     RequestProgress,
 )
-from serving.telemetry import Observer, Unobserved
-from serving.tracing import Tracer
 
 PAGE = Path(__file__).parent / "page"
 STREAM_CHUNK_BYTES = 64 * 1024

@@ -14,13 +14,13 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 
 from infra import logs
-from serving import tracing
 from serving.http.keeping import Keeper
 from serving.http.uploads import Upload
+from serving.observe import tracing
+from serving.observe.metrics import Observer
+from serving.observe.tracing import Tracer
 from serving.problems import ProblemError
 from serving.schema import AccompanimentResult
-from serving.telemetry import Observer
-from serving.tracing import Tracer
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipelines.run.run_state import STAGES, Ledger
-from serving.telemetry import IngressMetrics, ReplicaMetrics
+from serving.observe.metrics import IngressMetrics, ReplicaMetrics
 
 DASHBOARD = json.loads((Path(__file__).resolve().parents[2] / "infra/grafana/prepare.json").read_text())
 SERVING = json.loads((Path(__file__).resolve().parents[2] / "infra/grafana/serving.json").read_text())

@@ -11,7 +11,7 @@ from ray.serve import Deployment
 
 from infra.errors import UserError
 from serving.deployments import ServeConfig, application, build, require_free
-from serving.telemetry import Reporting
+from serving.observe.metrics import Reporting
 
 
 def test_the_ingress_needs_no_torch() -> None:

@@ -27,8 +27,8 @@ from serving.engine.engine import Engine, EngineConfig
 from serving.engine.load import load_engine
 from serving.http.admission import digest
 from serving.http.app import AppConfig, Message, create_app
+from serving.observe.tracing import Tracer
 from serving.schema import AccompanimentRequest
-from serving.tracing import Tracer
 
 HTTP_PATH = "/v1/accompaniments"
 ID = "an-observed-request"
@@ -308,7 +308,7 @@ def test_a_collector_that_is_away_costs_no_answer(engine: Engine, lines: Lines) 
 def test_without_the_extra_the_remedy_is_told() -> None:
     code = (
         "import sys; sys.modules['opentelemetry.exporter'] = None\n"
-        "from infra.errors import UserError\nfrom serving.tracing import Tracer\n"
+        "from infra.errors import UserError\nfrom serving.observe.tracing import Tracer\n"
         "try: Tracer('http://127.0.0.1:4318', component='model')\nexcept UserError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -317,7 +317,7 @@ def test_without_the_extra_the_remedy_is_told() -> None:
 
 def test_off_it_imports_nothing() -> None:
     code = (
-        "import sys; from serving import tracing; from serving.tracing import Origin\n"
+        "import sys; from serving import tracing; from serving.observe.tracing import Origin\n"
         "with tracing.span('a') as one: one.note(x=1); one.fail('b')\n"
         "tracing.passed('c', 0, 1); tracing.continued(None, 'd', Origin(request_id='e', traceparent=None)).end()\n"
         "print([name for name in sys.modules if name.startswith('opentelemetry')])"

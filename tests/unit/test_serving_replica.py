@@ -11,10 +11,10 @@ import serving_parts as parts
 from model.checkpoint import load_checkpoint, save_checkpoint
 from serving.config import ServeConfig
 from serving.models import Claim, Held, ModelServer
+from serving.observe.metrics import Reporting
+from serving.observe.tracing import Origin
 from serving.problems import Problem
 from serving.schema import AccompanimentRequest, AccompanimentResult
-from serving.telemetry import Reporting
-from serving.tracing import Origin
 
 NAMES = ("default", "b", "c")
 SHORT = AccompanimentRequest(seed=7, steps=2)

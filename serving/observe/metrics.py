@@ -11,8 +11,8 @@ from typing import Protocol
 
 from infra.logs import configure
 from infra.settings import Settings
+from serving.observe.tracing import Tracer
 from serving.schema import AccompanimentResult, StageSeconds
-from serving.tracing import Tracer
 
 REQUEST_BOUNDS_S = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500]
 FIT_BOUNDS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
