@@ -26,12 +26,12 @@ from infra.resolve import checkpoint_folder, is_registered, pinned
 from infra.settings import Settings, registry_environment
 from infra.storage.place import Place
 from model.errors import ModelError
-from serving.backends import ModelsBackend, ReplicaBackend
 from serving.config import DEFAULT_MODEL, ServeConfig
 from serving.http.admission import digest
 from serving.http.app import AppConfig, create_app
-from serving.models import ModelServer
 from serving.observe.metrics import IngressMetrics, Reporting
+from serving.replica.model_server import ModelServer
+from serving.replica.replica_backend import ModelsBackend, ReplicaBackend
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ DRAIN_POLL_S = 0.2
 WORKING = (ReplicaState.RUNNING, ReplicaState.UPDATING, ReplicaState.STOPPING)
 """States of a replica that may have requests in work; one that stops finishes them."""
 REFUSED_WITHIN_S = 6.0
-"""In which the ingress has refused those that wait for a replica (`serving.backends.WAITING_LOOK_S`)."""
+"""In which the ingress has refused those that wait for a replica (`serving.replica.replica_backend.WAITING_LOOK_S`)."""
 
 
 class Ingress:

@@ -10,10 +10,10 @@ import serving_parts as parts
 
 from model.checkpoint import load_checkpoint, save_checkpoint
 from serving.config import ServeConfig
-from serving.models import Claim, Held, ModelServer
 from serving.observe.metrics import Reporting
 from serving.observe.tracing import Origin
 from serving.problems import Problem
+from serving.replica.model_server import Claim, Held, ModelServer
 from serving.schema import AccompanimentRequest, AccompanimentResult
 
 NAMES = ("default", "b", "c")
