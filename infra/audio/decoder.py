@@ -33,7 +33,7 @@ ATTEMPTS = 2
 # Linux's own 64 KiB cost a switch of processes for every 0.2 s of audio.
 PIPE_BYTES = 2**20
 MAX_HEADER_BYTES = 2**16
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 _ERRORS = {kind.__name__: kind for kind in (AudioError, NotAudio, UnreadableAudio, AudioTooLong)}
 
 

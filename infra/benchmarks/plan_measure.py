@@ -91,8 +91,7 @@ def measure(folder: Path) -> Iterator[str]:
     import soundfile
 
     from infra.benchmarks.data import prepare
-    from pipelines.corpus.score import compose
-    from pipelines.corpus.sound import render
+    from pipelines.corpus import compose, render
     from pipelines.sources import list_songs, parse_source
 
     rendered = render(compose(2000, MIXTURE_S))

@@ -1,8 +1,8 @@
 """The event loop of `plan.py`: one wave of songs through a graph of stages on simulated workers.
 
-What it keeps of Ray Data and of pipelines/run/graph.py: CPUs are tickets, and an actor holds its own; actors take songs in batches and share
-their worker's GPU; the last stages start first; a stage stops when what it put out fills its part of the object stores; a host's turns and
-connections (pipelines/acquire/host_limits.py) are everybody's; a spot worker that goes takes its jobs and its songs with it.
+What it keeps of Ray Data and of pipelines/run/graph.py: CPUs are tickets, and an actor holds its own; actors take songs in batches and
+share their worker's GPU; the last stages start first; a stage stops when what it put out fills its part of the object stores; a host's
+turns and connections (pipelines/acquire/host_limits.py) are everybody's; a spot worker that goes takes its jobs and its songs with it.
 """
 
 import heapq

@@ -51,7 +51,7 @@ def write_report(path: Path, report: DemoReport, *, sample_rate_hz: int) -> None
 
     matplotlib.use("Agg")
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
-    page = environment.get_template("report.html.j2").render(
+    page = environment.get_template("demo_page.html.j2").render(
         report=report,
         pictures={sound.name: picture_of_sound(sound, sample_rate_hz) for sound in report.sounds},
         losses=picture_of_losses(report.training_loss, report.validation_loss),

@@ -15,7 +15,7 @@ from infra.settings import client_environment, export, job_environment
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 ROOMS = {"prepare": "pipelines", "train": "training", "evaluate": "training", "sweep": "training"}
 AGENT_TIMEOUT_S = 60.0
 # Never shipped: environments, results, history. (.gitignore is honoured besides.)

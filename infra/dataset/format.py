@@ -40,7 +40,7 @@ SPLITS = ("train", "validation")
 RESERVED_SEEDS = range(1000)
 # A commit may replace files while a reader reads them: then it reads the newer snapshot.
 READ_ATTEMPTS = 3
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 Split = Literal["train", "validation"]
 

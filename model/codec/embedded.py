@@ -21,7 +21,7 @@ from model.errors import CodecUnavailable
 from model.threads import one_thread_workers
 
 MODEL_TYPE = "backline_magnitude_vae"
-EMBEDDED_FOLDER = Path(__file__).parent / "weights" / "embedded"
+EMBEDDED_FOLDER = Path(__file__).parents[1] / "weights" / "embedded"
 # 47.55 s take four chunks. Of two, the second waits for the latent's end, and one thread decodes after the other (1.47 s against 1.02, two
 # threads); smaller ones read more of their neighbours than they save.
 CHUNK_FRAMES = 256

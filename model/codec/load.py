@@ -42,9 +42,9 @@ class StableAudioCodec(Codec):
     ) -> None:
         """`autoencoder` is stable-audio-tools' AudioAutoencoder with its weights, whose layers are replaced; `scale` divides its latents.
 
-        Precision bfloat16 rounds in the decoder's finest blocks alone (`model.codec.stable_audio_layers`; 42 dB under the audio with random weights), and
-        encodes in float32; auto is bfloat16 on CUDA, float32 on a CPU. Identity stays that of the weights as stored. Raises ModelError
-        on another precision.
+        Precision bfloat16 rounds in the decoder's finest blocks alone (`model.codec.stable_audio_layers`; 42 dB under the audio with
+        random weights), and encodes in float32; auto is bfloat16 on CUDA, float32 on a CPU. Identity stays that of the weights as stored.
+        Raises ModelError on another precision.
         """
         if precision not in get_args(Precision):
             raise ModelError(f"codec {identity.id}: precision {precision!r}; choose one of {', '.join(get_args(Precision))}")

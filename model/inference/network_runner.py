@@ -28,9 +28,9 @@ from model.threads import one_thread_workers
 PACKED_LENGTHS = 3
 
 Execution = Literal["auto", "eager", "graph", "compile"]
-"""eager: kernel by kernel (on a CPU from a recording, model/inference/cpu_network.py). graph: one CUDA graph for all kernels. compile: torch.compile, and
-on CUDA a graph of what it made. auto: graph on CUDA, eager elsewhere; a fixed rule and no timing at run time, so that one machine always
-gives the same bits."""
+"""eager: kernel by kernel (on a CPU from a recording, model/inference/cpu_network.py). graph: one CUDA graph for all kernels. compile:
+torch.compile, and on CUDA a graph of what it made. auto: graph on CUDA, eager elsewhere; a fixed rule and no timing at run time, so that
+one machine always gives the same bits."""
 
 
 @dataclass(frozen=True, kw_only=True)

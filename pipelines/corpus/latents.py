@@ -2,8 +2,8 @@
 
 For training at scale, and on a machine that has torch and nothing else: two cores make some 1,700 songs an hour. Each song is encoded at
 several speeds (1.06 is a semitone higher, its voice smaller and its tempo faster), each time through another microphone and room
-(`pipelines.corpus.vocals.capture`), so that no vocal is heard twice. Songs are the unit of commit: run again, only what is missing is made. What
-was made with other settings at the same place stays in the dataset beside it.
+(`pipelines.corpus.vocals.capture`), so that no vocal is heard twice. Songs are the unit of commit: run again, only what is missing is
+made. What was made with other settings at the same place stays in the dataset beside it.
 
 Shapes: C channels, N samples.
 """
@@ -24,9 +24,8 @@ from infra.settings import Settings
 from infra.storage.place import Place
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.chance import Chance
+from pipelines.corpus import compose, render
 from pipelines.corpus.processes import in_processes
-from pipelines.corpus.score import compose
-from pipelines.corpus.sound import render
 from pipelines.corpus.vocals.capture import apply_capture, draw_capture
 from pipelines.dataset import write as dataset
 from pipelines.dataset.commit import commit

@@ -1,7 +1,8 @@
 """The stored side of `prepare`: what is done already, and one song's commit.
 
 A song is the unit of work: its latents first, then its row in songs/. File names derive from the song, so a song written twice is written
-once. Nothing here depends on the order in which songs arrive. What a reader sees is a manifest and its snapshot (`pipelines.dataset.commit`).
+once. Nothing here depends on the order in which songs arrive. What a reader sees is a manifest and its snapshot
+(`pipelines.dataset.commit`).
 """
 
 import hashlib

@@ -214,7 +214,7 @@ def render_page(report: Report) -> str:
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     stems = report.sample.stems
     ends = [mean + side * far for stem in stems for mean, far in zip(stem.mean_C, stem.deviation_C, strict=True) for side in (-1, 1)]
-    return environment.get_template("dataset_report.html.j2").render(
+    return environment.get_template("page.html.j2").render(
         report=report,
         histograms=[each for each in (report.durations, *report.sample.histograms) if each],
         lowest=min(0.0, *ends),

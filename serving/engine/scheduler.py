@@ -1,8 +1,9 @@
 """Continuous batching: the lanes of all requests are moved together, at every step those that are due first.
 
 Lanes join and leave between two steps, so nobody waits for another's end. What a lane yields does not depend on what is evaluated
-beside it (model/inference/network_runner.py), so the order is free, and is chosen by due time alone (`PATIENCE`). On a CPU two threads do so, each with
-lanes of its own: while one works out what a step has brought, or waits for its last evaluation, the other's evaluations fill the cores.
+beside it (model/inference/network_runner.py), so the order is free, and is chosen by due time alone (`PATIENCE`). On a CPU two threads do
+so, each with lanes of its own: while one works out what a step has brought, or waits for its last evaluation, the other's evaluations fill
+the cores.
 
 Shapes: B = 1, C channels, T latent frames.
 """

@@ -43,7 +43,7 @@ from serving.schema import (
     RequestProgress,
 )
 
-PAGE = Path(__file__).parent / "page"
+PAGE = Path(__file__).parents[1] / "page"
 STREAM_CHUNK_BYTES = 64 * 1024
 DEADLINE_SLACK_S = 1.0
 # Refused uploads that are read to their end at a time: nobody fills the ingress by sending slowly what is refused anyway.

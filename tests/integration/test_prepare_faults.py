@@ -22,8 +22,7 @@ from infra.dataset.format import read_manifest
 from infra.errors import UserError
 from infra.storage.place import Place
 from model.dimensions import SAMPLE_RATE_HZ
-from pipelines.corpus.score import compose
-from pipelines.corpus.sound import render
+from pipelines.corpus import compose, render
 from pipelines.dataset.check import CheckConfig, check
 from pipelines.dataset.kept_stems import NAMES, kept_stems
 from pipelines.run.crashes import MAX_ATTEMPTS, attempts

@@ -21,8 +21,7 @@ from infra.storage.place import Place
 from model.dimensions import SAMPLE_RATE_HZ
 from model.errors import ModelError
 from pipelines.acquire.acquire import AcquireConfig
-from pipelines.corpus.score import compose
-from pipelines.corpus.sound import render
+from pipelines.corpus import compose, render
 from pipelines.dataset.takedown import TakedownConfig, takedown
 from pipelines.run.prepare import PrepareConfig, prepare
 from pipelines.stages.encode import Encoder, open_codec

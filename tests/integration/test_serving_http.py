@@ -227,7 +227,8 @@ def test_both_processes_tell_of_a_request(service: RunningService, collector: Co
     answer = ask(service, parts.vocal(4.5), {**HEADERS, "X-Request-Id": "abc", "traceparent": f"00-{trace}-{above}-01"})
     assert answer.headers["x-request-id"] == "abc"
     assert [(line["logger"], line["message"]) for line in logged("abc")] == [
-        ("serving.http.request_log", "accepted"), ("serving.engine.async_engine", "began"), ("serving.engine.async_engine", "answered"), ("serving.http.request_log", "answered"),
+        ("serving.http.request_log", "accepted"), ("serving.engine.async_engine", "began"),
+        ("serving.engine.async_engine", "answered"), ("serving.http.request_log", "answered"),
     ]  # fmt: skip
     last = logged("abc")[-1]
     assert last.items() >= {"request_id": "abc", "status": 200, "seed": 7, "bytes_out": len(answer.content)}.items()

@@ -44,7 +44,8 @@ def test_steps_measures_solvers_and_students(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(tiny_checkpoint(tmp_path / "tiny"))
     save_checkpoint(tmp_path / "student", replace(checkpoint, sampling=Sampling(solver="ddim", steps=3, guidance=1.0)))
     answered = started(
-        ROOT / "infra/benchmarks/model/steps.py", "--data", data, "--checkpoint", str(tmp_path / "tiny"), "--students", str(tmp_path / "student"),
+        ROOT / "infra/benchmarks/model/steps.py", "--data", data, "--checkpoint", str(tmp_path / "tiny"),
+        "--students", str(tmp_path / "student"),
         "--steps", "2", "40", "--songs", "2", "--out", str(tmp_path / "out"),
     )  # fmt: skip
     assert answered.returncode == 0, answered.stderr

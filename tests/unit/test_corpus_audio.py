@@ -14,9 +14,7 @@ import pytest
 from infra.benchmarks.data.corpus import Figures, listen
 from infra.errors import UserError
 from model.dimensions import SAMPLE_RATE_HZ
-from pipelines.corpus import RenderedSong, SongRecord
-from pipelines.corpus.score import compose
-from pipelines.corpus.sound import render
+from pipelines.corpus import RenderedSong, SongRecord, compose, render
 from pipelines.corpus.sound.dsp import good_length, loudness_lufs, partials
 from pipelines.corpus.sound.mix import limit
 from pipelines.corpus.sound.sampled import find_fluidsynth

@@ -15,9 +15,7 @@ from infra.errors import UserError
 from model import listen
 from model.dimensions import SAMPLE_RATE_HZ
 from model.inference.gain import active_level_db
-from pipelines.corpus import RenderedSong, SongRecord
-from pipelines.corpus.score import compose
-from pipelines.corpus.sound import render
+from pipelines.corpus import RenderedSong, SongRecord, compose, render
 from pipelines.corpus.vocals.conditions import CONDITIONS, OTHER_PERFORMANCE, SAME_PERFORMANCE, Severity, vocal_under
 from pipelines.corpus.vocals.listening_set import LISTENING_SET, ListeningSetConfig, write_listening_set
 

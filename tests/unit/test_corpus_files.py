@@ -9,8 +9,7 @@ import soundfile as sf
 
 from infra.errors import UserError
 from infra.storage.place import Place
-from pipelines.corpus import CorpusConfig, read_song_json, write_corpus
-from pipelines.corpus.score import compose
+from pipelines.corpus import CorpusConfig, compose, read_song_json, write_corpus
 
 DURATION_S = 5.0
 SEED = 10

@@ -21,8 +21,7 @@ from model.codec.load import load_codec
 from model.dimensions import HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ, SEGMENT_FRAMES
 from model.errors import CodecUnavailable
 from pipelines.__main__ import app
-from pipelines.corpus.score import compose
-from pipelines.corpus.sound import render
+from pipelines.corpus import compose, render
 from pipelines.dataset import write as dataset
 from pipelines.dataset.commit import finish
 from pipelines.dataset.compact import CompactConfig, compact

@@ -9,9 +9,8 @@ from infra.dataset.format import RESERVED_SEEDS, read_latents, read_manifest
 from infra.errors import UserError
 from infra.storage.place import Place
 from model import listen
+from pipelines.corpus import compose, render
 from pipelines.corpus.latents import DemoLatentsConfig, at_speed, make_demo_latents, take_seed, take_splits
-from pipelines.corpus.score import compose
-from pipelines.corpus.sound import render
 from pipelines.dataset import write as dataset
 from pipelines.dataset.contents import read_stored
 from pipelines.stages.segment import SegmentConfig

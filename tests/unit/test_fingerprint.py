@@ -21,8 +21,7 @@ from model.listen.fingerprint import (
     same_recording,
     sketch,
 )
-from pipelines.corpus.score import compose
-from pipelines.corpus.sound import render
+from pipelines.corpus import compose, render
 
 RATE_HZ = 44_100
 

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from infra.errors import UserError
 from model.dimensions import HOP_SAMPLES, SAMPLE_RATE_HZ, SEGMENT_SAMPLES
 from model.inference.gain import active_level_db
-from pipelines.corpus.score import compose
-from pipelines.corpus.sound import render
+from pipelines.corpus import compose, render
 from pipelines.song import SongError
 from pipelines.stages.segment import Reject, Segment, SegmentConfig, clipped_share, cut, voice
 

@@ -8,8 +8,7 @@ import scipy.signal
 
 from model.errors import ModelError
 from model.separation.quality import FLOOR_DB, separation_quality
-from pipelines.corpus.score import compose
-from pipelines.corpus.sound import render
+from pipelines.corpus import compose, render
 
 GAINS = [10 ** (level_db / 20) for level_db in (-40, -30, -20, -10, 0)]
 Stems = tuple[np.ndarray, np.ndarray]

@@ -84,7 +84,8 @@ def test_a_request_s_lines_tell_everything_but_the_vocal(engine: Engine, lines: 
     assert answer.status_code == 200
     told = lines.of(ID)
     assert [(line["logger"], line["message"]) for line in told if line["level"] != "DEBUG"] == [
-        ("serving.http.request_log", "accepted"), ("serving.engine.async_engine", "began"), ("serving.engine.async_engine", "answered"), ("serving.http.request_log", "answered"),
+        ("serving.http.request_log", "accepted"), ("serving.engine.async_engine", "began"),
+        ("serving.engine.async_engine", "answered"), ("serving.http.request_log", "answered"),
     ]  # fmt: skip
     last = [line for line in told if line["logger"] == "serving.http.request_log"][-1]
     assert last["status"] == 200
@@ -317,7 +318,7 @@ def test_without_the_extra_the_remedy_is_told() -> None:
 
 def test_off_it_imports_nothing() -> None:
     code = (
-        "import sys; from serving import tracing; from serving.observe.tracing import Origin\n"
+        "import sys; from serving.observe import tracing; from serving.observe.tracing import Origin\n"
         "with tracing.span('a') as one: one.note(x=1); one.fail('b')\n"
         "tracing.passed('c', 0, 1); tracing.continued(None, 'd', Origin(request_id='e', traceparent=None)).end()\n"
         "print([name for name in sys.modules if name.startswith('opentelemetry')])"

@@ -1,4 +1,6 @@
-"""A rank's segments as they come from the shuffle (`training.data.ray_shuffle`): fetched in order, one block on its way while one is at work.
+"""A rank's segments as they come from the shuffle (`training.data.ray_shuffle`).
+
+They are fetched in order, one block on its way while one is at work.
 
 Shapes: N rows of a block, C channels, T frames.
 """

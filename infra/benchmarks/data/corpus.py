@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from pipelines.corpus import RenderedSong, SongRecord
+    from pipelines.corpus import RenderedSong, SongRecord, compose, render
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +92,7 @@ def listen(record: "SongRecord", song: "RenderedSong", cpu_s: float) -> Figures:
 
 
 def main() -> int:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from pipelines.corpus.score import compose
-    from pipelines.corpus.sound import render
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--songs", type=int, default=20)

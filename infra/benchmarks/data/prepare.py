@@ -1,7 +1,8 @@
 """What Ray Data costs `prepare`, what two encoders gain, how memory grows with the number of songs, and what a rerun takes.
 
 `python infra/benchmarks/data/prepare.py overhead|scaling|memory|rerun [--songs N] [--codec embedded]` prints Markdown.
-The songs are cuts of demo songs at several speeds, so no two are one recording. Figures and their machine: infra/benchmarks/data/prepare.md.
+The songs are cuts of demo songs at several speeds, so no two are one recording. Figures and their machine:
+infra/benchmarks/data/prepare.md.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import numpy as np
 import psutil
@@ -37,8 +38,7 @@ SPEEDS = np.geomspace(0.75, 1.34, 40)
 
 def write_songs(folder: Path, songs: int, duration_s: float) -> None:
     """`songs` folders of stems of `duration_s`, no two of them one recording: other songs, speeds and places."""
-    from pipelines.corpus.score import compose
-    from pipelines.corpus.sound import render
+    from pipelines.corpus import compose, render
 
     samples = round(duration_s * SAMPLE_RATE_HZ)
     stems: dict[int, dict[str, np.ndarray]] = {}

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
 
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
     from infra.benchmarks.model.subject import machine
 
     print(f"{machine('cpu')}; preset small, batch 16, {options.steps} steps a run\n")

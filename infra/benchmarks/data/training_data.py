@@ -1,7 +1,7 @@
 """What the data side of training costs: wait, rates and memory, from memory and streamed through Ray Data.
 
-`python infra/benchmarks/data/training_data.py --out DIR [--segments 640] [--steps 120] [--rows 4096]` writes a dataset of random latents in the
-real format, then measures each mode in a process of its own. Prints a table; writes DIR/training_data.json.
+`python infra/benchmarks/data/training_data.py --out DIR [--segments 640] [--steps 120] [--rows 4096]` writes a dataset of random latents
+in the real format, then measures each mode in a process of its own. Prints a table; writes DIR/training_data.json.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from infra.benchmarks.model.subject import machine, peak_resident_gb, resident_gb
 

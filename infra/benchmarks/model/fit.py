@@ -1,4 +1,6 @@
-"""Does the fit tell true pairs from broken ones, and what do the tricks score: `python infra/benchmarks/model/fit.py --songs 40 --seed 300`.
+"""Does the fit tell true pairs from broken ones, and what do the tricks score?
+
+`python infra/benchmarks/model/fit.py --songs 40 --seed 300`.
 
 Prints Markdown: the AUC of true pairs against each kind of broken pair, the median of every control, both against their bars, then what a
 long song costs. Ends with 1 where a bar is missed. Figures: infra/benchmarks/model/fit.md.
@@ -20,11 +22,11 @@ import numpy as np
 import scipy.signal
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 if TYPE_CHECKING:
     from model.metrics.fit import Fit
-    from pipelines.corpus import SongRecord
+    from pipelines.corpus import SongRecord, compose, render
 
 RATE_HZ = 44_100
 FIGURES = ("harmony", "rhythm", "overall", "leakage")
@@ -147,8 +149,6 @@ def long_songs(vocal_N: np.ndarray, band_N: np.ndarray) -> Iterator[str]:
 
 def main() -> int:
     from model.metrics.fit import fit
-    from pipelines.corpus.score import compose
-    from pipelines.corpus.sound import render
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--songs", type=int, default=40)

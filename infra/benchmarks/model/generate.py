@@ -1,7 +1,7 @@
 """How fast a request is, by stage, and how near one evaluation of the network is to its floor.
 
-`python infra/benchmarks/model/generate.py [--preset paper] [--threads 2] [--duration 47.55] [--device cuda]`; weights are random, speed does not
-depend on them. `--compile` adds torch.compile. Figures and their machine: infra/benchmarks/model/generate.md.
+`python infra/benchmarks/model/generate.py [--preset paper] [--threads 2] [--duration 47.55] [--device cuda]`; weights are random, speed
+does not depend on them. `--compile` adds torch.compile. Figures and their machine: infra/benchmarks/model/generate.md.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from infra.benchmarks.model.subject import (
     best_s,

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from infra.benchmarks.model.peers_systems import STABLE_AUDIO_MOST_S, SYSTEMS, Part, timed
 from infra.benchmarks.model.subject import peak_resident_gb, processor

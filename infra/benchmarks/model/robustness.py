@@ -1,4 +1,6 @@
-"""What the band does behind vocals that are not clean singing: `python infra/benchmarks/model/robustness.py --songs 12 --json robustness.json`.
+"""What the band does behind vocals that are not clean singing.
+
+`python infra/benchmarks/model/robustness.py --songs 12 --json robustness.json`.
 
 Plays every condition of the listening set to a checkpoint (by default the one that ships) and prints Markdown: fit, level and faults by
 condition. The fit is against the clean vocal where only the capture differs, else against the very vocal that was played. Songs that the
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from infra.benchmarks.model.subject import machine
 
@@ -118,8 +120,7 @@ def play_song(accompanist: "Accompanist", seed: int, seconds: float, candidates:
     from model.inference.gain import mix, within_full_scale
     from model.listen import loudness_db
     from model.metrics.fit import Listener
-    from pipelines.corpus.score import compose
-    from pipelines.corpus.sound import render
+    from pipelines.corpus import compose, render
     from pipelines.corpus.vocals.conditions import CONDITIONS, SAME_PERFORMANCE, vocal_under
 
     record = compose(seed, seconds + 12.0)

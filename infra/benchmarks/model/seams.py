@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from infra.benchmarks.model.subject import machine
 
@@ -63,8 +63,7 @@ def main() -> None:
     from model.codec.load import load_codec
     from model.dimensions import HOP_SAMPLES
     from model.inference.windows import windows
-    from pipelines.corpus.score import compose
-    from pipelines.corpus.sound import render
+    from pipelines.corpus import compose, render
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--songs", type=int, default=3)

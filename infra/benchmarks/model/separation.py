@@ -1,8 +1,9 @@
 """Separation at full size: seconds a second of audio and memory by how many chunks go at a time, beside demucs.api on the same weights.
 
-`python infra/benchmarks/model/separation.py [--device cpu] [--threads 1] [--duration 23.4] [--batches 1 2 4] [--separator SPEC]` prints Markdown.
-Without a separator, htdemucs' shape with random weights, which speed and memory do not depend on; a SPEC is what `load_separator` takes,
-and demucs.api stands beside it where it is a folder. Figures and their machine: infra/benchmarks/model/separation.md.
+`python infra/benchmarks/model/separation.py [--device cpu] [--threads 1] [--duration 23.4] [--batches 1 2 4] [--separator SPEC]` prints
+Markdown. Without a separator, htdemucs' shape with random weights, which speed and memory do not depend on; a SPEC is what
+`load_separator` takes, and demucs.api stands beside it where it is a folder. Figures and their machine:
+infra/benchmarks/model/separation.md.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from infra.benchmarks.model.subject import Memory
 

@@ -1,7 +1,8 @@
 """How few steps will do: fit by solver and number of steps, and how far each result is from the many-step one.
 
-`python infra/benchmarks/model/steps.py --data LATENTS --out DIR [--checkpoint RUN] [--students RUN/steps-4 …] [--songs 8] [--seconds 24]` plays
-to vocals of the validation split, decoded from their latents. Prints each row when it is done; writes DIR/steps.md and DIR/steps.json.
+`python infra/benchmarks/model/steps.py --data LATENTS --out DIR [--checkpoint RUN] [--students RUN/steps-4 …] [--songs 8] [--seconds 24]`
+plays to vocals of the validation split, decoded from their latents. Prints each row when it is done; writes DIR/steps.md and
+DIR/steps.json.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from infra.benchmarks.model.subject import machine
 
