@@ -9,7 +9,7 @@ from infra.cli import exit_codes as commands
 from model.errors import ModelError
 from pipelines.corpus import CorpusConfig, write_corpus
 from pipelines.corpus.latents import DemoLatentsConfig, make_demo_latents
-from pipelines.corpus.vocals.listening_set import ListeningSetConfig, write_listening_set
+from pipelines.corpus.listening_set import ListeningSetConfig, write_listening_set
 from pipelines.dataset.check import CheckConfig
 from pipelines.dataset.check import check as run_check
 from pipelines.dataset.compact import CompactConfig

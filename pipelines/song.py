@@ -1,9 +1,13 @@
-"""A song as a source finds it: the record that travels from listing through acquisition to the graph."""
+"""The records of a song on its way: FoundSong, ReadSong, SegmentedSong, EncodedSong, SongResult."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from infra.errors import UserError
+from model.dimensions import SAMPLE_RATE_HZ
 
 Role = Literal["vocals", "accompaniment", "mixture"]
 
@@ -52,3 +56,120 @@ class FoundSong:
     def is_mixture(self) -> bool:
         """Whether it has to be separated."""
         return bool(self.fetch) or any(file.role == "mixture" for file in self.media)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reject:
+    """Why a song, or one segment of it, is not in the dataset."""
+
+    stage: str
+    reason: str
+    segment: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SongIdentity:
+    """Which song it is. The id comes from the audio, so that a copied or moved song is the same song."""
+
+    song_id: str
+    audio_sha256: str = ""
+    title: str = ""
+    artist: str = ""
+    license: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReadSong:
+    """A song's audio: stems, or a mixture to be separated; nothing when it is rejected or stored already."""
+
+    identity: SongIdentity
+    vocal_CN: NDArray[np.float32] | None = None
+    accompaniment_CN: NDArray[np.float32] | None = None
+    mixture_CN: NDArray[np.float32] | None = None
+    separator_id: str | None = None
+    """What the stems come from; None when they came separate."""
+    reject: Reject | None = None
+
+    @property
+    def duration_s(self) -> float:
+        audio_CN = self.mixture_CN if self.mixture_CN is not None else self.vocal_CN
+        return 0.0 if audio_CN is None else audio_CN.shape[1] / SAMPLE_RATE_HZ
+
+    def rejected(self, stage: str, reason: str) -> "ReadSong":
+        """The song without its audio, and why."""
+        return ReadSong(identity=self.identity, reject=Reject(stage=stage, reason=reason))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Segment:
+    """One segment; both stems under the same gain, so that their balance survives."""
+
+    index: int
+    start_s: float
+    vocal_CN: NDArray[np.float32]
+    accompaniment_CN: NDArray[np.float32]
+    vocal_active: float
+    vocal_level_db: float
+    gain_db: float
+    separation_quality: float | None = None
+    """0 to 1; None when the stems came separate."""
+
+    @property
+    def duration_s(self) -> float:
+        return self.vocal_CN.shape[1] / SAMPLE_RATE_HZ
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SegmentedSong:
+    """A song ready for the codec; without segments it is rejected as a whole, without rejects too it is stored already."""
+
+    identity: SongIdentity
+    duration_s: float = 0.0
+    segments: tuple[Segment, ...] = ()
+    rejects: tuple[Reject, ...] = ()
+    separator_id: str | None = None
+    fingerprint: tuple[int, ...] | None = None
+    """Of the middle of the mixture (`model.listen.fingerprint`)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedSegment:
+    """One segment as stored: (64, 1024) float16 latents, zeros after `valid_frames`."""
+
+    index: int
+    start_s: float
+    duration_s: float
+    valid_frames: int
+    vocal_CT: NDArray[np.float16]
+    accompaniment_CT: NDArray[np.float16]
+    vocal_active: float
+    vocal_level_db: float
+    gain_db: float
+    separation_quality: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedSong:
+    """A song ready to be stored; without segments it is rejected as a whole."""
+
+    identity: SongIdentity
+    duration_s: float
+    segments: tuple[EncodedSegment, ...]
+    rejects: tuple[Reject, ...]
+    separator_id: str | None = None
+    fingerprint: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SongResult:
+    """What the graph gives back of a song: no arrays."""
+
+    url: str
+    song_id: str
+    stored: bool
+    rejected_by: str = ""
+    """The stage that rejected it as a whole."""
+    reason: str = ""
+    audio_s: float = 0.0
+    identity: SongIdentity
+    """What the source says of it now: a song that is stored already may have another title or licence since."""

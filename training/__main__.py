@@ -9,9 +9,9 @@ from infra.cli import exit_codes as commands
 from model.errors import ModelError
 from training.codec.adversarial import AdversarialConfig
 from training.codec.train import CodecTrainConfig
+from training.config import TrainConfig
 from training.evaluation.evaluate import EvaluateConfig
 from training.publish.release import ReleaseConfig
-from training.run.config import TrainConfig
 from training.run.distil import DistilConfig
 from training.sweep.config import SweepConfig
 

@@ -123,7 +123,7 @@ def prepare_latents(out: Path, notes: list[str]) -> None:
 
 
 def train_network(config: DemoConfig, out: Path, notes: list[str]) -> "TrainResult":
-    from training.run.config import small_demo
+    from training.config import small_demo
     from training.run.launch import train
 
     result = train(small_demo(data=str(out / "latents"), out=str(out / "train"), max_minutes=config.minutes, resume=True))

@@ -1,7 +1,7 @@
 """The demo corpus: pop songs composed, sung and played from a seed, with their truth."""
 
-from pipelines.corpus.record import SongRecord, read_song_json
 from pipelines.corpus.score.compose import compose
+from pipelines.corpus.score.record import SongRecord, read_song_json
 from pipelines.corpus.sound.render import RenderedSong, render
 from pipelines.corpus.write import CorpusConfig, CorpusSummary, write_corpus
 

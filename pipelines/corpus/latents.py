@@ -30,9 +30,9 @@ from pipelines.corpus.vocals.capture import apply_capture, draw_capture
 from pipelines.dataset import write as dataset
 from pipelines.dataset.commit import commit
 from pipelines.dataset.contents import read_stored
-from pipelines.song import FoundSong
+from pipelines.song import FoundSong, SongIdentity
 from pipelines.stages.encode import Encoder, open_codec
-from pipelines.stages.segment import SegmentConfig, SongIdentity, segment_audio
+from pipelines.stages.segment import SegmentConfig, segment_audio
 
 if TYPE_CHECKING:
     from model.codec.base import CodecIdentity

@@ -15,8 +15,8 @@ from infra.errors import UserError
 from infra.storage.place import Place
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.corpus.processes import in_processes
-from pipelines.corpus.record import Rendering, SongRecord, read_song_json, song_json
 from pipelines.corpus.score.compose import DEFAULT_DURATION_S, compose
+from pipelines.corpus.score.record import Rendering, SongRecord, read_song_json, song_json
 from pipelines.corpus.sound.dsp import level_db, loudness_lufs
 from pipelines.corpus.sound.mix import side_to_mid_db
 from pipelines.corpus.sound.render import Band, RenderedSong, render

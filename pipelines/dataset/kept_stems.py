@@ -12,7 +12,7 @@ import numpy as np
 
 from infra.audio.files import encode
 from infra.storage.place import Place
-from pipelines.stages.decode import ReadSong
+from pipelines.song import ReadSong
 
 FOLDER = "stems"
 NAMES = ("vocals.flac", "accompaniment.flac")

@@ -23,10 +23,8 @@ from pipelines.acquire.acquire import LICENSE, remove_media
 from pipelines.acquire.provenance import RECORDS, record_place
 from pipelines.dataset import write as dataset
 from pipelines.dataset.contents import Stored, Tables, read_fingerprints, read_stored, read_takedown
-from pipelines.run.ray_stages import SongResult
-from pipelines.song import FoundSong
+from pipelines.song import FoundSong, SongIdentity, SongResult
 from pipelines.stages.decode import taken_down, unknown_identity
-from pipelines.stages.segment import SongIdentity
 
 ORIGINS = ("source", "license")  # what latents/ repeats of a song's row
 FILES_AT_ONCE = 64

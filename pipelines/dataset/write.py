@@ -21,9 +21,8 @@ from infra.errors import UserError
 from infra.storage.place import MissingObjectError, Place
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines.dataset.contents import DUPLICATE, PART, Stored, read_song
-from pipelines.song import FoundSong
-from pipelines.stages.encode import EncodedSegment, EncodedSong
-from pipelines.stages.segment import Reject, SegmentConfig
+from pipelines.song import EncodedSegment, EncodedSong, FoundSong, Reject
+from pipelines.stages.segment import SegmentConfig
 
 if TYPE_CHECKING:
     from model.codec.base import CodecIdentity

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.audio import files as audio_files
-from infra.cli.demo_page import LOWEST_DB, spectrogram
 from infra.dataset.format import Manifest
 from infra.dataset.splits import tensor_column
+from infra.plots import LOWEST_DB, spectrogram
 from infra.storage.place import Place
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.chance import Chance

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from pipelines.stages.segment import Reject
+from pipelines.song import Reject
 
 Result = TypeVar("Result")
 

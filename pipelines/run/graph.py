@@ -17,19 +17,8 @@ from typing import Any
 from infra.audio.decoder import ATTEMPTS as DECODER_ATTEMPTS
 from infra.errors import UserError
 from pipelines.run.crashes import MAX_ATTEMPTS
-from pipelines.run.ray_stages import (
-    EncodeRows,
-    Job,
-    ReadEncodeRows,
-    SeparateRows,
-    SongResult,
-    Stage,
-    acquire_row,
-    read_row,
-    segment_row,
-    write_row,
-)
-from pipelines.song import FoundSong
+from pipelines.run.ray_stages import EncodeRows, Job, ReadEncodeRows, SeparateRows, Stage, acquire_row, read_row, segment_row, write_row
+from pipelines.song import FoundSong, SongResult
 from pipelines.stages.decode import DECODE_TIMEOUT_S, Stops
 
 # A pipeline that stands still for so long beyond what its slowest step may take is stuck: a cluster may be adding a machine meanwhile.

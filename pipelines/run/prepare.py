@@ -27,9 +27,9 @@ from pipelines.dataset.contents import Stored, Tables, read_stored
 from pipelines.dataset.reconcile import Recordings, remove_forbidden, settle, without_copies
 from pipelines.run import progress
 from pipelines.run.graph import Workers, plan_workers, run_graph
-from pipelines.run.ray_stages import Job, SongResult
+from pipelines.run.ray_stages import Job
 from pipelines.run.run_state import start_ledger
-from pipelines.song import FoundSong
+from pipelines.song import FoundSong, SongResult
 from pipelines.sources import CatalogueConfig, Source, list_songs, parse_source
 from pipelines.stages.decode import Stops
 from pipelines.stages.encode import open_codec

@@ -24,10 +24,10 @@ from pipelines.acquire.file_kinds import decoder
 from pipelines.dataset import write as dataset
 from pipelines.dataset.kept_stems import write_stems
 from pipelines.run.crashes import attempts, counted, died
-from pipelines.song import FoundSong, SongError
-from pipelines.stages.decode import TAKEDOWN, ReadSong, Stops, read_song, unknown_identity
-from pipelines.stages.encode import EncodedSong, Encoder
-from pipelines.stages.segment import Reject, SegmentConfig, SegmentedSong, SongIdentity, middle_fingerprint, segment_audio
+from pipelines.song import EncodedSong, FoundSong, ReadSong, Reject, SegmentedSong, SongError, SongResult
+from pipelines.stages.decode import TAKEDOWN, Stops, read_song, unknown_identity
+from pipelines.stages.encode import Encoder
+from pipelines.stages.segment import SegmentConfig, middle_fingerprint, segment_audio
 from pipelines.stages.separate import SongSeparator
 
 if TYPE_CHECKING:
@@ -60,21 +60,6 @@ class Job:
     hosts: Any = field(default=None, repr=False)
     """The run's `pipelines.acquire.shared_hosts.SharedHosts`, when there is something to download."""
     keep_stems: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class SongResult:
-    """What the graph gives back of a song: no arrays."""
-
-    url: str
-    song_id: str
-    stored: bool
-    rejected_by: str = ""
-    """The stage that rejected it as a whole."""
-    reason: str = ""
-    audio_s: float = 0.0
-    identity: SongIdentity
-    """What the source says of it now: a song that is stored already may have another title or licence since."""
 
 
 class Stage:

@@ -20,8 +20,8 @@ from infra.audio.files import AudioError
 from infra.settings import S3Access
 from infra.storage.place import MissingObjectError, Place
 from model.dimensions import SAMPLE_RATE_HZ
-from pipelines.song import SONG_RECORD, FoundSong, MediaFile, Role, SongError
-from pipelines.stages.segment import Reject, SegmentConfig, SongIdentity
+from pipelines.song import SONG_RECORD, FoundSong, MediaFile, ReadSong, Reject, Role, SongError, SongIdentity
+from pipelines.stages.segment import SegmentConfig
 
 TAKEDOWN = "takedown"  # the stage of a reject that was taken down
 # Ten times what the slowest format needs for the longest song on a busy core.
@@ -31,28 +31,6 @@ MAX_FILE_BYTES = 2**30
 MAX_RECORD_BYTES = 2**24
 # What a song's files in S3 may take of a worker's memory between hashing and decoding; of a larger song each file is fetched twice.
 HELD_BYTES = 2**28
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ReadSong:
-    """A song's audio: stems, or a mixture to be separated; nothing when it is rejected or stored already."""
-
-    identity: SongIdentity
-    vocal_CN: NDArray[np.float32] | None = None
-    accompaniment_CN: NDArray[np.float32] | None = None
-    mixture_CN: NDArray[np.float32] | None = None
-    separator_id: str | None = None
-    """What the stems come from; None when they came separate."""
-    reject: Reject | None = None
-
-    @property
-    def duration_s(self) -> float:
-        audio_CN = self.mixture_CN if self.mixture_CN is not None else self.vocal_CN
-        return 0.0 if audio_CN is None else audio_CN.shape[1] / SAMPLE_RATE_HZ
-
-    def rejected(self, stage: str, reason: str) -> "ReadSong":
-        """The song without its audio, and why."""
-        return ReadSong(identity=self.identity, reject=Reject(stage=stage, reason=reason))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ Shapes: B stems of a batch, C channels, N samples, T frames.
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +18,7 @@ from infra.resolve import codec_spec
 from infra.settings import S3Access, Settings
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from model.errors import ModelError
-from pipelines.stages.segment import Reject, Segment, SegmentedSong, SongIdentity
+from pipelines.song import EncodedSegment, EncodedSong, Reject, Segment, SegmentedSong
 
 log = logging.getLogger(__name__)
 
@@ -28,34 +28,6 @@ CPU_BATCH, GPU_BATCH = 2, 32
 # torch costs each process 3 s and 300 MB: the tasks that read and write songs name these records and do without it.
 if TYPE_CHECKING:
     from model.codec.base import Codec, CodecIdentity
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EncodedSegment:
-    """One segment as stored: (64, 1024) float16 latents, zeros after `valid_frames`."""
-
-    index: int
-    start_s: float
-    duration_s: float
-    valid_frames: int
-    vocal_CT: NDArray[np.float16]
-    accompaniment_CT: NDArray[np.float16]
-    vocal_active: float
-    vocal_level_db: float
-    gain_db: float
-    separation_quality: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EncodedSong:
-    """A song ready to be stored; without segments it is rejected as a whole."""
-
-    identity: SongIdentity
-    duration_s: float
-    segments: tuple[EncodedSegment, ...]
-    rejects: tuple[Reject, ...]
-    separator_id: str | None = None
-    fingerprint: tuple[int, ...] | None = None
 
 
 def open_codec(spec: str, access: S3Access, device: str | None = None) -> "Codec":

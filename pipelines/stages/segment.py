@@ -16,7 +16,7 @@ from infra.errors import UserError
 from model.dimensions import HOP_SAMPLES, SAMPLE_RATE_HZ, SEGMENT_SAMPLES
 from model.listen.fingerprint import MOST_BIT_ERRORS, fingerprint
 from model.separation.quality import separation_quality
-from pipelines.song import SongError
+from pipelines.song import Reject, Segment, SegmentedSong, SongError, SongIdentity
 
 SILENCE_DB = -120.0
 # Samples within 0.01% of the peak are as high as the format went; a run of them is a wave whose top is gone.
@@ -69,58 +69,6 @@ class SegmentConfig:
         for name in ("voice_floor_db", "min_accompaniment_db", "min_peak_db"):
             if not SILENCE_DB <= getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)} dBFS: choose {SILENCE_DB:.0f} to 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reject:
-    """Why a song, or one segment of it, is not in the dataset."""
-
-    stage: str
-    reason: str
-    segment: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Segment:
-    """One segment; both stems under the same gain, so that their balance survives."""
-
-    index: int
-    start_s: float
-    vocal_CN: NDArray[np.float32]
-    accompaniment_CN: NDArray[np.float32]
-    vocal_active: float
-    vocal_level_db: float
-    gain_db: float
-    separation_quality: float | None = None
-    """0 to 1; None when the stems came separate."""
-
-    @property
-    def duration_s(self) -> float:
-        return self.vocal_CN.shape[1] / SAMPLE_RATE_HZ
-
-
-@dataclass(frozen=True, kw_only=True)
-class SongIdentity:
-    """Which song it is. The id comes from the audio, so that a copied or moved song is the same song."""
-
-    song_id: str
-    audio_sha256: str = ""
-    title: str = ""
-    artist: str = ""
-    license: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SegmentedSong:
-    """A song ready for the codec; without segments it is rejected as a whole, without rejects too it is stored already."""
-
-    identity: SongIdentity
-    duration_s: float = 0.0
-    segments: tuple[Segment, ...] = ()
-    rejects: tuple[Reject, ...] = ()
-    separator_id: str | None = None
-    fingerprint: tuple[int, ...] | None = None
-    """Of the middle of the mixture (`model.listen.fingerprint`)."""
 
 
 def segment_audio(

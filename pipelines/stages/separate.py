@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from infra.resolve import codec_spec
 from infra.settings import S3Access, Settings
 from model.errors import ModelError
-from pipelines.stages.decode import ReadSong
+from pipelines.song import ReadSong
 
 # torch costs each process 3 s and 300 MB: the driver's other stages do without it.
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 from infra.audio.files import AudioError
 from model.threads import one_thread_workers
 from serving.engine.engine import Call, CancelledRequestError, DeadlineError, Engine, FieldError
-from serving.http.app import Message
+from serving.messages import Message
 from serving.observe import tracing
 from serving.observe.tracing import Origin, Tracer
 from serving.problems import audio_problem, deadline_problem, fields_problem, unknown_model

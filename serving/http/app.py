@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
@@ -29,16 +29,15 @@ from serving.http.openapi import RequestId
 from serving.http.progress import Following, request_id
 from serving.http.request_log import Account
 from serving.http.uploads import drop_upload, read_upload
+from serving.messages import Backend, Message
 from serving.observe import tracing
 from serving.observe.metrics import Observer, Unobserved
 from serving.observe.tracing import Tracer
 from serving.problems import Problem, ProblemError
 from serving.schema import (
-    AccompanimentRequest,
     AccompanimentResult,
     FieldFault,
     Health,
-    ModelInfo,
     ModelList,
     RequestProgress,
 )
@@ -58,23 +57,6 @@ PAGE_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-
-
-Message = RequestProgress | AccompanimentResult | bytes | Problem
-"""What is said of a request: how far it is, any number of times; then one problem, or one result and, where it says `more`, bytes."""
-
-
-class Backend(Protocol):
-    """Whatever makes accompaniments: an engine in this process, or model replicas behind Ray Serve."""
-
-    def play(self, vocal: bytes, request: AccompanimentRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Message, None]:
-        """One request, whose seed is given; see `Message`."""
-
-    async def models(self) -> list[ModelInfo]:
-        """Raises ProblemError 503 while there is none."""
-
-    async def not_ready(self) -> str | None:
-        """Why nothing can be answered now; None when it can."""
 
 
 @dataclass(frozen=True, kw_only=True)

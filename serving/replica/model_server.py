@@ -18,7 +18,7 @@ from ray import serve as ray_serve
 from infra.errors import UserError
 from model.errors import ModelError
 from serving.config import ServeConfig
-from serving.http.app import Message
+from serving.messages import Message
 from serving.observe.metrics import ReplicaMetrics, Reporting
 from serving.observe.tracing import Origin, Tracer
 from serving.problems import Problem, deadline_problem

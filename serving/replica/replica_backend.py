@@ -15,7 +15,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, Deplo
 
 from infra import logs
 from serving.config import DEFAULT_MODEL
-from serving.http.app import Message
+from serving.messages import Message
 from serving.observe import tracing
 from serving.observe.tracing import Origin
 from serving.problems import Problem, ProblemError, unknown_model

@@ -8,9 +8,9 @@ import torch
 
 from model.checkpoint import load_checkpoint
 from tests.tiny_latents import write_latents
-from training.run.config import TrainConfig
+from training.config import TrainConfig
+from training.ranks import Workers
 from training.run.loop import run
-from training.run.ranks import Workers
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -11,7 +11,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.engine.async_engine import LocalBackend
 from serving.engine.engine import Engine
-from serving.http.app import AppConfig, Message, create_app
+from serving.http.app import AppConfig, create_app
+from serving.messages import Message
 from serving.problems import Problem, ProblemError
 from serving.schema import AccompanimentRequest, ModelInfo
 

@@ -10,7 +10,7 @@ from infra.storage.place import Place, localise
 from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics, load_checkpoint
 from model.codec.base import CodecIdentity
 from model.network.unet import AccompanimentUNet, UNetConfig
-from training.run.state import put_folder
+from training.state import put_folder
 
 NETWORK = UNetConfig(channels=(8, 16), vocal_blocks=(1, 1), heads=1, head_channels=8, time_channels=8)
 

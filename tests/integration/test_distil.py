@@ -9,7 +9,7 @@ from infra.errors import UserError
 from model.checkpoint import load_checkpoint
 from model.diffusion.sampling import Sampling
 from tests.tiny_latents import write_latents
-from training.run.config import TrainConfig
+from training.config import TrainConfig
 from training.run.distil import DistilConfig, distil
 from training.run.loop import run
 

@@ -17,9 +17,9 @@ from model.accompany import GenerationConfig
 from model.codec.load import load_codec
 from model.errors import ModelError
 from tests.tiny_latents import write_latents
+from training.config import TrainConfig
 from training.evaluation.evaluate import EvaluateConfig, evaluate
 from training.evaluation.report import EvaluationReport
-from training.run.config import TrainConfig
 from training.run.launch import TrainResult, train
 
 FRAMES = 128

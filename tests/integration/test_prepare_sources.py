@@ -24,8 +24,9 @@ from pipelines.acquire.acquire import AcquireConfig
 from pipelines.corpus import compose, render
 from pipelines.dataset.takedown import TakedownConfig, takedown
 from pipelines.run.prepare import PrepareConfig, prepare
+from pipelines.song import SongIdentity
 from pipelines.stages.encode import Encoder, open_codec
-from pipelines.stages.segment import SegmentConfig, SongIdentity, segment_audio
+from pipelines.stages.segment import SegmentConfig, segment_audio
 from tests import http_server
 from tests.demucs_parts import write_tiny_repository
 from tests.http_server import WebServer

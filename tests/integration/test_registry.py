@@ -15,7 +15,7 @@ from infra.tracking.registry import Candidate, look_up, promote, register
 from infra.tracking.tracking import open_run, store_of
 from model.codec.load import load_codec
 from tests.tiny_latents import write_latents
-from training.run.config import TrainConfig
+from training.config import TrainConfig
 from training.run.launch import TrainResult, train
 
 FIRST = Candidate(

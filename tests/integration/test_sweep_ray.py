@@ -19,8 +19,8 @@ from infra.storage.place import Place
 from model.codec.load import load_codec
 from tests.tiny_latents import write_latents
 from training.run.loop import run
-from training.run.state import read_metrics, read_saved
 from training.run.stop import Notices
+from training.state import read_metrics, read_saved
 from training.sweep.config import SweepConfig
 from training.sweep.run import sweep
 from training.sweep.trial import run_trial

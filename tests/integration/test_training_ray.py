@@ -14,10 +14,10 @@ from infra.errors import UserError
 from infra.storage.place import Place
 from model.checkpoint import load_checkpoint
 from tests.tiny_latents import write_latents
-from training.run.config import TrainConfig
+from training.config import TrainConfig
 from training.run.launch import train
 from training.run.loop import run
-from training.run.state import read_metrics
+from training.state import read_metrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

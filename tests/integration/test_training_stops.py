@@ -15,9 +15,9 @@ from mlflow import MlflowClient
 
 from infra.storage.place import Place
 from tests.tiny_latents import write_latents
-from training.run.config import TrainConfig
+from training.config import TrainConfig
 from training.run.loop import run
-from training.run.state import read_metrics, read_saved
+from training.state import read_metrics, read_saved
 
 STEPS = 160
 RECIPE = {

@@ -15,14 +15,14 @@ from infra.dataset.format import read_latents, read_manifest, split_index
 from infra.errors import UserError
 from infra.storage.place import Place
 from tests.tiny_latents import write_latents
+from training.config import TrainConfig
 from training.data.batches import Batch, Batches, collate, statistics_of
 from training.data.ray_shuffle import Course, Shuffler
 from training.data.ray_stream import Streamed
 from training.data.segments import InMemory, Segments
-from training.run.config import TrainConfig
 from training.run.launch import train
 from training.run.loop import run
-from training.run.state import read_metrics
+from training.state import read_metrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 SEED, BATCH = 3, 4

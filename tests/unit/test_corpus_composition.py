@@ -8,11 +8,11 @@ import pytest
 
 from model.dimensions import SAMPLE_RATE_HZ, SEGMENT_SAMPLES
 from pipelines.chance import Chance, noise
-from pipelines.corpus.record import Rendering, SongRecord, read_song_json, song_json
 from pipelines.corpus.score.compose import compose
 from pipelines.corpus.score.form import swung
 from pipelines.corpus.score.harmony import PlacedChord, numeral, voice_lead
 from pipelines.corpus.score.lyrics import WORDS, line
+from pipelines.corpus.score.record import Rendering, SongRecord, read_song_json, song_json
 from pipelines.corpus.score.variation import invent_fill, invent_loop, vary_bass, vary_groove
 from pipelines.corpus.sound.phones import CONSONANTS, DIPHTHONGS, VOWELS
 

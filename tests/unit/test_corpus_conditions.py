@@ -16,8 +16,8 @@ from model import listen
 from model.dimensions import SAMPLE_RATE_HZ
 from model.inference.gain import active_level_db
 from pipelines.corpus import RenderedSong, SongRecord, compose, render
+from pipelines.corpus.listening_set import LISTENING_SET, ListeningSetConfig, write_listening_set
 from pipelines.corpus.vocals.conditions import CONDITIONS, OTHER_PERFORMANCE, SAME_PERFORMANCE, Severity, vocal_under
-from pipelines.corpus.vocals.listening_set import LISTENING_SET, ListeningSetConfig, write_listening_set
 
 SEEDS = (900, 903)
 DURATION_S = 20.0

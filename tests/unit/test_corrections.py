@@ -26,12 +26,9 @@ from pipelines.dataset.kept_stems import NAMES, kept_stems, remove_stems_but
 from pipelines.dataset.reconcile import remove_forbidden
 from pipelines.dataset.takedown import TakedownConfig, takedown
 from pipelines.run.prepare import PrepareConfig, prepare
-from pipelines.run.ray_stages import SongResult
-from pipelines.song import FoundSong
+from pipelines.song import EncodedSong, FoundSong, Reject, SongResult
 from pipelines.sources import list_songs, parse_source
 from pipelines.stages.decode import unknown_identity
-from pipelines.stages.encode import EncodedSong
-from pipelines.stages.segment import Reject
 
 GATE = Reject(stage="gate", reason="silence", segment=7)
 A, B, COPY = "https://h/a", "https://h/b", "https://h/copy"

@@ -12,9 +12,8 @@ from infra.storage.place import Place
 from model.codec.base import CodecIdentity
 from pipelines.dataset.contents import DUPLICATE, Stored
 from pipelines.dataset.write import begin, settle_duplicate, write_rejects, write_song
-from pipelines.song import FoundSong
-from pipelines.stages.encode import EncodedSong
-from pipelines.stages.segment import Reject, SegmentConfig, SongIdentity
+from pipelines.song import EncodedSong, FoundSong, Reject, SongIdentity
+from pipelines.stages.segment import SegmentConfig
 
 
 def song(url: str, version: str = "1") -> dict[str, Any]:

@@ -26,9 +26,7 @@ from pipelines.dataset.compact import CompactConfig, compact
 from pipelines.dataset.contents import read_stored
 from pipelines.dataset.kept_stems import kept_stems
 from pipelines.dataset.takedown import TakedownConfig, takedown
-from pipelines.song import FoundSong
-from pipelines.stages.encode import EncodedSegment, EncodedSong
-from pipelines.stages.segment import Reject, SongIdentity
+from pipelines.song import EncodedSegment, EncodedSong, FoundSong, Reject, SongIdentity
 
 CODEC = CodecIdentity(id="tiny", weights_sha256="ab" * 32)
 

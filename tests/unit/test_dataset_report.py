@@ -29,9 +29,9 @@ from pipelines.dataset.contents import read_stored
 from pipelines.report.page import DatasetReportConfig, dataset_report, render_page
 from pipelines.report.pairs import draw
 from pipelines.report.sample import draw_songs
-from pipelines.song import FoundSong
-from pipelines.stages.encode import EncodedSegment, EncodedSong, Encoder
-from pipelines.stages.segment import Reject, SegmentConfig, SongIdentity, segment_audio
+from pipelines.song import EncodedSegment, EncodedSong, FoundSong, Reject, SongIdentity
+from pipelines.stages.encode import Encoder
+from pipelines.stages.segment import SegmentConfig, segment_audio
 
 TITLE = """<script>alert("title")</script> & 'quotes'"""
 ADDRESSES = ("https://example.org/1.flac?q=<b>&x", "javascript:alert(1)")

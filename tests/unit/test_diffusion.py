@@ -14,9 +14,9 @@ from model.diffusion.objective import DiffusionLossConfig, Schedule, velocity_lo
 from model.errors import ModelError
 from model.network.unet import AccompanimentUNet, UNetConfig
 from tests.tiny_latents import write_latents
+from training.config import TrainConfig
 from training.data.batches import Batches, statistics_of
 from training.data.segments import InMemory
-from training.run.config import TrainConfig
 from training.run.loop import batch_loss
 
 SCHEDULE = Schedule()

@@ -20,12 +20,12 @@ from model.inference.network_runner import ThreadedEvaluator
 from model.inference.windows import Lane, Window, denoise
 from model.network.unet import PRESETS, AccompanimentUNet, UNetConfig, sized
 from tests.tiny_latents import write_latents
+from training.config import Distillation, TrainConfig
 from training.data.batches import Batch
 from training.data.teacher import Teacher
-from training.run.config import Distillation, TrainConfig
 from training.run.distil import DistilConfig, phase_config
 from training.run.loop import run
-from training.run.state import read_metrics
+from training.state import read_metrics
 
 SCHEDULE = Schedule()
 NETWORK = UNetConfig(channels=(16, 32), vocal_blocks=(1, 1), heads=2, head_channels=16, time_channels=32)

@@ -11,8 +11,8 @@ from pipelines.acquire.acquire import AcquireConfig
 from pipelines.dataset.contents import Stored
 from pipelines.run import prepare
 from pipelines.run.graph import Workers, least_cpus, patience_s, plan_workers
-from pipelines.run.ray_stages import Job, SongResult
-from pipelines.song import FoundSong, MediaFile
+from pipelines.run.ray_stages import Job
+from pipelines.song import FoundSong, MediaFile, SongResult
 from pipelines.stages.decode import DECODE_TIMEOUT_S
 from pipelines.stages.segment import SegmentConfig
 

@@ -23,7 +23,8 @@ from serving.engine.async_engine import LocalBackend
 from serving.engine.engine import Engine
 from serving.engine.load import load_engine
 from serving.http.admission import digest
-from serving.http.app import AppConfig, Message, create_app
+from serving.http.app import AppConfig, create_app
+from serving.messages import Message
 from serving.schema import AccompanimentRequest
 
 PATH = "POST /v1/accompaniments"

@@ -12,11 +12,11 @@ from model.checkpoint import load_checkpoint
 from model.diffusion.objective import DiffusionLossConfig
 from model.weight_files import weight_files
 from tests.tiny_latents import write_latents
+from training.config import Distillation, TrainConfig
 from training.evaluation.measures import GENERATED, OTHER, REAL, EvaluationRow, Measures, summarise
 from training.evaluation.report import EvaluationReport
 from training.publish.model_card import command
 from training.publish.release import SHARD_BYTES, ReleaseConfig, release
-from training.run.config import Distillation, TrainConfig
 from training.run.loop import run
 
 

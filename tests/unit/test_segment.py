@@ -9,8 +9,8 @@ from infra.errors import UserError
 from model.dimensions import HOP_SAMPLES, SAMPLE_RATE_HZ, SEGMENT_SAMPLES
 from model.inference.gain import active_level_db
 from pipelines.corpus import compose, render
-from pipelines.song import SongError
-from pipelines.stages.segment import Reject, Segment, SegmentConfig, clipped_share, cut, voice
+from pipelines.song import Reject, Segment, SongError
+from pipelines.stages.segment import SegmentConfig, clipped_share, cut, voice
 
 LEAST = round(SegmentConfig().min_duration_s * SAMPLE_RATE_HZ)
 

@@ -27,7 +27,8 @@ from serving.engine.async_engine import LocalBackend
 from serving.engine.engine import Engine, EngineConfig
 from serving.engine.load import load_engine
 from serving.http.admission import FIRST_GUESS_S, Gate, digest
-from serving.http.app import AppConfig, Message, create_app
+from serving.http.app import AppConfig, create_app
+from serving.messages import Message
 from serving.schema import AccompanimentRequest, ModelInfo
 
 PROBLEM = "application/problem+json"

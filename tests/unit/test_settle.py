@@ -20,11 +20,8 @@ from pipelines.dataset.compact import CompactConfig, compact
 from pipelines.dataset.contents import Stored, Tables, read_fingerprints, read_stored
 from pipelines.dataset.reconcile import Recordings, settle, without_copies
 from pipelines.dataset.takedown import TakedownConfig, takedown
-from pipelines.run.ray_stages import SongResult
-from pipelines.song import FoundSong
+from pipelines.song import EncodedSong, FoundSong, Reject, SongResult
 from pipelines.stages.decode import unknown_identity
-from pipelines.stages.encode import EncodedSong
-from pipelines.stages.segment import Reject
 
 
 class Run:

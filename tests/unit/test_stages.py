@@ -18,9 +18,8 @@ from pipelines.run import ray_stages as stages
 from pipelines.run.crashes import MAX_ATTEMPTS, take_turns
 from pipelines.run.ray_stages import Job, ReadEncodeRows, acquire_row, read_row, segment_row, segmented
 from pipelines.run.run_state import Ledger
-from pipelines.song import FoundSong
-from pipelines.stages.decode import ReadSong, unknown_identity
-from pipelines.stages.segment import SegmentedSong, SongIdentity
+from pipelines.song import FoundSong, ReadSong, SegmentedSong, SongIdentity
+from pipelines.stages.decode import unknown_identity
 
 
 class DiedError(Exception):

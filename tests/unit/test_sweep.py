@@ -21,10 +21,10 @@ from model.errors import ModelError
 from model.metrics.set_distances import Interval
 from tests.tiny_latents import write_latents
 from training.__main__ import app
+from training.config import TrainConfig
 from training.evaluation.evaluate import EvaluateConfig
 from training.evaluation.measures import GENERATED, EvaluationRow, Measures
 from training.evaluation.report import EvaluationReport, SegmentFit
-from training.run.config import TrainConfig
 from training.run.loop import Outcome, run
 from training.run.stop import Notices
 from training.sweep import trial as sweep_trial

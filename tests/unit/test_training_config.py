@@ -6,7 +6,7 @@ import json
 import pytest
 
 from model.errors import ModelError
-from training.run.config import MAY_CHANGE, TrainConfig, paper, size_name, small_demo
+from training.config import MAY_CHANGE, TrainConfig, paper, size_name, small_demo
 
 
 def config(**changes) -> TrainConfig:

@@ -16,9 +16,9 @@ from infra.storage.place import Place
 from model.checkpoint import load_checkpoint
 from model.diffusion.objective import DiffusionLossConfig
 from tests.tiny_latents import write_latents
-from training.run.config import TrainConfig
+from training.config import TrainConfig
 from training.run.loop import build, latest, learning_rate, run
-from training.run.state import Average, Progress, read_metrics, read_saved
+from training.state import Average, Progress, read_metrics, read_saved
 
 UNIFORM = DiffusionLossConfig(weighting="uniform")
 

@@ -7,10 +7,10 @@ import torch
 from infra.dataset.format import Manifest, read_latents, split_index
 from infra.memory import available_bytes
 from infra.storage.place import Place
+from training.config import TrainConfig
 from training.data.ray_stream import stream_segments
 from training.data.segments import InMemory, Segments
-from training.run.config import TrainConfig
-from training.run.ranks import Workers
+from training.ranks import Workers
 
 log = logging.getLogger(__name__)
 

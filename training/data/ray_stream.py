@@ -20,7 +20,7 @@ from infra.dataset.splits import SplitIndex
 from infra.errors import UserError
 from training.data.ray_shuffle import LATENTS, Course, Shuffler, epochs_of_span
 from training.data.segments import Segment, refuse_empty
-from training.run.ranks import Workers
+from training.ranks import Workers
 
 if TYPE_CHECKING:
     import ray

@@ -13,8 +13,8 @@ from model.diffusion.distillation import lesson
 from model.diffusion.objective import Denoiser, Schedule
 from model.diffusion.sampling import Sampling, guide, timesteps
 from model.network.unet import AccompanimentUNet
+from training.config import Distillation
 from training.data.batches import Batch
-from training.run.config import Distillation
 
 
 class Teacher:

@@ -14,11 +14,11 @@ from infra.tracking.queue import UNTRACKED
 from infra.tracking.registry import Candidate
 from infra.tracking.tracking import NOTE_TAG, RUN_FILE, Tracker, read_handle, send_untracked
 from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from training.config import TrainConfig, size_name
 from training.evaluation import plots as figures
 from training.publish.model_card import About, card
 from training.publish.sample_audio import Listener
-from training.run.config import TrainConfig, size_name
-from training.run.state import STATE_JSON, read_metrics
+from training.state import STATE_JSON, read_metrics
 
 log = logging.getLogger(__name__)
 

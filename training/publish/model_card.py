@@ -10,9 +10,9 @@ from infra.errors import UserError
 from infra.storage.place import Place
 from model.checkpoint import Checkpoint
 from model.network.unet import AccompanimentUNet, count_parameters
+from training.config import TrainConfig, size_name
 from training.evaluation.markdown import markdown
 from training.evaluation.report import EvaluationReport
-from training.run.config import TrainConfig, size_name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from infra.storage.place import MissingObjectError, Place, localise
 from model.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint, save_checkpoint
 from training.evaluation.report import EvaluationReport
 from training.publish.model_card import About, card, last_part
-from training.run.state import STATE_JSON
+from training.state import STATE_JSON
 
 CARD = "README.md"
 SHARD_BYTES = 16_000_000

@@ -26,10 +26,10 @@ from model.codec.base import Codec
 from model.codec.load import load_codec
 from model.dimensions import FRAME_RATE_HZ
 from model.errors import ModelError
+from training.config import TrainConfig
 from training.evaluation import plots as figures
 from training.evaluation.evaluate import HeldOut, device, sounds_of, spread
-from training.run.config import TrainConfig
-from training.run.state import read_metrics
+from training.state import read_metrics
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from infra.storage.place import Place, localise
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.diffusion.objective import DiffusionLossConfig
 from model.network.unet import DEEPEST, PRESETS, sized
-from training.run.config import Distillation, TrainConfig
+from training.config import Distillation, TrainConfig
 from training.run.launch import TrainResult, train
-from training.run.state import put_folder
+from training.state import put_folder
 
 log = logging.getLogger(__name__)
 

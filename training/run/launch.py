@@ -19,15 +19,15 @@ from infra.settings import Settings
 from infra.storage.place import Place
 from infra.tracking.tracking import RunHandle, Store, Tracker, keep, open_run, send_untracked, store_of
 from model.errors import ModelError
+from training.config import TrainConfig
 from training.evaluation.evaluate import device, run_handle
 from training.publish.mlflow_run import log_dataset, log_result, loss_of, replay, run_name
 from training.publish.sample_audio import Listener
-from training.run.config import TrainConfig
+from training.ranks import Workers
 from training.run.loop import Outcome, latest, run
-from training.run.ranks import Workers
 from training.run.ray_stop import StopDesk, TrainNotices, carry_stop
-from training.run.state import check_resumable, codec_identity, dataset_identity, read_metrics, read_saved
 from training.run.stop import Notices, stopped_by_signals
+from training.state import check_resumable, codec_identity, dataset_identity, read_metrics, read_saved
 
 log = logging.getLogger(__name__)
 

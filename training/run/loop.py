@@ -19,12 +19,14 @@ from model.checkpoint import Checkpoint, LatentStatistics, load_checkpoint
 from model.codec.base import CodecIdentity, tensors_sha256
 from model.diffusion.objective import DiffusionLoss, Schedule, velocity_loss
 from model.network.unet import AccompanimentUNet
+from training.config import TrainConfig
 from training.data.batches import Batch, Batches, statistics_of, validation_batches
 from training.data.open import open_segments
 from training.data.teacher import Teacher
-from training.run.config import TrainConfig
-from training.run.ranks import Workers
-from training.run.state import (
+from training.ranks import Workers
+from training.run.stop import Notices
+from training.run.throughput import Meter
+from training.state import (
     Average,
     Progress,
     check_resumable,
@@ -36,8 +38,6 @@ from training.run.state import (
     save,
     write_metrics,
 )
-from training.run.stop import Notices
-from training.run.throughput import Meter
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from model.network.flops import peak_flops, training_flops
 from model.network.unet import UNetConfig
-from training.run.ranks import Workers
+from training.ranks import Workers
 
 
 class Meter:

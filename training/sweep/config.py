@@ -13,7 +13,7 @@ from infra.cli.exit_codes import LISTED
 from model.accompany import GenerationConfig
 from model.diffusion.objective import DiffusionLossConfig
 from model.diffusion.sampling import USUAL_SAMPLING
-from training.run.config import TrainConfig
+from training.config import TrainConfig
 
 Weighting = Literal["min-snr", "uniform"]
 

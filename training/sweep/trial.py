@@ -21,12 +21,12 @@ from model.checkpoint import CONFIG_FILE
 from model.errors import ModelError
 from model.network.flops import training_flops
 from model.network.unet import AccompanimentUNet, UNetConfig, count_parameters
+from training.config import TrainConfig
 from training.evaluation.evaluate import EvaluateConfig, evaluate
 from training.evaluation.report import EvaluationReport
-from training.run.config import TrainConfig
 from training.run.launch import train
-from training.run.state import STATE_JSON, Progress, check_resumable, codec_identity, dataset_identity, read_saved
 from training.run.stop import Notices
+from training.state import STATE_JSON, Progress, check_resumable, codec_identity, dataset_identity, read_saved
 from training.sweep.config import SweepConfig, Trial
 from training.sweep.report import Score, TrialResult
 

@@ -15,9 +15,9 @@ LOG_EVERY = 10  # as by default: a line a step would wake Ray's log monitor, the
 
 def step_times_s(data: str, out: Path, workers: int, steps: int) -> list[float]:
     from infra.storage.place import Place
-    from training.run.config import TrainConfig
+    from training.config import TrainConfig
     from training.run.launch import train
-    from training.run.state import read_metrics
+    from training.state import read_metrics
 
     config = TrainConfig(
         data=data, out=str(out), preset="small", workers=workers, steps=steps, log_every=LOG_EVERY, validate_every=steps, samples=0,

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from infra.benchmarks.model.subject import machine, peak_resident_gb, resident_gb
 
 if TYPE_CHECKING:
-    from training.run.config import DataMode
+    from training.config import DataMode
 
 MODES = ("memory", "stream")
 SEGMENTS_A_SONG = 5
@@ -91,12 +91,12 @@ def measure(mode: "DataMode", data: str, out: Path, steps: int, rows: int) -> di
     from infra.cluster import connect
     from infra.dataset.format import read_manifest
     from infra.storage.place import Place
+    from training.config import TrainConfig
     from training.data.batches import Batches, statistics_of
     from training.data.open import open_segments
-    from training.run.config import TrainConfig
+    from training.ranks import Workers
     from training.run.loop import run
-    from training.run.ranks import Workers
-    from training.run.state import read_metrics
+    from training.state import read_metrics
 
     place = Place(data)
     manifest = read_manifest(place)

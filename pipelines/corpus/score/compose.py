@@ -1,13 +1,13 @@
 """From a seed to a song record: the frame, the harmony, the sung line with its words, the band."""
 
 from pipelines.chance import Chance
-from pipelines.corpus.record import Chord, Mix, Note, Section, SongRecord, Track, VocalNote, Voice
 from pipelines.corpus.score.arrange import BEATS_PER_BAR, Hit, play_answers, play_arpeggio, play_bass, play_chords, play_hook, play_pad
 from pipelines.corpus.score.drumming import play_drums
 from pipelines.corpus.score.form import Frame, make_frame
 from pipelines.corpus.score.harmony import NAMES, PlacedChord, numeral
 from pipelines.corpus.score.lyrics import Syllable, Word, line, title
 from pipelines.corpus.score.melody import MelodyNote, Motif, make_motif, sing_section
+from pipelines.corpus.score.record import Chord, Mix, Note, Section, SongRecord, Track, VocalNote, Voice
 from pipelines.corpus.score.styles import COMMON_CHORDS, PROGRAMS
 from pipelines.corpus.score.variation import invent_loop, vary_bass, vary_groove
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.chance import Array
-from pipelines.corpus.record import Mix, SongRecord
+from pipelines.corpus.score.record import Mix, SongRecord
 from pipelines.corpus.sound.dsp import band, db, gated_loudness_lufs, k_weighted, level_db, reverberate, room, tilt
 
 _ACTIVE_BLOCK = 4096

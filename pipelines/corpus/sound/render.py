@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.chance import Array
-from pipelines.corpus.record import SongRecord, Track
+from pipelines.corpus.score.record import SongRecord, Track
 from pipelines.corpus.score.styles import DRUM_KEYS
 from pipelines.corpus.sound.drumkit import load_kit
 from pipelines.corpus.sound.dsp import band

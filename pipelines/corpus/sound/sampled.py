@@ -13,7 +13,7 @@ import soundfile as sf
 from infra.errors import UserError
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.chance import Array
-from pipelines.corpus.record import SongRecord, Track
+from pipelines.corpus.score.record import SongRecord, Track
 
 SOUNDFONTS = tuple(
     Path(folder) / "FluidR3_GM.sf2"

@@ -10,7 +10,7 @@ import numpy as np
 
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.chance import Array, Chance, noise
-from pipelines.corpus.record import SongRecord, VocalNote, Voice
+from pipelines.corpus.score.record import SongRecord, VocalNote, Voice
 from pipelines.corpus.sound.dsp import band, db, hertz
 from pipelines.corpus.sound.phones import CONSONANTS, glide, nucleus
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.chance import Array, Chance, noise
-from pipelines.corpus.record import SongRecord, VocalNote
+from pipelines.corpus.score.record import SongRecord, VocalNote
 from pipelines.corpus.sound.dsp import band, db, good_length, reverberate, room
 from pipelines.corpus.sound.mix import active_rms, place_vocal
 from pipelines.corpus.sound.render import RenderedSong

@@ -12,8 +12,8 @@ from infra.dataset.format import RESERVED_SEEDS
 from infra.errors import UserError
 from infra.storage.place import Place
 from pipelines.corpus.processes import in_processes
-from pipelines.corpus.record import GENERATOR_VERSION
 from pipelines.corpus.score.compose import compose
+from pipelines.corpus.score.record import GENERATOR_VERSION
 from pipelines.corpus.sound.render import render
 from pipelines.corpus.vocals.conditions import CONDITIONS, SAME_PERFORMANCE, Severity, vocal_under
 from pipelines.corpus.write import wav_bytes

@@ -23,7 +23,7 @@ from infra.storage.place import MissingObjectError, Place
 from model.checkpoint import CONFIG_FILE, Checkpoint, DatasetIdentity, replace_folder, save_checkpoint
 from model.codec.base import CodecIdentity
 from model.network.unet import AccompanimentUNet
-from training.run.config import MAY_CHANGE, TrainConfig, before_sizes
+from training.config import MAY_CHANGE, TrainConfig, before_sizes
 
 STATE, STATE_JSON, METRICS = "training_state.safetensors", "training_state.json", "metrics.jsonl"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
