@@ -1,4 +1,4 @@
-"""The rooms of the house and the doors between them, read from the syntax trees."""
+"""The rooms of the house, the floors in each room and the doors between them, read from the syntax trees."""
 
 import ast
 from pathlib import Path
@@ -14,6 +14,23 @@ MAY_IMPORT = {
     "training": {"training", "model", "infra"},
     "serving": {"serving", "model", "infra"},
 }
+# From the bottom up: a folder, or a file that lies in the room itself, imports only from its own floor and from those named before it.
+FLOORS = {
+    "model": (
+        "errors", "dimensions", "threads", "weight_files", "listen", "codec", "diffusion", "network", "inference", "metrics", "separation",
+        "checkpoint", "accompany",
+    ),
+    "infra": ("errors", "settings", "logs", "plots", "memory", "audio", "storage", "dataset", "tracking", "resolve", "cluster", "cli"),
+    "pipelines": (
+        "song", "chance", "sources", "acquire", "stages", "dataset", "run", "report",
+        "corpus/score", "corpus/sound", "corpus/vocals", "corpus", "__main__",
+    ),
+    "training": ("config", "ranks", "state", "data", "evaluation", "publish", "run", "codec", "sweep", "__main__"),
+    "serving": (
+        "schema", "config", "problems", "messages", "client", "observe", "engine", "replica", "http", "deployments", "__main__",
+    ),
+}  # fmt: skip
+FULLEST_FOLDER = 14
 # The command line is where the rooms meet, and only inside its functions.
 COMMAND_LINE = {"infra/cli/main.py", "infra/cli/demo.py", "infra/cli/doctor.py", "infra/cli/generate.py"}
 # Benchmarks are commands too, and nothing imports them.
@@ -31,25 +48,54 @@ FORBIDDEN = {"model": {"ray", "mlflow", "boto3", "pyarrow", "fastapi"}}
 
 
 def imports_of(path: Path) -> list[tuple[str, int, bool]]:
-    """(top-level module, line, at module level) of each import in a file."""
+    """(dotted module, line, at module level) of each import in a file; a module that is imported from its package has its own name."""
     tree = ast.parse(path.read_text())
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found += [(alias.name.split(".")[0], node.lineno, node.col_offset == 0) for alias in node.names]
+            found += [(alias.name, node.lineno, node.col_offset == 0) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
             if node.level:
-                found.append((path.relative_to(ROOT).parts[0], node.lineno, node.col_offset == 0))
-            elif node.module:
-                found.append((node.module.split(".")[0], node.lineno, node.col_offset == 0))
+                package = path.relative_to(ROOT).parts[: -node.level]
+                module = ".".join((*package, module)).strip(".")
+            for alias in node.names:
+                is_module = ROOT.joinpath(*module.split("."), alias.name).with_suffix(".py").exists()
+                found.append((f"{module}.{alias.name}" if is_module else module, node.lineno, node.col_offset == 0))
     return found
+
+
+def floor_of(path: Path) -> str:
+    """The floor of a file: its folder inside the room, or its own name where it lies in the room itself."""
+    inside = path.relative_to(ROOT).parts[1:]
+    return "/".join(inside[:-1]) or path.stem
+
+
+def floor_faults_of(path: Path) -> list[str]:
+    """Imports within a room that do not point down or stay level."""
+    name = path.relative_to(ROOT).as_posix()
+    room, floor = name.split("/")[0], floor_of(path)
+    if name.startswith(BENCHMARKS) or floor == "__init__":
+        return []
+    floors = FLOORS[room]
+    if floor not in floors:
+        return [f"{name}: {floor} is no floor of {room}: give it its place in FLOORS"]
+    faults = []
+    for module, line, _ in imports_of(path):
+        if module.split(".")[0] == room:
+            place = ROOT.joinpath(*module.split("."))
+            other = "/".join(module.split(".")[1:]) if place.is_dir() else floor_of(place.with_suffix(".py"))
+            if other and floors.index(other) > floors.index(floor):
+                faults.append(f"{name}:{line} {floor} must not import {other}, which lies above it")
+    return faults
 
 
 def faults_of(path: Path) -> list[str]:
     name = path.relative_to(ROOT).as_posix()
     room = name.split("/")[0]
     faults = []
-    for module, line, at_top in imports_of(path):
+    for dotted, line, at_top in imports_of(path):
+        module = dotted.split(".")[0]
         if module in ROOMS and module not in MAY_IMPORT[room]:
             if name.startswith(BENCHMARKS):
                 continue
@@ -75,9 +121,34 @@ def test_a_room_imports_only_what_it_may(room: str) -> None:
     assert [fault for path in files for fault in faults_of(path)] == []
 
 
+@pytest.mark.parametrize("room", ROOMS)
+def test_an_import_points_down_or_stays_level(room: str) -> None:
+    assert [fault for path in sorted((ROOT / room).rglob("*.py")) for fault in floor_faults_of(path)] == []
+
+
+def test_no_folder_is_crowded() -> None:
+    folders = {path.parent for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+    crowded = {str(folder.relative_to(ROOT)): count for folder in folders if (count := len(list(folder.glob("*.py")))) > FULLEST_FOLDER}
+    assert crowded == {}
+
+
 def test_the_walker_sees_a_wrong_edge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").mkdir()
     wrong = tmp_path / "model" / "wrong.py"
     wrong.write_text("import ray\nfrom training import loop\nimport boto3\n")
     monkeypatch.setattr("test_import_direction.ROOT", tmp_path)
     assert len(faults_of(wrong)) == 4
+
+
+def test_the_walker_sees_an_arrow_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("test_import_direction.ROOT", tmp_path)
+    for folder in ("network", "metrics", "attic"):
+        (tmp_path / "model" / folder).mkdir(parents=True)
+    (tmp_path / "model" / "accompany.py").touch()
+    (tmp_path / "model" / "metrics" / "fit.py").touch()
+    wrong = tmp_path / "model" / "network" / "wrong.py"
+    wrong.write_text("from model.metrics import fit\nfrom model.accompany import Accompanist\nimport model.network.wrong\n")
+    assert [fault.split(":")[1].split()[0] for fault in floor_faults_of(wrong)] == ["1", "2"]
+    unplaced = tmp_path / "model" / "attic" / "old.py"
+    unplaced.touch()
+    assert "no floor" in floor_faults_of(unplaced)[0]
