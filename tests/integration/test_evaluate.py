@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from mlflow import MlflowClient
 
 from infra.errors import UserError
 from model.accompany import GenerationConfig
@@ -48,6 +47,8 @@ def trained(data: str, tiny_codec: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_training_ends_with_sample_audio_a_card_and_a_champion(trained: TrainResult) -> None:
+    from mlflow import MlflowClient
+
     client = MlflowClient(trained.tracking_uri)
 
     def names(folder: str) -> set[str]:
@@ -69,6 +70,8 @@ def test_training_ends_with_sample_audio_a_card_and_a_champion(trained: TrainRes
 
 
 def test_the_table_has_every_baseline_and_reaches_mlflow(data: str, trained: TrainResult, tiny_codec: Path, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
     generation = GenerationConfig(steps=2)
     report = evaluate(
         EvaluateConfig(
@@ -115,6 +118,8 @@ def test_the_table_has_every_baseline_and_reaches_mlflow(data: str, trained: Tra
 def test_a_checkpoint_without_a_run_gets_one_that_holds_the_report_and_not_its_own_store(
     data: str, trained: TrainResult, tiny_codec: Path, tmp_path: Path
 ) -> None:
+    from mlflow import MlflowClient
+
     lone = shutil.copytree(trained.checkpoint, tmp_path / "lone")
     out = tmp_path / "out"
     config = EvaluateConfig(

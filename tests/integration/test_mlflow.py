@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
 from infra.storage.place import Place
 from infra.tracking.tracking import RunHandle, Store, Tracker, open_run, read_handle, send_untracked, store_of
@@ -26,6 +25,8 @@ def store(run: Place) -> Store:
 
 
 def test_a_run_keeps_its_id_and_repeats_no_step(run: Place, store: Store) -> None:
+    from mlflow import MlflowClient
+
     first = open_run(
         store, experiment="e", name="small on songs", run=run, about={"config": 1}, tags={"colour": "blue"}, parent_run_id="a" * 32
     )
@@ -72,6 +73,8 @@ def test_a_run_keeps_its_id_and_repeats_no_step(run: Place, store: Store) -> Non
 
 
 def test_a_resumed_run_keeps_its_parameters_and_loses_no_metric(run: Place, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    from mlflow import MlflowClient
+
     place = run / "it's"
     first = open_run(store, experiment="e", name="n", run=place)
     first.params({"rate": 0.1})
@@ -98,6 +101,8 @@ def test_a_resumed_run_keeps_its_parameters_and_loses_no_metric(run: Place, stor
 
 
 def test_a_run_that_was_killed_is_ended_by_the_next(run: Place, store: Store) -> None:
+    from mlflow import MlflowClient
+
     killed = open_run(store, experiment="e", name="n", run=run)
     elsewhere = open_run(store, experiment="e", name="n", run=run / "another")
     following = open_run(store, experiment="e", name="n", run=run)
@@ -118,6 +123,8 @@ def test_a_run_that_the_store_does_not_know_is_begun_anew(run: Place, store: Sto
 
 
 def test_the_system_is_watched_until_the_run_is_closed(run: Place, store: Store) -> None:
+    from mlflow import MlflowClient
+
     tracker = open_run(store, experiment="e", name="n", run=run)
     tracker.watch_system(every_s=0.2)
     client = MlflowClient(store.tracking_uri)
@@ -133,6 +140,8 @@ def test_the_system_is_watched_until_the_run_is_closed(run: Place, store: Store)
 
 
 def test_what_a_killed_process_had_logged_is_sent_by_the_next(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
     place = Place(str(tmp_path / "run"))
     code = f"""
 import time
@@ -167,6 +176,8 @@ time.sleep(600)
 
 
 def test_what_a_store_refuses_holds_up_nothing_and_stays(run: Place, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    from mlflow import MlflowClient
+
     place = run / "refused"
     tracker = open_run(store, experiment="e", name="n", run=place)
     tracker.metrics({"a metric? no": 1.0}, 0)

@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 from mlflow_server import MlflowServer, mlflow_server
 
 from infra.settings import Settings
@@ -72,6 +71,8 @@ def wait_until_sent(tracker) -> None:
 
 
 def check_whole(server: MlflowServer, run_id: str | None) -> None:
+    from mlflow import MlflowClient
+
     client = MlflowClient(server.uri)
     assert run_id is not None
     tracked = client.get_run(run_id)

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
 from infra.cli.generate import open_accompanist
 from infra.errors import UserError
@@ -30,6 +29,8 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def test_the_champion_changes_only_for_one_that_is_better(tmp_path: Path, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    from mlflow import MlflowClient
+
     caplog.set_level("INFO", "infra.tracking.registry")
     tracker = open_run(store_of(Place(str(tmp_path)), None), experiment="e", name="n", run=Place(str(tmp_path)))
     run, uri = str(tracker.handle.run_id), str(settings.mlflow_tracking_uri)

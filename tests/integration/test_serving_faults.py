@@ -21,8 +21,6 @@ import httpx
 import psutil
 import pytest
 import serving_parts as parts
-from ray import serve as ray_serve
-from ray.serve.schema import ReplicaState
 from test_serving_http import free_port
 
 from infra.audio.files import encode
@@ -75,9 +73,14 @@ class Scene:
     expected: dict[int, bytes]
 
     def deploy(self, replicas: int) -> None:
+        from ray import serve as ray_serve
+
         ray_serve.run_many([deployments._target(replace(self.config, replicas=replicas))], wait_for_applications_running=False)
 
     def running(self) -> int:
+        from ray import serve as ray_serve
+        from ray.serve.schema import ReplicaState
+
         application = ray_serve.status().applications[APPLICATION]
         return application.deployments[MODEL_DEPLOYMENT].replica_states.get(ReplicaState.RUNNING, 0)
 
@@ -104,6 +107,8 @@ def wait_for(said: Callable[[], Any], within_s: float = BOUND_S) -> float:
 
 @pytest.fixture(scope="module")
 def scene(ray_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    from ray import serve as ray_serve
+
     folder = tmp_path_factory.mktemp("faults")
     flag = folder / "hang"
     # Two replicas and two ingresses fill the head's four tickets; the third replica waits for the worker node.

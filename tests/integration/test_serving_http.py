@@ -15,7 +15,6 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-import ray
 import serving_parts as parts
 from otlp_collector import Collector, collecting
 
@@ -195,6 +194,8 @@ def test_a_deadline_that_a_caller_sets(service: RunningService) -> None:
 
 def test_prometheus_is_told(service: RunningService) -> None:
     """Requests, stages, fit and batches, as Ray exports them within its period."""
+    import ray
+
     ask(service, parts.vocal(4.5))
     check_problem(ask(service, steps="0"), 422)
     (node,) = (node for node in ray.nodes() if node["Alive"])  # others of this cluster may have been killed
@@ -214,6 +215,8 @@ def test_prometheus_is_told(service: RunningService) -> None:
 
 def logged(id: str) -> list[dict]:
     """What all processes of the cluster have logged about a request, each line where its process wrote it."""
+    import ray
+
     found = []
     for path in Path(ray._private.worker._global_node.get_logs_dir_path()).rglob("*"):
         if path.is_file():

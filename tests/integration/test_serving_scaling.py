@@ -8,10 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-import ray
 import serving_parts as parts
-from ray import serve as ray_serve
-from ray.serve.schema import ReplicaState
 from test_serving_faults import wait_for, worker_node
 from test_serving_http import TIMEOUT_S, free_port
 
@@ -22,6 +19,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def running() -> int:
+    from ray import serve as ray_serve
+    from ray.serve.schema import ReplicaState
+
     states = ray_serve.status().applications[APPLICATION].deployments[MODEL_DEPLOYMENT].replica_states
     return states.get(ReplicaState.RUNNING, 0)
 
@@ -72,6 +72,8 @@ def test_a_service_wakes_grows_and_falls_asleep(ray_cluster: Cluster, tmp_path: 
 
 def test_two_replicas_share_a_gpu(ray_cluster: Cluster, tmp_path: Path) -> None:
     """Ray's own ticket of a GPU: no device is used, it is the placement that counts. A third replica finds no room."""
+    import ray
+
     config = ServeConfig(
         checkpoint=str(parts.tiny_checkpoint(tmp_path / "tiny")), port=free_port(), replicas=3, replica_gpus=0.5, replica_cpus=0.2,
         replica_threads=1, device="cpu",

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import ray
 import serving_parts as parts
 from test_serving_faults import BOUND_S, wait_for
 from test_serving_http import free_port
@@ -73,6 +72,8 @@ def test_whoever_waits_is_answered_before_it_ends(ray_cluster: Cluster, tmp_path
 @pytest.mark.slow
 def test_a_service_that_cannot_start_ends_too(ray_cluster: Cluster, tmp_path: Path) -> None:
     """No node has a GPU: it waits for one until it is told to end."""
+    import ray
+
     log, checkpoint = tmp_path / "log", parts.tiny_checkpoint(tmp_path / "tiny")
     options = ("--checkpoint", str(checkpoint), "--port", str(free_port()), "--replica-gpus", "1", "--drain-s", "15")
     with serving(ray_cluster, log, *options) as process:

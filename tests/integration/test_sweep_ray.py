@@ -10,10 +10,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from mlflow import MlflowClient
-from mlflow.entities import Run
 
 from infra.storage.place import Place
 from model.codec.load import load_codec
@@ -24,6 +23,9 @@ from training.state import read_metrics, read_saved
 from training.sweep.config import SweepConfig
 from training.sweep.run import sweep
 from training.sweep.trial import run_trial
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 FRAMES = 128
 
@@ -43,8 +45,10 @@ def config(data: str, out: Path, codec: Path, **changes) -> SweepConfig:
     return SweepConfig(data=data, out=str(out), codec=str(codec), **settings)
 
 
-def runs_of(out: Path) -> dict[str, Run]:
+def runs_of(out: Path) -> dict[str, "Run"]:
     """The sweep's MLflow runs by their place's name."""
+    from mlflow import MlflowClient
+
     client = MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
     (experiment,) = (found for found in client.search_experiments() if found.name == "backline")
     return {Path(run.data.tags["backline.run"]).name: run for run in client.search_runs([experiment.experiment_id])}
@@ -57,6 +61,8 @@ def steps_of(out: Path) -> list[float]:
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_sweep_prunes_nests_its_runs_and_does_what_is_left(data: str, tiny_codec: Path, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
     out = tmp_path / "out"
     first = sweep(config(data, out, tiny_codec))
     deep, shallow = (out / "trials" / f"depth-{depth}-width-1-min-snr-seed-0" for depth in (3, 2))

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from mlflow import MlflowClient
 
 from infra.errors import UserError
 from infra.storage.place import Place
@@ -41,6 +40,8 @@ def losses_of(out: Path) -> list[float]:
 
 def test_two_workers_are_one_and_all_is_tracked(data: str, tmp_path: Path) -> None:
     # Five segments: shares of two and three.
+    from mlflow import MlflowClient
+
     alone = run(config(data, tmp_path / "alone", workers=0, batch_size=5))
     result = train(config(data, tmp_path / "pair", workers=2, min_workers=1, batch_size=5))
     assert result.step == alone.step == 6

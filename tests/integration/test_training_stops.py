@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from mlflow import MlflowClient
 
 from infra.storage.place import Place
 from tests.tiny_latents import write_latents
@@ -70,6 +69,8 @@ def assert_same_states(one: Path, other: Path) -> None:
 
 
 def test_sigterm_saves_first(data: str, whole: Path, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
     out = tmp_path / "run"
     process = begin(data, out, save_every=7)
     wait_for_metrics(out, process)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import ray
 import torch
 
 from infra.dataset.format import read_latents, read_manifest, split_index
@@ -42,6 +41,8 @@ def drawn(place: Place, segments: Segments, steps: range, **ranks: int) -> list[
 
 @pytest.mark.parametrize(("world_size", "begin"), [(1, 0), (2, 2)])
 def test_streamed_batches_are_those_of_memory(data: str, world_size: int, begin: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
     place, steps = Place(data), range(begin, 9)
     index = split_index(place, "train", read_manifest(place))
     monkeypatch.setattr("training.data.ray_shuffle.BLOCK_BYTES", 4 * index.row_bytes)
@@ -110,6 +111,8 @@ def killing(when: Callable[[], bool]) -> Iterator[list[int]]:
 
 
 def test_a_dataset_that_changes_under_a_training_is_one_sentence(tmp_path: Path) -> None:
+    import ray
+
     place = Place(write_latents(tmp_path, songs=3, segments=2))
     index = split_index(place, "train", read_manifest(place))
     course = Course(seed=SEED, segments=4, batch_size=2, world_size=1, begin=0, end=80)
@@ -129,6 +132,8 @@ def test_a_dataset_that_changes_under_a_training_is_one_sentence(tmp_path: Path)
 
 
 def test_a_file_with_other_songs_than_counted_is_one_sentence(tmp_path: Path) -> None:
+    import ray
+
     place = Place(write_latents(tmp_path, songs=3, segments=2))
     index = split_index(place, "train", read_manifest(place))
     one, other = (place.path / part.file for part in index.parts)

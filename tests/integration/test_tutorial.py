@@ -13,7 +13,6 @@ from pathlib import Path
 import httpx
 import pytest
 import serving_parts as parts
-from mlflow import MlflowClient
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +48,8 @@ def typed(line: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(1_800)
 def test_a_reader_gets_from_songs_to_a_registered_model(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
     environment = dict(os.environ)
     write_songs(tmp_path, environment)
     (tmp_path / "vocal.wav").write_bytes(parts.vocal(4))

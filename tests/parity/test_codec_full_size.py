@@ -11,8 +11,6 @@ from model.codec.load import StableAudioCodec, load_codec
 from model.dimensions import HOP_SAMPLES
 from tests.codec_parts import stable_audio_names, write_full_size
 
-diffusers = pytest.importorskip("diffusers")
-
 pytestmark = pytest.mark.slow
 
 FRAMES = 44  # 2 s
@@ -50,6 +48,8 @@ def test_its_size_and_identity(codec: StableAudioCodec, folder: Path) -> None:
 
 
 def test_encode_and_decode_equal_diffusers(codec: StableAudioCodec, folder: Path) -> None:
+    import diffusers
+
     reference = diffusers.AutoencoderOobleck(
         encoder_hidden_size=128,
         downsampling_ratios=[2, 4, 4, 8, 8],

@@ -3,19 +3,18 @@
 import json
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import save_file
 
 from model.codec.load import load_codec
 from tests.codec_parts import stable_audio_names
 
-diffusers = pytest.importorskip("diffusers")
-
 CHANNELS, STRIDES = 16, [2, 4, 4, 8, 8]
 
 
 def test_encode_and_decode_equal_diffusers(tmp_path: Path) -> None:
+    import diffusers
+
     torch.manual_seed(0)
     reference = diffusers.AutoencoderOobleck(
         encoder_hidden_size=128,  # diffusers ties the latent's size to it

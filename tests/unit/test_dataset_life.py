@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -259,6 +258,8 @@ def test_a_kill_before_any_write_or_removal_leaves_one_commit_and_the_same_comma
 
 
 def test_duckdb_reads_a_dataset_before_and_after_it_is_joined(out: Place) -> None:
+    import duckdb
+
     def rows() -> list[tuple[object, ...]]:
         glob = f"{out}/latents/**/*.parquet"
         query = f"select song_id, segment, split, len(vocal_latent) from read_parquet('{glob}', hive_partitioning=true) order by all"

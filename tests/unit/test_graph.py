@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from itertools import product
 
 import pytest
-from ray.data.exceptions import ExecutionTimeoutError
 
 from infra.errors import UserError
 from pipelines.acquire.acquire import AcquireConfig
@@ -96,6 +95,8 @@ def test_a_run_waits_longer_than_the_longest_step_that_is_permitted() -> None:
 
 
 def test_a_run_that_stands_still_ends_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.data.exceptions import ExecutionTimeoutError
+
     def stands_still(*_: object) -> Iterator[SongResult]:
         raise ExecutionTimeoutError("no progress for 30000s\nOperators still running:\n  - MapBatches")
         yield

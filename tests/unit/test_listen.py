@@ -2,9 +2,7 @@
 
 import warnings
 
-import mir_eval
 import numpy as np
-import pyloudnorm
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -79,6 +77,8 @@ def test_every_pitch_class_is_found_in_any_tuning(tuning_semitones: float) -> No
 
 @pytest.mark.parametrize("seed", range(4))
 def test_chords_keys_and_beats_of_songs_with_drums(seed: int) -> None:
+    import mir_eval
+
     song = compose(seed, minor=seed % 2 == 1)
     beats_s = listen.track_beats(song.band_N)
     assert mir_eval.beat.f_measure(song.beats_s, beats_s, f_measure_threshold=0.03) >= 0.9
@@ -121,6 +121,8 @@ def test_the_key_is_heard_or_its_nearest_neighbour(tonic: int, minor: bool) -> N
 
 @pytest.mark.parametrize("bpm", [70.0, 90.0, 120.0, 135.0])
 def test_beats_follow_a_tempo_that_drifts(bpm: float) -> None:
+    import mir_eval
+
     beats_s = 0.5 + np.cumsum(60 / bpm * (1 + 0.04 * np.sin(np.arange(40) / 6)))
     audio = silence(beats_s[-1] + 1)
     click = noise(0.05) * np.exp(-np.arange(2_205) / 300)
@@ -133,6 +135,8 @@ def test_beats_follow_a_tempo_that_drifts(bpm: float) -> None:
 @pytest.mark.parametrize("loud", [1, 5, 8])
 @pytest.mark.parametrize("between", [(0.62,), (2 / 3,), (1 / 3, 2 / 3)])
 def test_loud_chords_between_the_beats_do_not_move_the_beat(loud: float, between: tuple[float, ...]) -> None:
+    import mir_eval
+
     rng, beat_s = np.random.default_rng(0), 0.536
     beats_s = 0.4 + beat_s * np.arange(32)
     t = np.arange(round(0.15 * RATE_HZ)) / RATE_HZ
@@ -207,6 +211,8 @@ def test_noise_and_rests_are_unvoiced() -> None:
 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_loudness_agrees_with_an_independent_meter(channels: int) -> None:
+    import pyloudnorm
+
     song = compose(3)
     audio_CN = np.stack([song.band_N, 0.5 * song.vocal_N][:channels])
     audio_CN[:, : 3 * RATE_HZ] *= 0.02  # gated

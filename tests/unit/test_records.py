@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -92,6 +91,8 @@ def test_a_split_is_read_in_order_with_its_shapes(dataset: Place) -> None:
 
 
 def test_pyarrow_alone_sees_the_tensor_and_pandas_the_flat_list(dataset: Place) -> None:
+    import pandas as pd
+
     file = dataset.path / "latents/split=train/bb.parquet"
     column = pq.read_table(file)["vocal_latent"]
     assert column.type.shape == [CHANNELS, FRAMES]

@@ -4,14 +4,17 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
-from ray.serve import Deployment
 
 from infra.errors import UserError
 from serving.deployments import ServeConfig, application, build, require_free
 from serving.observe.metrics import Reporting
+
+if TYPE_CHECKING:
+    from ray.serve import Deployment
 
 
 def test_the_ingress_needs_no_torch() -> None:
@@ -84,7 +87,7 @@ def test_the_file_for_serve_deploy_is_understood() -> None:
     assert build(deployed["args"])._bound_deployment.name == "Ingress"
 
 
-def deployed(config: ServeConfig) -> dict[str, Deployment]:
+def deployed(config: ServeConfig) -> dict[str, "Deployment"]:
     return {name: model._bound_deployment for name, model in application(config)._bound_deployment.init_args[0].items()}
 
 

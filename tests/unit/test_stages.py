@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from test_dataset_life import hold_media
 
 from infra.audio.files import decode
@@ -71,6 +70,8 @@ class Here:
 
 @pytest.fixture
 def job(monkeypatch: pytest.MonkeyPatch) -> Job:
+    import ray
+
     monkeypatch.setattr(ray, "get", lambda answer: answer)
     made = Job.__new__(Job)
     for name in ("out", "media", "access", "segment", "acquire", "hosts"):

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from matplotlib.image import imread
 
 from infra.cli import exit_codes as commands
 from infra.dataset.format import read_manifest
@@ -353,6 +352,8 @@ def test_depths_are_compared_by_what_both_have() -> None:
 
 
 def test_the_page_and_the_picture_hold_every_trial() -> None:
+    from matplotlib.image import imread
+
     pruned = dataclasses.replace(result(4, 0.35, None), status="pruned")
     failed = dataclasses.replace(result(5, 0.9, None), status="failed", reason="the loss is nan")
     report = report_of(result(2, 0.3, 0.4), result(3, 0.2, 0.5), pruned, failed)
