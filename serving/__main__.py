@@ -10,9 +10,15 @@ from serving import deployments
 from serving.deployments import ServeConfig
 
 
-def serve(config: Annotated[ServeConfig, Parameter(name="*")] | None = None) -> int:
+def serve(
+    config: Annotated[ServeConfig, Parameter(name="*")] | None = None,
+    *,
+    open_page: Annotated[
+        bool, Parameter(name="--open", negative="", help="Open the page in this machine's browser once it is ready.")
+    ] = False,
+) -> int:
     """Answer vocals over HTTP, with a page for musicians, until Ctrl-C. API keys are read from BACKLINE_API_KEYS."""
-    deployments.serve(config or ServeConfig())
+    deployments.serve(config or ServeConfig(), open_page=open_page)
     return commands.DONE
 
 

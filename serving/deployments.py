@@ -4,6 +4,7 @@ import logging
 import signal
 import socket
 import time
+import webbrowser
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import FrameType
@@ -277,8 +278,11 @@ def require_free(host: str, port: int) -> None:
         raise UserError(f"nothing can listen at {host}, port {port} ({error.strerror}): give --port another one") from error
 
 
-def serve(config: ServeConfig) -> None:
-    """Runs the service until SIGINT or SIGTERM, which also end it while it starts or rolls a model out; a second one, while it drains."""
+def serve(config: ServeConfig, *, open_page: bool = False) -> None:
+    """Runs the service until SIGINT or SIGTERM, which also end it while it starts or rolls a model out; a second one, while it drains.
+
+    open_page: a browser of this machine, where it has one, opens the page.
+    """
     settings = Settings.from_environment()
     configure(settings.log_level, settings.log_format)  # once more: Ray's handlers are there only now
 
@@ -289,6 +293,8 @@ def serve(config: ServeConfig) -> None:
     try:
         with start(config) as service:
             log.info("backline answers at %s (the page), %s/docs (the interface); Ctrl-C ends it", service.url, service.url)
+            if open_page and not webbrowser.open(service.url):
+                log.info("no browser was found here: open %s yourself", service.url)
             versions = versions_of(config)
             while config.reload_every_s:
                 time.sleep(config.reload_every_s)

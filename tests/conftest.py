@@ -3,15 +3,18 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
 from hypothesis import settings
 
-from infra.cluster import Cluster, connect
+if TYPE_CHECKING:
+    from s3_server import S3Server
+
+    from infra.cluster import Cluster
 
 sys.path.insert(0, str(Path(__file__).parent / "integration"))
-from s3_server import S3Server, serve
 
 # How long an example takes says how busy the machine is.
 settings.register_profile("backline", deadline=None)
@@ -43,29 +46,35 @@ def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in FOREIGN:
             patch.delenv(name, raising=False)
         patch.setenv("BACKLINE_CACHE", str(cache))
+        # Ray starts its workers at niceness 15: beside anything else that is busy they would get next to nothing.
+        patch.setenv("RAY_worker_niceness", "0")
         yield cache
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(own_environment: Path) -> Iterator[Cluster]:
+def ray_cluster(own_environment: Path) -> Iterator["Cluster"]:
     """One cluster of four CPU tickets on this machine; whoever calls `infra.cluster.connect` in this process is on it already.
 
     A test leaves it as it found it: it ends its own Serve applications, trainers and placement groups.
     """
+    from infra.cluster import connect
+
     assert own_environment.is_dir()
     with connect(num_cpus=4) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["S3Server"]:
     """A real S3 server, one for the session; see `integration/s3_server.py`."""
+    from s3_server import serve
+
     with serve(tmp_path_factory.mktemp("s3")) as server:
         yield server
 
 
 @pytest.fixture
-def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+def bucket(s3_server: "S3Server", monkeypatch: pytest.MonkeyPatch) -> str:
     """A fresh bucket's URI; this process's AWS variables point at its server."""
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)

@@ -2,6 +2,7 @@
 
 import io
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -80,25 +81,31 @@ def lying_wav() -> bytes:
     return bytes(data)
 
 
-NAN = np.where(np.arange(RATE_HZ) == 1_000, np.nan, sung(1)).astype(np.float32)
-# name → (file, status): the bad input that each gets one clear error, and the odd input that is answered.
-BAD_VOCALS = {
-    "not audio": (b"%PDF-1.7 " + bytes(range(256)) * 20, 415),
-    "empty file": (b"", 415),
-    "zero samples": (audio_file(np.zeros(0, np.float32)), 400),
-    "NaN": (audio_file(NAN, subtype="FLOAT"), 400),
-    "twenty channels": (audio_file(np.zeros((1_000, 20), np.float32)), 400),
-    "lying header": (lying_wav(), 400),
-    "cut FLAC": (audio_file(sung(2), format="FLAC")[:3_000], 400),
-    "two hundred channels": (audio_file(np.zeros((1_000, 200), np.float32)), 400),
-    "FLAC bomb": (audio_file(np.zeros(8_000 * 3_600, np.int16), rate_hz=8_000, format="FLAC"), 413),
-    "too long": (audio_file(np.zeros(8_000 * 65, np.float32), rate_hz=8_000), 413),
+def not_a_number() -> bytes:
+    samples_N = sung(1)
+    samples_N[1_000] = np.nan
+    return audio_file(samples_N, subtype="FLOAT")
+
+
+# name → (file, status): the bad input that each gets one clear error. Files are made when they are asked for.
+BAD_VOCALS: dict[str, tuple[Callable[[], bytes], int]] = {
+    "not audio": (lambda: b"%PDF-1.7 " + bytes(range(256)) * 20, 415),
+    "empty file": (lambda: b"", 415),
+    "zero samples": (lambda: audio_file(np.zeros(0, np.float32)), 400),
+    "NaN": (not_a_number, 400),
+    "twenty channels": (lambda: audio_file(np.zeros((1_000, 20), np.float32)), 400),
+    "lying header": (lying_wav, 400),
+    "cut FLAC": (lambda: audio_file(sung(2), format="FLAC")[:3_000], 400),
+    "two hundred channels": (lambda: audio_file(np.zeros((1_000, 200), np.float32)), 400),
+    "FLAC bomb": (lambda: audio_file(np.zeros(8_000 * 3_600, np.int16), rate_hz=8_000, format="FLAC"), 413),
+    "too long": (lambda: audio_file(np.zeros(8_000 * 65, np.float32), rate_hz=8_000), 413),
 }
-ODD_VOCALS = {
-    "8 kHz mono": audio_file(sung(1.0, 8_000), rate_hz=8_000),
-    "six channels": audio_file(np.repeat(sung()[:, None], 6, axis=1)),
-    "FLAC": audio_file(sung(), format="FLAC"),
-    "polyglot": audio_file(sung()) + b"PK\x03\x04<script>alert(1)</script>%PDF-1.7",
-    "OGG": audio_file(sung(), format="OGG", subtype="VORBIS"),
-    "MP3": audio_file(sung(), format="MP3", subtype="MPEG_LAYER_III"),
+# The odd input that is answered.
+ODD_VOCALS: dict[str, Callable[[], bytes]] = {
+    "8 kHz mono": lambda: audio_file(sung(1.0, 8_000), rate_hz=8_000),
+    "six channels": lambda: audio_file(np.repeat(sung()[:, None], 6, axis=1)),
+    "FLAC": lambda: audio_file(sung(), format="FLAC"),
+    "polyglot": lambda: audio_file(sung()) + b"PK\x03\x04<script>alert(1)</script>%PDF-1.7",
+    "OGG": lambda: audio_file(sung(), format="OGG", subtype="VORBIS"),
+    "MP3": lambda: audio_file(sung(), format="MP3", subtype="MPEG_LAYER_III"),
 }

@@ -6,7 +6,7 @@ Shapes: B batch, N samples, J spectral frames, K frequency bins (window / 2 + 1)
 import functools
 import math
 
-import scipy.fft
+import scipy
 import torch
 from torch import Tensor
 

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 from fractions import Fraction
 
 import numpy as np
-import scipy.signal
+import scipy
 
 from model.dimensions import SAMPLE_RATE_HZ
 from model.listen import F0_RATE_HZ, f0

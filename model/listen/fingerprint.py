@@ -10,8 +10,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.fft
-import scipy.signal
+import scipy
 import soxr
 
 from model.dimensions import SAMPLE_RATE_HZ

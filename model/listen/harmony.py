@@ -8,7 +8,7 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.ndimage
+import scipy
 
 from model.dimensions import SAMPLE_RATE_HZ
 from model.listen.spectrum import magnitudes, mono

@@ -6,7 +6,7 @@ Shape legend: C channels, N samples, F bins, T frames.
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.signal
+import scipy
 
 from model.dimensions import SAMPLE_RATE_HZ
 from model.listen.spectrum import magnitudes, mono

@@ -4,9 +4,7 @@ Shape legend: N samples, T frames at `F0_RATE_HZ`, L lags.
 """
 
 import numpy as np
-import scipy.fft
-import scipy.ndimage
-import scipy.signal
+import scipy
 
 from model.dimensions import SAMPLE_RATE_HZ
 from model.listen.spectrum import mono

@@ -4,8 +4,7 @@ Shape legend: F bands, T frames at `ONSET_RATE_HZ`.
 """
 
 import numpy as np
-import scipy.fft
-import scipy.ndimage
+import scipy
 
 from model.dimensions import SAMPLE_RATE_HZ
 from model.listen.spectrum import magnitudes, mel_matrix, mono

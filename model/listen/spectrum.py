@@ -6,8 +6,7 @@ Shape legend: C channels, N samples, F frequency bins, T frames.
 import functools
 
 import numpy as np
-import scipy.fft
-import scipy.signal
+import scipy
 
 from model.dimensions import SAMPLE_RATE_HZ
 

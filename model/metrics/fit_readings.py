@@ -9,7 +9,7 @@ Shape legend: N samples, T frames, P pitch classes.
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.ndimage
+import scipy
 
 from model.listen import CHROMA_RATE_HZ, F0_RATE_HZ, ONSET_RATE_HZ, f0
 from model.listen.harmony import chords_of

@@ -4,9 +4,7 @@ Shape legend: N samples, F bins, T frames.
 """
 
 import numpy as np
-import scipy.fft
-import scipy.ndimage
-import scipy.signal
+import scipy
 
 from model.dimensions import SAMPLE_RATE_HZ
 from model.listen.spectrum import stft

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial.distance import cdist, pdist
+import scipy
 
 from model.errors import ModelError
 
@@ -117,7 +117,7 @@ class KernelDistance:
     def __init__(self, reference: EmbeddedSet) -> None:
         self._reference = reference
         some_RD = reference.windows_RD[:: -(-len(reference.windows_RD) // MEDIAN_WINDOWS)]
-        self.bandwidth = float(np.median(pdist(some_RD))) or 1.0
+        self.bandwidth = float(np.median(scipy.spatial.distance.pdist(some_RD))) or 1.0
         self._within = _mean_of_pairs(*self._blocks(reference), np.ones(reference.songs))
 
     def __call__(self, sample: EmbeddedSet) -> float:
@@ -137,7 +137,7 @@ class KernelDistance:
         return distance
 
     def _kernel(self, one_RD: np.ndarray, other_RD: np.ndarray) -> np.ndarray:
-        return np.exp(-cdist(one_RD, other_RD, "sqeuclidean") / (2 * self.bandwidth**2))
+        return np.exp(-scipy.spatial.distance.cdist(one_RD, other_RD, "sqeuclidean") / (2 * self.bandwidth**2))
 
     def _blocks(self, sample: EmbeddedSet) -> tuple[np.ndarray, np.ndarray]:
         """(S, S) sums of the kernel over pairs of two different windows of two songs, and how many pairs these are."""

@@ -19,6 +19,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+import model
 from infra.errors import UserError
 from infra.storage.place import Place
 from serving import problems
@@ -43,11 +44,18 @@ from serving.schema import (
 )
 
 PAGE = Path(__file__).parents[1] / "page"
+# A demo vocal that ships with the weights, for whoever has none at hand.
+EXAMPLE_VOCAL = Path(model.__file__).with_name("weights") / "samples" / "song-000102-vocal.ogg"
 STREAM_CHUNK_BYTES = 64 * 1024
 DEADLINE_SLACK_S = 1.0
 # Refused uploads that are read to their end at a time: nobody fills the ingress by sending slowly what is refused anyway.
 DROPPED_AT_A_TIME = 100
-PAGE_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
+PAGE_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".ogg": "audio/ogg",
+}
 # Scripts and styles are files of this service, never inline, and nothing is loaded from anywhere else.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -221,16 +229,17 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
             raise ProblemError(Problem(status=503, title="Not ready", detail=reason, retry_after_s=2))
         return Health(status="ready")
 
-    parts = ((f"/page/{file.name}", file.name) for file in PAGE.iterdir() if file.suffix in (".css", ".js"))
-    for path, name in (("/", "index.html"), ("/docs", "docs.html"), *parts):
-        app.add_api_route(path, _page(name), methods=["GET", "HEAD"], include_in_schema=False)
+    parts = ((f"/page/{file.relative_to(PAGE).as_posix()}", file) for file in PAGE.rglob("*") if file.suffix in (".css", ".js"))
+    pages = (("/", PAGE / "index.html"), ("/docs", PAGE / "docs.html"), ("/page/example.ogg", EXAMPLE_VOCAL))
+    for path, file in (*pages, *parts):
+        app.add_api_route(path, _page(file), methods=["GET", "HEAD"], include_in_schema=False)
     openapi.describe(app)
     return app
 
 
-def _page(name: str) -> Any:
+def _page(file: Path) -> Any:
     async def page() -> FileResponse:
-        return FileResponse(PAGE / name, media_type=PAGE_TYPES[Path(name).suffix], headers=PAGE_HEADERS)
+        return FileResponse(file, media_type=PAGE_TYPES[file.suffix], headers=PAGE_HEADERS)
 
     return page
 

@@ -3,13 +3,13 @@
 import { BandForm } from "./band.js";
 import { ready } from "./client.js";
 import { $, announce, clock, download, notice } from "./dom.js";
-import { Player } from "./player.js";
+import { Player } from "./sound/player.js";
 import { Stage } from "./stage.js";
 import { forget, keep, keptTakes } from "./store.js";
 import { TakeList } from "./takes.js";
 import { VocalCard } from "./vocal.js";
-import { mixdown, openWav, peaksOf } from "./wav.js";
-import { entriesOf } from "./zip.js";
+import { mixdown, openWav, peaksOf } from "./sound/wav.js";
+import { entriesOf } from "./sound/zip.js";
 
 const LETTERS = "backline-letters";
 const takes = new Map();

@@ -1,7 +1,7 @@
 /* Where one listens: waveforms with one playhead, faders, transport. */
 
 import { $, announce, clock, pressed, use } from "./dom.js";
-import { LANES, LOWEST_DB } from "./player.js";
+import { LANES, LOWEST_DB } from "./sound/player.js";
 import { Waveform } from "./waveform.js";
 
 const STEP_S = 5, PAGE_S = 15;

@@ -1,8 +1,8 @@
 /* The card of the vocal: drop, choose or record one. */
 
 import { $, clock, say } from "./dom.js";
-import { Recorder } from "./recorder.js";
-import { openWav, peaksOf, toWav } from "./wav.js";
+import { Recorder } from "./sound/recorder.js";
+import { openWav, peaksOf, toWav } from "./sound/wav.js";
 
 const SERVER_READS = /\.(wav|flac|mp3|ogg|oga)$/i;
 const INPUT = "backline-input";
@@ -15,6 +15,7 @@ export class VocalCard {
     this.recorder = new Recorder((peak, recorded_s) => this.#heard(peak, recorded_s));
     $("choose").onclick = () => $("file").click();
     $("file").onchange = () => { const [file] = $("file").files; if (file) this.use(file, file.name); $("file").value = ""; };
+    $("example").onclick = () => this.#example();
     $("record").onclick = () => this.booth(!this.recorder.open);
     $("leave").onclick = () => this.recorder.recording ? this.#begin() : this.booth(false);
     $("booth").onkeydown = event => { if (event.key === "Escape") { this.booth(false); $("record").focus(); } };
@@ -38,6 +39,17 @@ export class VocalCard {
     const sent = SERVER_READS.test(name) ? { blob, name } : { blob: wav, name: `${name.replace(/\.\w+$/, "")}.wav` };
     this.used({ ...sent, track, peaks: await peaksOf(track) });
     this.name(`${name}, ${clock(track.duration_s)}`);
+  }
+
+  async #example() {
+    say($("vocal-problem"), "");
+    try {
+      const answer = await fetch("page/example.ogg");
+      if (!answer.ok) throw new Error(answer.statusText);
+      await this.use(await answer.blob(), "example.ogg");
+    } catch {
+      say($("vocal-problem"), "The example did not arrive. Is the service running?");
+    }
   }
 
   name(text) {

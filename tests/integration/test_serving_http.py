@@ -127,13 +127,13 @@ def test_the_same_seed_gives_the_same_bytes_alone_and_in_a_crowd(service: Runnin
 
 @pytest.mark.parametrize("name", parts.BAD_VOCALS)
 def test_a_bad_vocal_gets_one_clear_error(service: RunningService, name: str) -> None:
-    data, status = parts.BAD_VOCALS[name]
-    check_problem(ask(service, data), status)
+    make, status = parts.BAD_VOCALS[name]
+    check_problem(ask(service, make()), status)
 
 
 @pytest.mark.parametrize("name", ["8 kHz mono", "six channels"])
 def test_an_odd_vocal_is_answered(service: RunningService, name: str) -> None:
-    assert ask(service, parts.ODD_VOCALS[name]).status_code == 200
+    assert ask(service, parts.ODD_VOCALS[name]()).status_code == 200
 
 
 def test_refusals(service: RunningService) -> None:

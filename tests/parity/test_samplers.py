@@ -3,7 +3,6 @@
 In float64 for DDIM and DDPM; diffusers' DPM-Solver casts its state to float32 at every step, hence the wider tolerance.
 """
 
-import diffusers
 import pytest
 import torch
 from torch import Tensor
@@ -22,6 +21,8 @@ def velocity(x_BCT: Tensor, t_B: Tensor) -> Tensor:
 
 
 def theirs(name: str, steps: int, noise_BCT: Tensor, seed: int) -> Tensor:
+    import diffusers
+
     options = {
         "dpmpp-2m": (
             diffusers.DPMSolverMultistepScheduler,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import scipy.signal
+import scipy
 
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.chance import Array, Chance, noise

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.ndimage
-import scipy.signal
+import scipy
 
 from infra.audio.files import decode, to_stereo_44k
 from infra.errors import UserError

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-import scipy.linalg
+import scipy
 
 from model.errors import ModelError
 from model.metrics.set_distances import (

@@ -4,20 +4,12 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jsonschema_rs
 import pytest
-import schemathesis
 import serving_parts as parts
 from fastapi import FastAPI
 from hypothesis import strategies
-from schemathesis.config import SchemathesisConfig
-from schemathesis.core.failures import Failure
-from schemathesis.core.mutations import OperatorKind
-from schemathesis.engine import Status, events, from_schema
-from schemathesis.generation.meta import CoverageScenario
-from schemathesis.specs.openapi.formats import unregister_string_format
 
 from serving.engine.async_engine import LocalBackend
 from serving.engine.engine import Engine
@@ -27,18 +19,26 @@ from serving.http.app import AppConfig, create_app
 from serving.messages import Message
 from serving.schema import AccompanimentRequest
 
+if TYPE_CHECKING:
+    import schemathesis
+    from schemathesis.config import SchemathesisConfig
+    from schemathesis.core.failures import Failure
+
 PATH = "POST /v1/accompaniments"
 KEY = "right"
-VOCALS = [
-    parts.vocal(0.2),
-    parts.audio_file(parts.sung(0.1, 8_000), rate_hz=8_000),
-    parts.audio_file(parts.sung(0.2), format="FLAC"),
-]
 CHECKS = {
     "status_code_conformance", "content_type_conformance", "response_headers_conformance", "response_schema_conformance",
     "negative_data_rejection", "positive_data_acceptance", "missing_required_header", "unsupported_method", "allow_header_conformance",
     "ignored_auth", "not_a_server_error",
 }  # fmt: skip
+
+
+def good_vocals() -> list[bytes]:
+    return [
+        parts.vocal(0.2),
+        parts.audio_file(parts.sung(0.1, 8_000), rate_hz=8_000),
+        parts.audio_file(parts.sung(0.2), format="FLAC"),
+    ]
 
 
 class BriefBackend(LocalBackend):
@@ -65,6 +65,9 @@ def application(engine: Engine, *, keyed: bool = False) -> FastAPI:
 @contextmanager
 def sent_as_vocal(files: list[bytes]) -> Iterator[None]:
     """What schemathesis sends where the document says `format: binary`."""
+    import schemathesis
+    from schemathesis.specs.openapi.formats import unregister_string_format
+
     schemathesis.openapi.format("binary", strategies.sampled_from(files))
     yield
     unregister_string_format("binary")
@@ -85,11 +88,15 @@ def attack(app: FastAPI, *, examples: int, phases: tuple[str, ...], keyed: bool 
 
     refused: the vocals are such as this status refuses, and then that is not held against the application.
     """
-    with sent_as_vocal(VOCALS if refused is None else [vocal for vocal, status in parts.BAD_VOCALS.values() if status == refused]):
+    vocals = good_vocals() if refused is None else [make() for make, status in parts.BAD_VOCALS.values() if status == refused]
+    with sent_as_vocal(vocals):
         return attacked(app, settings(examples=examples, phases=phases, keyed=keyed, sung=refused is None))
 
 
-def attacked(app: FastAPI, config: SchemathesisConfig) -> Found:
+def attacked(app: FastAPI, config: "SchemathesisConfig") -> Found:
+    import schemathesis
+    from schemathesis.engine import Status, events, from_schema
+
     schema = schemathesis.openapi.from_asgi("/openapi.json", app, config=config)
     schema.validate()
     schema.hook("filter_failure")(is_a_fault)
@@ -113,7 +120,9 @@ def attacked(app: FastAPI, config: SchemathesisConfig) -> Found:
     return found
 
 
-def settings(*, examples: int, phases: tuple[str, ...], keyed: bool, sung: bool) -> SchemathesisConfig:
+def settings(*, examples: int, phases: tuple[str, ...], keyed: bool, sung: bool) -> "SchemathesisConfig":
+    from schemathesis.config import SchemathesisConfig
+
     keys = {"HTTPBearer": {"bearer": KEY}, "APIKeyHeader": {"api_key": KEY}}
     told: dict[str, Any] = {
         "seed": 1,
@@ -130,9 +139,12 @@ def settings(*, examples: int, phases: tuple[str, ...], keyed: bool, sung: bool)
     return SchemathesisConfig.from_dict(told | ({"auth": {"openapi": keys}} if keyed else {}))
 
 
-def is_a_fault(_: object, failure: Failure, case: schemathesis.Case, __: object) -> bool:
+def is_a_fault(_: object, failure: "Failure", case: "schemathesis.Case", __: object) -> bool:
     """Two things that schemathesis counts as bad data are none: a header that nobody knows is ignored, as HTTP wants it, and a number in
     place of a text is a text, once it is a form's."""
+    from schemathesis.core.mutations import OperatorKind
+    from schemathesis.generation.meta import CoverageScenario
+
     if failure.title != "Schema-violating request accepted" or case.meta is None:
         return True
     made = case.meta.phase.data
@@ -191,6 +203,9 @@ def test_a_document_that_keeps_quiet_about_an_answer_is_found_out(engine: Engine
 
 @pytest.mark.parametrize("keyed", [False, True])
 def test_the_document_is_openapi_3_1_and_its_schemas_are_json_schema(engine: Engine, keyed: bool) -> None:
+    import jsonschema_rs
+    import schemathesis
+
     app = application(engine, keyed=keyed)
     document = app.openapi()
     assert document["openapi"].startswith("3.1")

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import scipy.signal
+import scipy
 
 from model.errors import ModelError
 from model.separation.quality import FLOOR_DB, separation_quality

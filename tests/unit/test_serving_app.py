@@ -220,15 +220,15 @@ def test_a_long_vocal_is_heard_before_its_end(engine: Engine) -> None:
 
 @pytest.mark.parametrize("name", parts.BAD_VOCALS)
 def test_a_bad_vocal_gets_one_clear_error(client: TestClient, name: str) -> None:
-    data, status = parts.BAD_VOCALS[name]
-    detail = problem(post(client, data), status)
+    make, status = parts.BAD_VOCALS[name]
+    detail = problem(post(client, make()), status)
     assert "\n" not in detail
     assert "Traceback" not in detail
 
 
 @pytest.mark.parametrize("name", parts.ODD_VOCALS)
 def test_an_odd_vocal_is_answered(client: TestClient, name: str) -> None:
-    answer = post(client, parts.ODD_VOCALS[name])
+    answer = post(client, parts.ODD_VOCALS[name]())
     assert answer.status_code == 200, answer.text
     assert soundfile.info(BytesIO(answer.content)).channels == 2
 
@@ -524,8 +524,9 @@ def test_the_page_and_the_documents_need_nothing_from_elsewhere(client: TestClie
     import serving.http.app
 
     kinds = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-    for file in serving.http.app.PAGE.iterdir():
-        path = {"index.html": "/", "docs.html": "/docs"}.get(file.name, f"/page/{file.name}")
+    page = serving.http.app.PAGE
+    for file in (file for file in page.rglob("*") if file.is_file()):
+        path = {"index.html": "/", "docs.html": "/docs"}.get(file.name, f"/page/{file.relative_to(page)}")
         answer = client.get(path)
         assert answer.status_code == 200, path
         assert answer.headers["content-type"].startswith(kinds[file.suffix])
@@ -538,6 +539,12 @@ def test_the_page_and_the_documents_need_nothing_from_elsewhere(client: TestClie
         assert " style=" not in text
     for path in ("/page/index.html", "/page/nothing.js", "/page/../app.py", "/page/%2e%2e/app.py"):
         assert client.get(path).status_code == 404
+
+
+def test_an_example_vocal_is_at_hand(client: TestClient) -> None:
+    answer = client.get("/page/example.ogg")
+    assert answer.headers["content-type"] == "audio/ogg"
+    assert 20 < soundfile.info(BytesIO(answer.content)).duration < 60
 
 
 def test_the_interface_describes_itself(client: TestClient) -> None:
@@ -559,8 +566,6 @@ def test_limits_must_make_sense() -> None:
 def test_the_folder_of_the_page_is_shipped() -> None:
     import serving.http.app
 
-    shipped = {"*.html", "*.css", "*.js"} & set(
-        tomllib.loads(Path("pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
-    )
-    for path in Path(serving.http.app.PAGE).iterdir():
-        assert f"*{path.suffix}" in shipped
+    shipped = set(tomllib.loads(Path("pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"])
+    files = [path for path in serving.http.app.PAGE.rglob("*") if path.is_file()]
+    assert {f"*{path.suffix}" for path in (*files, serving.http.app.EXAMPLE_VOCAL)} <= shipped

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from model.metrics.set_distances import Interval
 from training.evaluation import plots as figures
@@ -132,10 +132,10 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> RankCorrel
     """None of fewer than three pairs, or where one side is all the same. p counts all orders of up to eight pairs."""
     if len(one) < 3 or len(set(one)) == 1 or len(set(other)) == 1:
         return None
-    x, y = stats.rankdata(one), stats.rankdata(other)
+    x, y = scipy.stats.rankdata(one), scipy.stats.rankdata(other)
     rho = float(np.corrcoef(x, y)[0, 1])
     if len(one) > EXACT_UP_TO:
-        return RankCorrelation(rho=rho, p=float(stats.spearmanr(one, other).pvalue), n=len(one))
+        return RankCorrelation(rho=rho, p=float(scipy.stats.spearmanr(one, other).pvalue), n=len(one))
     orders = np.array(list(itertools.permutations(y)))
     rhos = ((orders - y.mean()) @ (x - x.mean())) / (len(x) * x.std() * y.std())
     return RankCorrelation(rho=rho, p=float(np.mean(np.abs(rhos) >= abs(rho) - 1e-9)), n=len(one))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.signal
+import scipy
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))

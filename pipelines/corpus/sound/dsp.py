@@ -1,7 +1,7 @@
 """Signal pieces that the voice and the band share: decaying partials, filters in the frequency domain, reverberation, loudness."""
 
 import numpy as np
-import scipy.signal
+import scipy
 from numpy.typing import ArrayLike
 
 from model.dimensions import SAMPLE_RATE_HZ

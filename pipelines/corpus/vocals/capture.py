@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import scipy.signal
+import scipy
 from numpy.typing import NDArray
 
 from model.dimensions import SAMPLE_RATE_HZ

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy.ndimage
-import scipy.signal
+import scipy
 from numpy.typing import NDArray
 
 from model.dimensions import SAMPLE_RATE_HZ
