@@ -38,6 +38,11 @@ FOREIGN = (
 )
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Files that a test makes differ from process to process, and two workers must know a test by the same name."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """No test reaches a cluster, bucket or tracking server of whoever runs the tests; the cache is a fresh folder, which is yielded."""
