@@ -4,17 +4,35 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test slow check peers lock clean weights-corpus weights-codec weights-checkpoint weights-student
+# Two workers, one of which has all that needs Ray; torch gets one core in each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+# Some two hundred processes of tests and Ray's workers import the project: they read it compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: install demo play test test-rest test-all soak check peers lock clean weights-corpus weights-codec weights-checkpoint weights-student
+
+install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/backline demo
 
-test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+# The page in the browser, with the weights that ship and an example vocal.
+play: $(STAMP)
+	$(BIN)/backline serve --open
 
-# Minutes of work each: drivers, workers and machines killed, jobs submitted, the tutorial.
-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow and not gpu"
+# Minutes: units, parity with independent implementations, and every capability once.
+test: $(STAMP)
+	$(PYTEST) -m "not soak" tests/smoke tests/unit tests/parity
+
+# Everything else that needs no GPU and at most minutes, and the properties of `make test` on all their examples.
+test-rest: $(STAMP)
+	BACKLINE_EXAMPLES=full $(PYTEST) -m "not soak and (integration or hypothesis)" tests/integration tests/unit tests/parity
+
+test-all: test test-rest
+
+# What takes longer: run it when its subject changes (infra/benchmarks/service/soak.md has the figures).
+soak: $(STAMP)
+	$(BIN)/python -m pytest -m soak tests/integration tests/parity
 
 check: $(STAMP)
 	$(BIN)/ruff check .

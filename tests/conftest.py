@@ -9,6 +9,8 @@ from uuid import uuid4
 import pytest
 from hypothesis import settings
 
+from tests.examples import examples
+
 if TYPE_CHECKING:
     from s3_server import S3Server
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).parent / "integration"))
 
 # How long an example takes says how busy the machine is.
-settings.register_profile("backline", deadline=None)
+settings.register_profile("backline", deadline=None, max_examples=examples(100))
 settings.load_profile("backline")
 
 FOREIGN = (
@@ -41,6 +43,17 @@ FOREIGN = (
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Files that a test makes differ from process to process, and two workers must know a test by the same name."""
     return argname if isinstance(val, bytes) else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For two workers (`-n 2 --dist loadgroup`): a file stays in one, and all that needs Ray shares one cluster, which comes first."""
+    for item in items:
+        if "integration" in item.path.parts:
+            item.add_marker("integration")
+        needs_ray = item.get_closest_marker("ray") or "ray_cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray else item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("ray",))
 
 
 @pytest.fixture(scope="session", autouse=True)

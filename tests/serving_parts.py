@@ -1,6 +1,7 @@
 """What the tests of the service share: a tiny checkpoint for the embedded codec, and vocals, good and bad."""
 
 import io
+import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,6 +30,13 @@ def processes(of: psutil.Process, name: str) -> list[psutil.Process]:
             if name in " ".join(process.cmdline()):
                 found.append(process)
     return found
+
+
+def free_port() -> int:
+    # Ray keeps 10002 to 19999 to its workers; the kernel's own choice lies above.
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def tiny_checkpoint(folder: Path) -> Path:

@@ -1,18 +1,15 @@
 """prepare on a real Ray cluster: bad songs, reruns, kills, S3."""
 
-import hashlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import soundfile
 
 from infra.cluster import Cluster
 from infra.dataset.format import read_latents, read_manifest
@@ -22,32 +19,11 @@ from model.codec.load import load_codec
 from model.dimensions import SAMPLE_RATE_HZ, SEGMENT_SAMPLES
 from pipelines.run.prepare import PrepareConfig, prepare
 from pipelines.stages.segment import SegmentConfig
+from tests.song_parts import files_of, rows_of, write_song
 
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def write_song(folder: Path, seed: int, duration_s: float = 6.0) -> None:
-    """A tone over another tone and noise, each seed another song."""
-    folder.mkdir(parents=True)
-    random = np.random.default_rng(seed)
-    time_N = np.arange(round(duration_s * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
-    vocal_N = 0.3 * np.sin(2 * np.pi * (220 + 7 * seed) * time_N)
-    band_N = 0.3 * np.sin(2 * np.pi * 110 * time_N) + 0.05 * random.standard_normal(len(time_N))
-    soundfile.write(folder / "vocals.wav", np.stack([vocal_N, vocal_N], axis=1), SAMPLE_RATE_HZ)
-    soundfile.write(folder / "accompaniment.flac", np.stack([band_N, -band_N], axis=1), SAMPLE_RATE_HZ)
-
-
-def rows_of(out: Path) -> Counter[tuple[str, int]]:
-    table = pq.read_table(out / "latents", columns=["song_id", "segment"])
-    return Counter(zip(table["song_id"].to_pylist(), table["segment"].to_pylist(), strict=True))
-
-
-def files_of(out: Path) -> dict[str, tuple[str, int]]:
-    """Content and time of every file."""
-    files = sorted(path for path in out.rglob("*") if path.is_file())
-    return {str(path.relative_to(out)): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns) for path in files}
 
 
 def test_an_empty_source_fails_before_any_work(tmp_path: Path, tiny_codec: Path) -> None:
@@ -146,7 +122,7 @@ def test_good_songs_are_prepared_and_bad_ones_are_rows(tmp_path: Path, ray_clust
     assert prepare(config).prepared == 0
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_killed_driver_leaves_nothing_twice(tmp_path: Path, ray_cluster: Cluster, tiny_codec: Path) -> None:
     songs, out = tmp_path / "songs", tmp_path / "out"
     for seed in range(7):

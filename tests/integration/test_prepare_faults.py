@@ -15,7 +15,6 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from test_prepare import rows_of, write_song
 
 from infra.cluster import Cluster
 from infra.dataset.format import read_manifest
@@ -30,6 +29,7 @@ from pipelines.run.prepare import PrepareConfig, prepare
 from pipelines.run.run_state import start_ledger
 from pipelines.stages.separate import open_separator
 from tests.demucs_parts import write_tiny_repository
+from tests.song_parts import rows_of, write_song
 
 pytestmark = pytest.mark.ray
 
@@ -181,7 +181,7 @@ class Gate:
                 end.close()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_storage_that_goes_away_is_waited_for_or_ends_the_run_which_goes_on_later(
     tmp_path: Path, bucket: str, ray_cluster: Cluster, tiny_codec: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +231,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_full_disk_ends_the_run_in_one_sentence_and_more_room_ends_the_work(
     tmp_path: Path, ray_cluster: Cluster, tiny_codec: Path, small_disk: Path
 ) -> None:

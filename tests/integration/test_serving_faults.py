@@ -21,7 +21,6 @@ import httpx
 import psutil
 import pytest
 import serving_parts as parts
-from test_serving_http import free_port
 
 from infra.audio.files import encode
 from infra.cluster import Cluster
@@ -113,7 +112,7 @@ def scene(ray_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ite
     flag = folder / "hang"
     # Two replicas and two ingresses fill the head's four tickets; the third replica waits for the worker node.
     config = ServeConfig(
-        checkpoint=str(parts.tiny_checkpoint(folder / "tiny")), port=free_port(), replicas=3, replica_cpus=1.9, replica_threads=1,
+        checkpoint=str(parts.tiny_checkpoint(folder / "tiny")), port=parts.free_port(), replicas=3, replica_cpus=1.9, replica_threads=1,
         ingress_replicas=2, hang_after_s=HANG_AFTER_S, drain_s=60,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
@@ -266,7 +265,7 @@ def test_the_ingresses_die_under_load(scene: Scene) -> None:
     assert statuses([one for one in clients.asked if one.began_s > killed_s + 2]) == {200}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_proxy_and_the_controller_die_under_load(scene: Scene) -> None:
     """Without a proxy connections are refused until the controller starts another; without a controller nobody notices."""
     scene.settle()
@@ -284,7 +283,7 @@ def test_the_proxy_and_the_controller_die_under_load(scene: Scene) -> None:
     scene.settle()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_device_that_hangs_is_noticed(scene: Scene) -> None:
     """A step that never ends fails the health check; the replica ends, its requests are asked again, and another takes its place."""
     scene.settle()
@@ -303,7 +302,7 @@ def test_a_device_that_hangs_is_noticed(scene: Scene) -> None:
     assert len({process.pid for process in scene.processes("ServeReplica:backline:Model")} - before) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_scaling_down_and_rolling_over_lose_no_request(scene: Scene) -> None:
     """From two replicas to one, as an operator does it by deploying again: all replicas that were there finish what they have, also a
     stream that had long to go."""

@@ -14,11 +14,10 @@ import psutil
 import pytest
 import serving_parts as parts
 from test_serving_faults import wait_for
-from test_serving_http import free_port
 
 from serving.client import Client
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.soak]
 START_S = 180.0
 BOUND_S = 60.0
 # Its own pages of figures, which tell of no request; Ray 2.60 has no setting for their address.
@@ -51,7 +50,7 @@ VOCAL = parts.vocal(2.0)
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder, port = tmp_path_factory.mktemp("haproxy"), free_port()
+    folder, port = tmp_path_factory.mktemp("haproxy"), parts.free_port()
     checkpoint = parts.tiny_checkpoint(folder / "tiny")
     command = [sys.executable, "-m", "serving", "--checkpoint", str(checkpoint), "--port", str(port), "--ingress-replicas", "2"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"RAY_SERVE_ENABLE_HA_PROXY": "1"}

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,13 +27,6 @@ KEY = "a-key-for-this-test"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 
 
-def free_port() -> int:
-    # Ray keeps 10002 to 19999 to its workers; the kernel's own choice lies above.
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
     with collecting() as collector:
@@ -47,7 +39,7 @@ def service(ray_cluster: Cluster, collector: Collector, tmp_path_factory: pytest
     folder = parts.tiny_checkpoint(tmp_path_factory.mktemp("serving") / "tiny")
     config = ServeConfig(
         checkpoint=str(folder),
-        port=free_port(),
+        port=parts.free_port(),
         max_duration_s=60,
         max_upload_mb=1,
         max_pending=8,

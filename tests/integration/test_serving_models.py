@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 import serving_parts as parts
-from test_serving_http import TIMEOUT_S, free_port
+from test_serving_http import TIMEOUT_S
 
 from infra.cluster import Cluster
 from infra.settings import Settings
@@ -48,7 +48,7 @@ def test_a_champion_is_rolled_out_without_a_lost_request(ray_cluster: Cluster, t
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     register(tmp_path, uri, ["first", "second", BROKEN])
     config = ServeConfig(
-        checkpoint="models:/backline@champion", models=(f"other={tmp_path / 'second'}",), port=free_port(), replica_threads=1,
+        checkpoint="models:/backline@champion", models=(f"other={tmp_path / 'second'}",), port=parts.free_port(), replica_threads=1,
         max_pending=8, drain_s=30,
     )  # fmt: skip
     with start(config) as service, httpx.Client(base_url=service.url, timeout=TIMEOUT_S) as client, ThreadPoolExecutor(1) as threads:
@@ -102,7 +102,7 @@ def test_models_share_a_replica_that_holds_one_at_a_time(ray_cluster: Cluster, t
         save_checkpoint(tmp_path / name, dataclasses.replace(checkpoint, name=name, state=state))
     config = ServeConfig(
         checkpoint=str(tmp_path / "low"), models=tuple(f"{name}={tmp_path / name}" for name in names[1:]), models_per_replica=1,
-        port=free_port(), replica_threads=1,
+        port=parts.free_port(), replica_threads=1,
     )  # fmt: skip
     with start(config) as service, httpx.Client(base_url=service.url, timeout=TIMEOUT_S) as client, ThreadPoolExecutor(8) as threads:
 

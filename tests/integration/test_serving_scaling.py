@@ -10,12 +10,12 @@ import httpx
 import pytest
 import serving_parts as parts
 from test_serving_faults import wait_for, worker_node
-from test_serving_http import TIMEOUT_S, free_port
+from test_serving_http import TIMEOUT_S
 
 from infra.cluster import Cluster
 from serving.deployments import APPLICATION, MODEL_DEPLOYMENT, ServeConfig, start
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.soak]
 
 
 def running() -> int:
@@ -29,7 +29,7 @@ def running() -> int:
 def test_a_service_wakes_grows_and_falls_asleep(ray_cluster: Cluster, tmp_path: Path) -> None:
     assert ray_cluster.address
     config = ServeConfig(
-        checkpoint=str(parts.tiny_checkpoint(tmp_path / "tiny")), port=free_port(), replicas=0, max_replicas=2, target_ongoing=1,
+        checkpoint=str(parts.tiny_checkpoint(tmp_path / "tiny")), port=parts.free_port(), replicas=0, max_replicas=2, target_ongoing=1,
         downscale_delay_s=3, replica_threads=1,
     )  # fmt: skip
     statuses = list[int]()
@@ -75,7 +75,7 @@ def test_two_replicas_share_a_gpu(ray_cluster: Cluster, tmp_path: Path) -> None:
     import ray
 
     config = ServeConfig(
-        checkpoint=str(parts.tiny_checkpoint(tmp_path / "tiny")), port=free_port(), replicas=3, replica_gpus=0.5, replica_cpus=0.2,
+        checkpoint=str(parts.tiny_checkpoint(tmp_path / "tiny")), port=parts.free_port(), replicas=3, replica_gpus=0.5, replica_cpus=0.2,
         replica_threads=1, device="cpu",
     )  # fmt: skip
     with worker_node(ray_cluster, tmp_path / "node.log", "--num-gpus", "1") as node:

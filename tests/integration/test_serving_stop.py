@@ -13,7 +13,6 @@ import httpx
 import pytest
 import serving_parts as parts
 from test_serving_faults import BOUND_S, wait_for
-from test_serving_http import free_port
 
 from infra.cluster import Cluster
 
@@ -38,7 +37,7 @@ def serving(cluster: Cluster, log: Path, *options: str) -> Iterator[subprocess.P
 
 def test_whoever_waits_is_answered_before_it_ends(ray_cluster: Cluster, tmp_path: Path) -> None:
     """Two requests inside the replica get their audio; who waits for a place there is told to come back."""
-    port, vocal = free_port(), parts.vocal(12.0)
+    port, vocal = parts.free_port(), parts.vocal(12.0)
     url = f"http://127.0.0.1:{port}"
     checkpoint = parts.tiny_checkpoint(tmp_path / "tiny")
     log = tmp_path / "log"
@@ -69,13 +68,13 @@ def test_whoever_waits_is_answered_before_it_ends(ray_cluster: Cluster, tmp_path
         httpx.get(f"{url}/healthz")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_service_that_cannot_start_ends_too(ray_cluster: Cluster, tmp_path: Path) -> None:
     """No node has a GPU: it waits for one until it is told to end."""
     import ray
 
     log, checkpoint = tmp_path / "log", parts.tiny_checkpoint(tmp_path / "tiny")
-    options = ("--checkpoint", str(checkpoint), "--port", str(free_port()), "--replica-gpus", "1", "--drain-s", "15")
+    options = ("--checkpoint", str(checkpoint), "--port", str(parts.free_port()), "--replica-gpus", "1", "--drain-s", "15")
     with serving(ray_cluster, log, *options) as process:
         wait_for(lambda: any("backline#Model#" in actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)))
         process.send_signal(signal.SIGINT)

@@ -89,7 +89,7 @@ def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_prepare_by_ray_job_submit_and_train_by_backline_submit(
     head: str, environment: dict[str, str], songs: Path, tiny_codec: Path, tmp_path: Path
 ) -> None:
@@ -114,7 +114,7 @@ def test_prepare_by_ray_job_submit_and_train_by_backline_submit(
     assert load_checkpoint(run).step == 2
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_job_that_fails_gives_its_exit_code_and_log(head: str, environment: dict[str, str], tmp_path: Path) -> None:
     answered = subprocess.run(
         [BIN / "backline", "submit", head, "prepare", "--source", "pairs:/nowhere/at/all", "--out", tmp_path / "latents"],

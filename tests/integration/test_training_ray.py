@@ -71,7 +71,7 @@ def test_two_workers_are_one_and_all_is_tracked(data: str, tmp_path: Path) -> No
     assert again.training_loss == more.training_loss
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_killed_worker_is_replaced_and_goes_on(data: str, tmp_path: Path) -> None:
     whole = run(config(data, tmp_path / "whole", workers=0, steps=24, validate_every=2, log_every=2))
     out = tmp_path / "killed"

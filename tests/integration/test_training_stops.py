@@ -88,7 +88,7 @@ def test_sigterm_saves_first(data: str, whole: Path, tmp_path: Path) -> None:
     assert_same_states(whole, out)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_sigterm_reaches_the_workers_of_ray_train(data: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ def test_sigterm_reaches_the_workers_of_ray_train(data: str, whole: Path, tmp_pa
     assert resumed == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_ten_kills_at_random_moments_change_nothing(data: str, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     moments = torch.rand(10, generator=torch.Generator().manual_seed(7)).tolist()

@@ -75,7 +75,7 @@ def losses_of(out: Path) -> list[float]:
     return [value for row in read_metrics(Place(str(out))) for name, value in row.items() if name.endswith("/loss")]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_streamed_training_is_that_of_memory_also_when_a_worker_is_killed(data: str, tmp_path: Path) -> None:
     run(config(data, tmp_path / "memory", workers=0, data_mode="memory"))
     out = tmp_path / "streamed"

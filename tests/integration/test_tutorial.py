@@ -45,7 +45,7 @@ def typed(line: str) -> list[str]:
     return [sys.executable, "-c", start, *arguments] if program == "backline" else [sys.executable, "-m", "mlflow", *arguments]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1_800)
 def test_a_reader_gets_from_songs_to_a_registered_model(tmp_path: Path) -> None:
     from mlflow import MlflowClient

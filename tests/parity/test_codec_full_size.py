@@ -11,7 +11,7 @@ from model.codec.load import StableAudioCodec, load_codec
 from model.dimensions import HOP_SAMPLES
 from tests.codec_parts import stable_audio_names, write_full_size
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.soak
 
 FRAMES = 44  # 2 s
 STORED_PARAMETERS = 156_112_514

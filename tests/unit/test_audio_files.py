@@ -13,6 +13,7 @@ from infra.audio import files as audio_files
 from infra.audio import limits as audio_limits
 from infra.audio.files import Audio, AudioError, AudioTooLong, NotAudio, UnreadableAudio, decode, encode, to_stereo_44k
 from infra.errors import UserError
+from tests.examples import examples
 
 
 def noise(channels: int, samples: int, seed: int = 0) -> np.ndarray:
@@ -34,7 +35,7 @@ def with_claimed_bytes(wav: bytes, claim: int) -> bytes:
     return wav[: at + 4] + struct.pack("<I", claim) + wav[at + 8 :]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(
     samples=st.integers(1, 150_000) | st.sampled_from([1, 2, 65_535, 65_536, 65_537, 131_072]),
     channels=st.integers(1, 2),
@@ -74,7 +75,7 @@ def test_clipping_is_held_at_full_scale_and_never_wraps() -> None:
     np.testing.assert_allclose(decoded_CN, [[1, -1, 1, -1, 0]], atol=1 / 32_768)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     rate_hz=st.sampled_from([4_000, 8_000, 11_025, 16_000, 22_050, 32_000, 44_056, 44_100, 48_000, 96_000, 192_000])
     | st.integers(4_000, 384_000),
@@ -219,7 +220,7 @@ def test_a_plain_file_holds_one_stream() -> None:
         decode(encode(noise(2, 100)), stream=-1)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 @given(data=st.data(), format=st.sampled_from(["wav", "flac", "ogg"]))
 def test_damage_gives_audio_or_one_clear_line_and_nothing_else(data: st.DataObject, format: str) -> None:
     content = bytearray(encode(noise(1, 3_000), format))  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from model.codec.load import Codec, load_codec
 from model.dimensions import HOP_SAMPLES
 from model.errors import ModelError
 from tests.codec_parts import checkpoint_document, full_checkpoint, small_weights, tiny_embedded, write_folder
+from tests.examples import examples
 
 # Longer than two chunks and their halos.
 MOST_FRAMES = 80
@@ -39,7 +40,7 @@ cuttings = st.lists(st.integers(0, MOST_FRAMES), min_size=1, max_size=8).filter(
 
 
 @given(lengths=cuttings, batch=st.integers(1, 2))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_any_cutting_gives_the_audio_of_the_whole(codec: Codec, lengths: list[int], batch: int) -> None:
     latent_BCT = latent(sum(lengths), batch=batch)
     pieces = list(codec.decode_pieces(iter(latent_BCT.split(lengths, dim=2))))
@@ -48,7 +49,7 @@ def test_any_cutting_gives_the_audio_of_the_whole(codec: Codec, lengths: list[in
 
 
 @given(first=st.integers(1, MOST_FRAMES // 2), lengths=cuttings, batch=st.integers(1, 2))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_an_early_start_gives_the_audio_of_the_whole_but_for_rounding(codec: Codec, first: int, lengths: list[int], batch: int) -> None:
     latent_BCT = latent(first + sum(lengths), batch=batch)
     early = torch.cat(list(codec.decode_pieces(latent_BCT.split([first, *lengths], dim=2), early=True)), dim=2)
@@ -58,7 +59,7 @@ def test_an_early_start_gives_the_audio_of_the_whole_but_for_rounding(codec: Cod
 
 
 @given(chunk_frames=st.integers(1, 30), frames=st.integers(1, 60), left=st.integers(0, 9), right=st.integers(0, 9), grid=st.integers(1, 8))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 def test_a_stream_keeps_only_what_later_spans_read(chunk_frames: int, frames: int, left: int, right: int, grid: int) -> None:
     stream, latent_BCT = LatentStream(torch.device("cpu")), latent(frames)
     stream.append(latent_BCT)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from infra.audio import limits as audio_limits
 from infra.audio.containers import container_of
 from infra.audio.files import AudioError, AudioTooLong, NotAudio, UnreadableAudio, decode, to_stereo_44k
+from tests.examples import examples
 from tests.source_examples import bursts, container
 
 
@@ -184,7 +185,7 @@ EXAMPLES = {
 }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 @given(data=st.data(), format=st.sampled_from(sorted(EXAMPLES)))
 def test_damage_gives_audio_or_one_clear_line_and_nothing_else(data: st.DataObject, format: str) -> None:
     content = bytearray(EXAMPLES[format])

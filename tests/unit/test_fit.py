@@ -252,7 +252,7 @@ def test_memory_does_not_grow_with_the_song() -> None:
     assert peak_bytes(3 * SEGMENT_SAMPLES) < 1.1 * peak_bytes(SEGMENT_SAMPLES)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seconds=st.floats(3.9, 8.0),
     vocal=st.sampled_from(["sung", "noise", "tone", "impulse", "constant", "late"]),

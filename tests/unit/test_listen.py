@@ -23,7 +23,7 @@ def cents(measured_hz: np.ndarray, true_hz: np.ndarray | float) -> np.ndarray:
     return 1_200 * np.log2(measured_hz / true_hz)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(samples=st.integers(0, 60_000), channels=st.sampled_from([0, 1, 2, 6]), kind=st.sampled_from(["silence", "noise", "edge"]))
 @example(samples=0, channels=0, kind="silence")
 @example(samples=1, channels=2, kind="noise")

@@ -18,6 +18,7 @@ from serving.http.admission import digest
 from serving.http.app import AppConfig, create_app
 from serving.messages import Message
 from serving.schema import AccompanimentRequest
+from tests.examples import examples
 
 if TYPE_CHECKING:
     import schemathesis
@@ -83,14 +84,14 @@ class Found:
     checks: Counter[str] = field(default_factory=Counter)
 
 
-def attack(app: FastAPI, *, examples: int, phases: tuple[str, ...], keyed: bool = False, refused: int | None = None) -> Found:
+def attack(app: FastAPI, *, most: int, phases: tuple[str, ...], keyed: bool = False, refused: int | None = None) -> Found:
     """Every check of schemathesis on requests that it makes from `app`'s document.
 
     refused: the vocals are such as this status refuses, and then that is not held against the application.
     """
     vocals = good_vocals() if refused is None else [make() for make, status in parts.BAD_VOCALS.values() if status == refused]
     with sent_as_vocal(vocals):
-        return attacked(app, settings(examples=examples, phases=phases, keyed=keyed, sung=refused is None))
+        return attacked(app, settings(most=most, phases=phases, keyed=keyed, sung=refused is None))
 
 
 def attacked(app: FastAPI, config: "SchemathesisConfig") -> Found:
@@ -120,7 +121,7 @@ def attacked(app: FastAPI, config: "SchemathesisConfig") -> Found:
     return found
 
 
-def settings(*, examples: int, phases: tuple[str, ...], keyed: bool, sung: bool) -> "SchemathesisConfig":
+def settings(*, most: int, phases: tuple[str, ...], keyed: bool, sung: bool) -> "SchemathesisConfig":
     from schemathesis.config import SchemathesisConfig
 
     keys = {"HTTPBearer": {"bearer": KEY}, "APIKeyHeader": {"api_key": KEY}}
@@ -128,7 +129,7 @@ def settings(*, examples: int, phases: tuple[str, ...], keyed: bool, sung: bool)
         "seed": 1,
         "continue-on-failure": True,
         "request-timeout": 60,
-        "generation": {"max-examples": examples, "deterministic": True, "database": "none", "no-shrink": True},
+        "generation": {"max-examples": most, "deterministic": True, "database": "none", "no-shrink": True},
         "phases": {name: {"enabled": name in phases} for name in ("examples", "coverage", "fuzzing", "stateful")},
         # 504 is what a caller gets who allows a request 0.001 s, as some of these do.
         "checks": {
@@ -157,7 +158,7 @@ def is_a_fault(_: object, failure: "Failure", case: "schemathesis.Case", __: obj
 
 
 def test_every_answer_is_as_the_document_says(engine: Engine) -> None:
-    found = attack(application(engine), examples=25, phases=("examples", "coverage", "fuzzing"))
+    found = attack(application(engine), most=25, phases=("examples", "coverage", "fuzzing"))
     assert not found.faults
     assert set(found.checks) >= CHECKS
     # Each kind of answer was really met, audio above all.
@@ -166,9 +167,10 @@ def test_every_answer_is_as_the_document_says(engine: Engine) -> None:
         assert found.statuses[answer], answer
 
 
+@pytest.mark.hypothesis  # so that test-all tries it in full
 @pytest.mark.parametrize("status", [400, 413, 415])
 def test_a_refused_vocal_is_answered_as_the_document_says(engine: Engine, status: int) -> None:
-    found = attack(application(engine), examples=400, phases=("fuzzing",), refused=status)
+    found = attack(application(engine), most=examples(400), phases=("fuzzing",), refused=status)
     assert not found.faults
     assert found.statuses[PATH, status]
     assert found.statuses[PATH, 422]
@@ -176,7 +178,7 @@ def test_a_refused_vocal_is_answered_as_the_document_says(engine: Engine, status
 
 def test_with_keys_nothing_is_answered_without_one(engine: Engine) -> None:
     """And a request is followed by the id that its answer has, as the document's link says."""
-    found = attack(application(engine, keyed=True), examples=10, phases=("coverage", "stateful"), keyed=True)
+    found = attack(application(engine, keyed=True), most=10, phases=("coverage", "stateful"), keyed=True)
     assert not found.faults
     for path in (PATH, "GET /v1/models", "GET /v1/progress/{id}"):
         assert found.statuses[path, 200], path
@@ -195,7 +197,7 @@ def test_a_document_that_keeps_quiet_about_an_answer_is_found_out(engine: Engine
 
     app = application(engine)
     spoil(app.openapi())
-    faults = attack(app, examples=5, phases=("coverage",)).faults
+    faults = attack(app, most=5, phases=("coverage",)).faults
     titles = {name.partition(": ")[2] for name in faults}
     assert {"Undocumented status code", "Response header does not conform to the schema", "Schema-valid request rejected"} <= titles
     assert any(name.startswith("GET /v1/models: Response violates schema") for name in faults)

@@ -26,7 +26,7 @@ def stems(samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(LEAST, 2 * SEGMENT_SAMPLES + LEAST + 1))
 def test_segments_tile_the_song_and_only_a_short_rest_is_lost(samples: int) -> None:
     vocal_CN, accompaniment_CN = stems(samples)

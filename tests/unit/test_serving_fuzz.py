@@ -19,9 +19,10 @@ from infra.audio.files import Audio, AudioError, decode, encode
 from serving.engine.async_engine import LocalBackend
 from serving.engine.load import load_engine
 from serving.http.app import AppConfig, create_app
+from tests.examples import examples
 
 FORM = "multipart/form-data; boundary=x"
-CALM = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+CALM = settings(max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def m4a() -> bytes:

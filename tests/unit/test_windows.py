@@ -14,6 +14,7 @@ from model.diffusion.sampling import SamplerConfig, guide, sample
 from model.inference.network_runner import Evaluation, Evaluator, ThreadedEvaluator
 from model.inference.windows import NOISE_WINDOW_FRAMES, Lane, Window, denoise, handover, noise, noise_stream, windows
 from model.network.unet import AccompanimentUNet, UNetConfig, VocalFeatures
+from tests.examples import examples
 
 NETWORK = UNetConfig(channels=(16, 32), vocal_blocks=(1, 1), heads=2, head_channels=16, time_channels=32, bottleneck_blocks=1)
 SCHEDULE = Schedule()
@@ -34,7 +35,7 @@ def evaluator(unet: AccompanimentUNet) -> ThreadedEvaluator:
 
 
 @given(frames=st.integers(1, 3_000), longest=st.integers(2, 160), share=st.floats(0.05, 0.95))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 def test_windows_cover_a_song_and_settle_each_frame_once(frames: int, longest: int, share: float) -> None:
     overlap = min(max(1, int(longest * share)), longest - 1)
     found = windows(frames, longest, overlap)
