@@ -1,21 +1,55 @@
-"""Exit codes and one-line errors, as a user meets them: the installed script in a process of its own."""
+"""Exit codes and one-line errors, as a user meets them: `main` in this process; three tests start the process that a user starts."""
 
+import logging
 import os
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from infra.cli.main import main
+
 SCRIPT = Path(sys.executable).parent / "backline"
 
 
-def backline(*tokens: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([SCRIPT, *tokens], capture_output=True, text=True, timeout=120, check=False)
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A command line sets up the root logger; the tests after it find theirs."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def ended(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """Runs a command line's `main` with these arguments."""
+
+    def run(start: Callable[[], object], *tokens: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["backline", *tokens])
+        with pytest.raises(SystemExit) as left:
+            start()
+        said = capsys.readouterr()
+        assert isinstance(left.value.code, int)
+        return Ended(left.value.code, said.out, said.err)
+
+    return run
 
 
 def test_help_names_every_command() -> None:
-    answered = backline("--help")
+    answered = subprocess.run([SCRIPT, "--help"], capture_output=True, text=True, timeout=120, check=False)
     assert answered.returncode == 0
     for name in (
         *("demo", "doctor", "corpus", "listening-set", "prepare", "dataset-report"),
@@ -54,22 +88,42 @@ def test_help_names_every_command() -> None:
         (("submit", "127.0.0.1:8265", "train", "--data", "x", "--out", "y"), "http://"),
     ],
 )
-def test_wrong_usage_is_one_line_and_exit_code_2(tokens: tuple[str, ...], said: str, tmp_path: Path) -> None:
-    answered = subprocess.run([SCRIPT, *tokens], capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    tokens: tuple[str, ...], said: str, ended: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    answered = ended(main, *tokens)
     lines = answered.stderr.strip().splitlines()
-    assert answered.returncode == 2, answered.stderr
+    assert answered.code == 2, answered.stderr
     assert len(lines) == 1
     assert said in lines[0]
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", [(str(SCRIPT),), (sys.executable, "-m", "pipelines"), (sys.executable, "-m", "training")])
-@pytest.mark.parametrize("variable", ["BACKLINE_LOG_LEVEL", "AWS_ACCESS_KEY_ID"])
-def test_a_wrong_variable_is_one_line_and_exit_code_2(command: tuple[str, ...], variable: str) -> None:
-    environment = {**os.environ, variable: "chatty"}
-    answered = subprocess.run([*command, "--help"], env=environment, capture_output=True, text=True, timeout=120, check=False)
+def test_the_script_ends_with_the_exit_code(tmp_path: Path) -> None:
+    answered = subprocess.run([SCRIPT, "corpse"], capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
     assert (answered.returncode, answered.stderr.count("\n")) == (2, 1)
+    assert "corpus" in answered.stderr
+
+
+@pytest.mark.parametrize("module", ["infra.cli.main", "pipelines", "training"])
+@pytest.mark.parametrize("variable", ["BACKLINE_LOG_LEVEL", "AWS_ACCESS_KEY_ID"])
+def test_a_wrong_variable_is_one_line_and_exit_code_2(
+    module: str, variable: str, ended: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "chatty")
+    start = main if module == "infra.cli.main" else lambda: runpy.run_module(module, run_name="__main__", alter_sys=True)
+    answered = ended(start, "--help")
+    assert (answered.code, answered.stderr.count("\n")) == (2, 1)
     assert variable in answered.stderr
+
+
+def test_a_wrong_variable_ends_a_module_s_process() -> None:
+    environment = {**os.environ, "BACKLINE_LOG_LEVEL": "chatty"}
+    command = [sys.executable, "-m", "training", "--help"]
+    answered = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (answered.returncode, answered.stderr.count("\n")) == (2, 1)
+    assert "BACKLINE_LOG_LEVEL" in answered.stderr
 
 
 def test_help_starts_without_torch_and_ray() -> None:
