@@ -1,9 +1,11 @@
 """What tests of every kind share: one Ray cluster for the session, a real S3 server, and settings that no shell leaks into."""
 
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 from uuid import uuid4
 
 import pytest
@@ -54,6 +56,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         needs_ray = item.get_closest_marker("ray") or "ray_cluster" in getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("ray" if needs_ray else item.path.stem))
     items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("ray",))
+
+
+def needs(program: str | tuple[str, ...], remedy: str) -> str:
+    """The path of an installed program, the first of several names that is found; see `lacks` for where it is missing."""
+    names = (program,) if isinstance(program, str) else program
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    return found or lacks(f"there is no {names[0]} on this machine: {remedy}")
+
+
+def lacks(what: str) -> NoReturn:
+    """A user's machine may go without and skips the test; continuous integration (it sets CI) tests everything, and fails."""
+    if os.environ.get("CI"):
+        pytest.fail(what, pytrace=False)
+    pytest.skip(what)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,10 +11,11 @@ function limits(schema) {
   if (schema.default !== undefined) said.push(`default ${schema.default}`);
   return said.join(", ");
 }
-function table(heads, rows) {
+/** It is in the way of Tab, so that the keyboard can move what does not fit beside. */
+function table(name, heads, rows) {
   const made = element("table", {}, element("tr", {}, ...heads.map(head => element("th", { textContent: head }))));
   rows.forEach(row => made.append(element("tr", {}, ...row.map((cell, i) => i ? prose("td", cell) : element("td", {}, element("code", { textContent: cell }))))));
-  return element("div", { className: "wide" }, made);
+  return element("div", { className: "wide", tabIndex: 0, role: "group", ariaLabel: name }, made);
 }
 async function show() {
   const main = document.getElementById("main");
@@ -25,9 +26,9 @@ async function show() {
     const section = element("section", {}, element("h2", {}, element("b", { textContent: method.toUpperCase() }), ` ${path}`));
     (operation.description || "").split("\n\n").forEach(text => section.append(prose("p", text)));
     const form = resolve(operation.requestBody?.content["multipart/form-data"]?.schema);
-    if (form) section.append(element("h3", { textContent: "Fields (multipart/form-data)" }), table(["field", "values", ""],
+    if (form) section.append(element("h3", { textContent: "Fields (multipart/form-data)" }), table("Fields", ["field", "values", "meaning"],
       Object.entries(form.properties).map(([name, schema]) => [name + (form.required?.includes(name) ? " *" : ""), limits(schema), schema.description || ""])));
-    section.append(element("h3", { textContent: "Answers" }), table(["status", "", ""], Object.entries(operation.responses).map(([status, answer]) => [
+    section.append(element("h3", { textContent: "Answers" }), table("Answers", ["status", "meaning", "content and headers"], Object.entries(operation.responses).map(([status, answer]) => [
       status, answer.description || "", [...Object.keys(answer.content || {}), ...Object.entries(answer.headers || {}).map(([name, header]) => `${name}: ${header.description}`)].join(" · ")])));
     main.append(section);
   }

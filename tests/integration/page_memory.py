@@ -4,27 +4,29 @@ The service here answers at once with stems of noise, so that only the page is m
 """
 
 import io
+import shutil
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import psutil
 import soundfile
-from chromium import Page, browser
+from page_browser import CHROMIUM, options, player, until_player
 from page_service import Backend, Service, serve
+from playwright.sync_api import Page, expect, sync_playwright
 from serving_parts import tiny_checkpoint
 
-from serving.engine.engine import _zip
-from serving.engine.load import load_engine
 from serving.http.app import AppConfig
+from serving.engine.load import load_engine
 from serving.schema import AccompanimentRequest, AccompanimentResult, Fit, StageSeconds
 
 MINUTES = 10
 RATE_HZ = 44_100
 WAIT_S = 120
-PLAYER = "(await import('/page/app.js')).player"
+expect.set_options(timeout=1_000 * WAIT_S)
 
 
 def noise(channels: int) -> bytes:
@@ -55,7 +57,14 @@ def held_mb() -> dict[str, int]:
             command, memory = " ".join(process.cmdline()), process.memory_info().rss // 2**20
         except psutil.NoSuchProcess:
             continue
-        kind = "page" if "--type=renderer" in command else "browser" if "--type=" not in command else "others"
+        # Chromium's own process has a profile and no type; Playwright's driver has neither.
+        kind = (
+            "page"
+            if "--type=renderer" in command
+            else "browser"
+            if "--user-data-dir=" in command and "--type=" not in command
+            else "others"
+        )
         held[kind] = max(memory, held.get(kind, 0))
     return held
 
@@ -64,55 +73,67 @@ def measure(page: Page, vocal: Path) -> None:
     def say(what: str, start_s: float) -> None:
         sys.stdout.write(f"{what}: {time.monotonic() - start_s:.1f} s, MB {held_mb()}\n")
 
-    def player(script: str) -> str:
-        return f"(async () => {{ const player = {PLAYER}; return {script}; }})()"
-
+    takes, play = page.locator(".take"), page.locator("#play")
     start_s = time.monotonic()
     say("empty", start_s)
-    page.drop("#drop", vocal)
+    page.locator("#file").set_input_files(vocal)
     peak: dict[str, int] = {}
-    while page.js("document.getElementById('go').disabled"):
+    while page.locator("#go").is_disabled():
         peak = {kind: max(memory, peak.get(kind, 0)) for kind, memory in held_mb().items()}
-    say(f"dropped, at most {peak}", start_s)
+    say(f"chosen, at most {peak}", start_s)
     for take in (1, 2, 3):
         start_s = time.monotonic()
-        page.click("#go")
-        page.until(f"document.querySelectorAll('.take').length === {take} && document.getElementById('work').hidden", WAIT_S)
+        page.locator("#go").click()
+        expect(takes).to_have_count(take)
+        expect(page.locator("#work")).to_be_hidden()
         say(f"take {take}", start_s)
     start_s = time.monotonic()
-    page.click("#play")
+    play.click()
     for place_s in (500, 100):
-        page.js(player(f"player.seek({place_s})"))
-        page.until(player(f"player.position_s > {place_s + 4}"))
-        page.press("x")
+        player(page, f"player.seek({place_s})")
+        until_player(page, f"player.position_s > {place_s + 4}")
+        page.keyboard.press("x")
     say("played and compared", start_s)
-    page.click("#play")
+    play.click()
     start_s = time.monotonic()
-    page.click(".take .keep")
-    page.until("document.querySelector('.take .keep').ariaPressed === 'true'", WAIT_S)
+    takes.first.locator(".keep").click()
+    expect(takes.first.locator(".keep")).to_have_attribute("aria-pressed", "true")
     say("kept", start_s)
     start_s = time.monotonic()
-    page.click(".take .save-mix")
-    page.downloaded("take-3-mix.wav", WAIT_S)
+    with page.expect_download(timeout=1_000 * WAIT_S) as download:
+        takes.first.locator(".save-mix").click()
+    assert download.value.path().stat().st_size > MINUTES * 60 * RATE_HZ * 4
     say("mix saved", start_s)
     start_s = time.monotonic()
     page.reload()
-    page.until("document.querySelectorAll('.take').length === 1 && !document.getElementById('play').disabled", WAIT_S)
+    expect(takes).to_have_count(1)
+    expect(play).to_be_enabled()
     say("come back", start_s)
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
         checkpoint = str(tiny_checkpoint(folder / "tiny"))
         backend = Prompt(load_engine(checkpoint=checkpoint, codec=None, device="cpu", threads=1, max_duration_s=601.0, hang_after_s=60.0))
         stereo = noise(2)
-        backend.stems = _zip({"vocal.wav": stereo, "accompaniment.wav": stereo, "mix.wav": stereo})[0]
+        stems = io.BytesIO()
+        with zipfile.ZipFile(stems, "w", zipfile.ZIP_STORED) as archive:
+            for name in ("vocal.wav", "accompaniment.wav", "mix.wav"):
+                archive.writestr(name, stereo)
+        backend.stems = stems.getvalue()
         vocal = folder / "vocal.wav"
         vocal.write_bytes(noise(1))
-        with serve(Service(backend, AppConfig(max_upload_bytes=2**28))) as service, browser(folder / "browser") as page:
-            page.go(service.url)
-            page.until("document.getElementById('steps').placeholder !== \"the model's own\"")
+        chromium = next((path for name in CHROMIUM if (path := shutil.which(name))), None) or sys.exit("install the package chromium")
+        with (
+            serve(Service(backend, AppConfig(max_upload_bytes=2**28))) as service,
+            sync_playwright() as playwright,
+            # With a profile on disk, as people have it: without one, Chromium keeps every take in memory.
+            playwright.chromium.launch_persistent_context(folder / "profile", **options(chromium)) as context,
+        ):
+            page = context.pages[0]
+            page.goto(service.url)
+            expect(page.locator("#steps")).not_to_have_attribute("placeholder", "the model's own")
             measure(page, vocal)
 
 

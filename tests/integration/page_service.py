@@ -22,12 +22,16 @@ class Backend(LocalBackend):
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
+        self.hold = threading.Event()
+        self.rest()
+
+    def rest(self) -> None:
+        """As it is at first."""
         self.refusals: list[Problem] = []
         self.asked: list[AccompanimentRequest] = []
         self.others: list[str] = []
         self.asleep = 0
         """How often it is asked for its models in vain first."""
-        self.hold = threading.Event()
         self.hold.set()
 
     async def play(self, vocal: bytes, request: AccompanimentRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Message, None]:
@@ -53,12 +57,17 @@ class Service:
 
     def __init__(self, backend: Backend, config: AppConfig) -> None:
         self.backend = backend
+        self._app: ASGIApp = create_app(backend, config)
+        self.url = ""
+        self.rest()
+
+    def rest(self) -> None:
+        """As it is at first, with its backend."""
+        self.backend.rest()
         self.progress: dict[str, object] | None = {"state": "running", "steps_done": 5, "steps": 20, "queue_position": None}
         self.asked_progress: list[str] = []
         self.odd_only = False
         """Every other question for progress is answered as by an ingress that does not know the request."""
-        self._app: ASGIApp = create_app(backend, config)
-        self.url = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not scope.get("path", "").startswith("/v1/progress/"):

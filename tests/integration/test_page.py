@@ -5,37 +5,29 @@ import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import chromium
 import numpy as np
+import page_browser
 import pytest
 import serving_parts as parts
 import soundfile
-from chromium import Page, PageError
+from axe_playwright_python.base import AxeResults
+from axe_playwright_python.sync_playwright import Axe
+from conftest import needs
+from page_browser import Watch, player, until, until_player
 from page_service import Backend, Service, serve
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from serving.engine.load import load_engine
 from serving.http.admission import digest
 from serving.http.app import AppConfig
 from serving.problems import Problem
 
-pytestmark = pytest.mark.skipif(chromium.EXECUTABLE is None, reason="there is no Chromium on this machine: install the package chromium")
 SECONDS = 6.0
-CONTRAST = Path(__file__).parent / "contrast.js"
-PLAYER = "(await import('/page/app.js')).player"
-CONTROLS = {"button", "textbox", "spinbutton", "slider", "combobox", "radio", "checkbox", "link", "meter", "progressbar", "group"}
-
-
-def with_player(expression: str) -> str:
-    return f"(async () => {{ const player = {PLAYER}; return {expression}; }})()"
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = parts.tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
-    engine = load_engine(checkpoint=str(folder), codec=None, device="cpu", threads=1, max_duration_s=60.0, hang_after_s=60.0)
-    with serve(Service(Backend(engine), AppConfig())) as running:
-        yield running
+DESK = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"}
+PHONE = {"viewport": {"width": 360, "height": 740}, "color_scheme": "light", "is_mobile": True, "has_touch": True}
+DARK = {"color_scheme": "dark"}
 
 
 @pytest.fixture(scope="module")
@@ -46,162 +38,246 @@ def vocal(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory, vocal: Path) -> Iterator[Page]:
-    with chromium.browser(tmp_path_factory.mktemp("browser"), microphone=vocal) as page:
-        yield page
+def browser(vocal: Path) -> Iterator[Browser]:
+    """One for this file, no longer: other tests call `asyncio.run`."""
+    with page_browser.browser(needs(page_browser.CHROMIUM, page_browser.REMEDY), microphone=vocal) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def running(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    assert browser.is_connected()  # without one, nothing is loaded
+    folder = parts.tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+    engine = load_engine(checkpoint=str(folder), codec=None, device="cpu", threads=1, max_duration_s=60.0, hang_after_s=60.0)
+    with serve(Service(Backend(engine), AppConfig())) as service:
+        yield service
 
 
 @pytest.fixture
-def page(tab: Page, service: Service) -> Iterator[Page]:
-    """The page as at a first visit; afterwards nothing was asked of another host, and the console is silent."""
-    yield from visited(tab, service)
+def service(running: Service) -> Iterator[Service]:
+    """As it is at first, whatever the last test made of it."""
+    running.rest()
+    yield running
+    running.rest()
 
 
-def visited(tab: Page, service: Service, expected: tuple[str, ...] = ()) -> Iterator[Page]:
-    tab.go("about:blank")
-    tab.call("Storage.clearDataForOrigin", origin=service.url, storageTypes="all")
-    tab.look_like(width=1280, height=900)
-    tab.events.clear()
-    tab.go(service.url)
-    tab.until("document.getElementById('service').textContent === 'ready'")
-    tab.until("document.getElementById('steps').placeholder !== \"the model's own\"")
-    service.backend.asked.clear()
-    service.asked_progress.clear()
-    yield tab
-    service.backend.hold.set()
-    elsewhere = [url for url in tab.requests() if not url.startswith((service.url, f"blob:{service.url}", "data:"))]
-    assert elsewhere == []
-    complaints = [said for said in tab.complaints() if not any(text in said for text in expected)]
-    assert complaints == []
+@pytest.fixture
+def looks() -> dict[str, Any]:
+    return DESK
+
+
+@pytest.fixture
+def context(browser: Browser, looks: dict[str, Any]) -> Iterator[BrowserContext]:
+    """A visitor who was never here."""
+    with browser.new_context(**looks, permissions=["microphone"]) as made:
+        yield made
+
+
+@pytest.fixture
+def watch(context: BrowserContext) -> Watch:
+    return Watch(context)
+
+
+@pytest.fixture
+def tab(context: BrowserContext, watch: Watch) -> Iterator[Page]:
+    """An empty tab. Afterwards nothing was asked of another host, and the console was silent but for what the test allows."""
+    page = context.new_page()
+    yield page
+    origin = page.evaluate("location.origin")
+    assert watch.elsewhere(origin) == []
+    assert watch.complaints() == []
+
+
+@pytest.fixture
+def page(tab: Page, service: Service) -> Page:
+    return visited(tab, service)
+
+
+def visited(tab: Page, service: Service) -> Page:
+    """The page when it knows its service."""
+    tab.goto(service.url)
+    expect(tab.locator("#service")).to_have_text("ready")
+    expect(tab.locator("#steps")).not_to_have_attribute("placeholder", "the model's own")
+    return tab
 
 
 def drop(page: Page, vocal: Path) -> None:
-    page.drop("#drop", vocal)
-    page.until("!document.getElementById('go').disabled")
+    page.locator("#drop").drop({"files": vocal})
+    expect(page.locator("#go")).to_be_enabled()
 
 
 def take(page: Page, *, seed: int, steps: int = 2) -> None:
     """Asks for a band by the form, and waits for its take."""
-    before = page.js("document.querySelectorAll('.take').length")
-    page.js(f"(document.getElementById('seed').value = {seed}, document.getElementById('steps').value = {steps})")
-    page.click("#go")
-    page.until(f"document.querySelectorAll('.take').length === {before + 1}")
-    page.until("document.getElementById('work').hidden")
+    before = page.locator(".take").count()
+    if not page.locator("#steps").is_visible():
+        page.get_by_text("Finer settings").click()
+    page.get_by_label("Seed", exact=True).fill(str(seed))
+    page.get_by_label("Steps", exact=True).fill(str(steps))
+    page.locator("#go").click()
+    expect(page.locator(".take")).to_have_count(before + 1)
+    expect(page.locator("#work")).to_be_hidden()
+
+
+def open_booth(page: Page) -> None:
+    page.locator("#record").click()
+    expect(page.locator("#booth")).to_be_visible()
+
+
+def heard(page: Page) -> Locator:
+    return page.locator(".take.heard .name")
+
+
+def is_pressed(button: Locator) -> None:
+    expect(button).to_have_attribute("aria-pressed", "true")
 
 
 def loudest(page: Page, lane: str) -> float:
-    """The loudest sample of a lane in 0.7 s, longer than a rest of the vocal."""
-    script = """(async () => {
-        const { player } = await import('/page/app.js');
-        let peak = 0;
-        for (const end = performance.now() + 700; performance.now() < end; await new Promise(done => setTimeout(done, 10)))
-            peak = Math.max(peak, player.level(LANE));
-        return peak;
-    })()"""
-    return float(page.js(script.replace("LANE", repr(lane))))
+    """The loudest sample of a lane in 0.7 s, longer than a rest of the vocal; the first 0.1 s are left out, for a meter looks back."""
+    return page.evaluate(
+        """async lane => {
+            const { player } = await import('/page/app.js'), start_s = player.context.currentTime;
+            let peak = 0;
+            for (let at_s = start_s; at_s < start_s + 0.8; at_s = player.context.currentTime) {
+                if (at_s > start_s + 0.1) peak = Math.max(peak, player.level(lane));
+                await new Promise(done => setTimeout(done, 10));
+            }
+            return peak;
+        }""",
+        lane,
+    )
 
 
-def heard(page: Page) -> str:
-    return str(page.js("document.querySelector('.take.heard .name').value"))
+def is_drawn(page: Page, lane: str) -> bool:
+    wave = page.locator(f".wave[data-lane={lane}] .ahead")
+    return wave.evaluate("canvas => canvas.getContext('2d').getImageData(0, 0, 900, 200).data.some(x => x)")
+
+
+def saved(page: Page, button: str) -> tuple[str, bytes]:
+    """Name and content of what the first take's button downloads."""
+    with page.expect_download() as download:
+        page.locator(".take").first.locator(button).click()
+    return download.value.suggested_filename, download.value.path().read_bytes()
+
+
+def is_accessible(page: Page) -> AxeResults:
+    """axe finds nothing: every control has a name, every text its contrast (WCAG 1.4.3), and the rest of its rules."""
+    until(page, "document.getAnimations().every(a => a.playState !== 'running' || a.effect.getTiming().iterations === Infinity)")
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    return found
+
+
+def is_accessible_for_certain(page: Page) -> None:
+    """There is no text either whose contrast axe cannot tell."""
+    doubts = [rule["nodes"] for rule in is_accessible(page).response["incomplete"] if rule["id"] == "color-contrast"]
+    assert doubts == []
 
 
 def test_a_vocal_a_band_and_its_scores(page: Page, service: Service, vocal: Path) -> None:
     drop(page, vocal)
-    assert page.text("#vocal-name") == "my vocal.wav, 0:06"
-    assert page.js(
-        "document.querySelector('.wave[data-lane=vocal] .ahead').getContext('2d').getImageData(0, 0, 900, 200).data.some(x => x)"
-    )
-    page.click("#candidates label:nth-child(3)")
+    expect(page.locator("#vocal-name")).to_have_text("my vocal.wav, 0:06")
+    assert is_drawn(page, "vocal")
+    page.get_by_role("radio", name="3", exact=True).check()
     take(page, seed=7)
     (asked,) = service.backend.asked
     assert (asked.seed, asked.candidates, asked.steps, asked.output) == (7, 3, 2, "stems")
-    assert "seed 7" in page.text(".take .about")
-    assert "best of 3" in page.text(".take .about")
-    for row in (1, 2, 3):
-        number, words = page.text(f".scores div:nth-child({row}) .number"), page.text(f".scores div:nth-child({row}) .words")
-        assert 0 <= float(number) <= 1
-        assert words in ("tight", "good", "loose", "off")
-    assert page.js("document.querySelector('.wave[data-lane=band] .ahead').getContext('2d').getImageData(0, 0, 900, 200).data.some(x => x)")
+    about = page.locator(".take .about")
+    expect(about).to_contain_text("seed 7")
+    expect(about).to_contain_text("best of 3")
+    numbers, words = (page.locator(f".scores .{name}").all_inner_texts() for name in ("number", "words"))
+    assert [0 <= float(number) <= 1 for number in numbers] == [True] * 3
+    assert len(words) == 3
+    assert set(words) <= {"tight", "good", "loose", "off"}
+    assert is_drawn(page, "band")
 
 
 def test_transport_and_faders(page: Page, vocal: Path) -> None:
     drop(page, vocal)
     take(page, seed=7)
-    page.click("#loop")
-    page.click("#play")
-    page.until(with_player("player.position_s > 0.3"))
+    lanes = {name: page.locator(f".lane[data-lane={name}]") for name in ("vocal", "band")}
+    mute, solo = lanes["vocal"].locator(".mute"), lanes["vocal"].locator(".solo")
+    page.locator("#loop").click()
+    page.locator("#play").click()
+    until_player(page, "player.position_s > 0.3")
     assert loudest(page, "vocal") > 0.01
-    band = loudest(page, "band")
-    assert band > 1e-3
-    page.click(".lane[data-lane=vocal] .mute")
-    page.until(with_player("player.buses[0].gain.value < 1e-5"))
-    assert (loudest(page, "vocal"), loudest(page, "band") > 1e-3) == (pytest.approx(0, abs=1e-4), True)
-    assert page.js("document.querySelector('.lane[data-lane=vocal] .mute').ariaPressed") == "true"
-    page.click(".lane[data-lane=vocal] .mute")
-    page.click(".lane[data-lane=vocal] .solo")
-    page.until(with_player("player.buses[1].gain.value < 1e-5"))
-    assert (loudest(page, "band"), loudest(page, "vocal") > 0.01) == (pytest.approx(0, abs=1e-4), True)
-    page.click(".lane[data-lane=vocal] .solo")
-    page.js("(f => { f.value = -6; f.dispatchEvent(new Event('input')); })(document.querySelector('.lane[data-lane=band] .fader'))")
-    page.until(with_player("Math.abs(player.buses[1].gain.value - 10 ** (-6 / 20)) < 1e-3"))
-    assert page.text(".lane[data-lane=band] .db") == "−6 dB"
-    page.click("#play")
-    assert not page.js(with_player("player.playing"))
-    x, y, width = page.js("(r => [r.x, r.y + 20, r.width])(document.getElementById('timeline').getBoundingClientRect())")
-    page.click_at(x + width / 2, y)
-    assert page.js(with_player("player.position_s")) == pytest.approx(SECONDS / 2, abs=0.05)
-    assert page.text("#clock") == "0:03 / 0:06"
+    assert loudest(page, "band") > 1e-3
+    mute.click()
+    until_player(page, "player.buses[0].gain.value < 1e-5")
+    assert loudest(page, "vocal") == pytest.approx(0, abs=1e-4)
+    assert loudest(page, "band") > 1e-3
+    is_pressed(mute)
+    mute.click()
+    solo.click()
+    until_player(page, "player.buses[1].gain.value < 1e-5")
+    assert loudest(page, "band") == pytest.approx(0, abs=1e-4)
+    assert loudest(page, "vocal") > 0.01
+    solo.click()
+    lanes["band"].locator(".fader").fill("-6")
+    until_player(page, "Math.abs(player.buses[1].gain.value - 10 ** (-6 / 20)) < 1e-3")
+    expect(lanes["band"].locator(".db")).to_have_text("−6 dB")
+    page.locator("#play").click()
+    assert not player(page, "player.playing")
+    box = page.locator("#timeline").bounding_box()
+    assert box
+    page.locator("#timeline").click(position={"x": box["width"] / 2, "y": 20})
+    assert player(page, "player.position_s") == pytest.approx(SECONDS / 2, abs=0.05)
+    expect(page.locator("#clock")).to_have_text("0:03 / 0:06")
 
 
 def test_takes_are_compared_kept_and_saved(page: Page, vocal: Path) -> None:
+    takes = page.locator(".take")
     drop(page, vocal)
     take(page, seed=7)
-    page.click("#play")
+    page.locator("#play").click()
     take(page, seed=8)
-    assert heard(page) == "Take 2"
-    assert page.js(with_player("player.playing"))
-    before = page.js(with_player("(await new Promise(r => setTimeout(r, 100)), player.position_s)"))
-    page.click("#compare")
-    page.until("document.querySelector('.take.heard .name').value === 'Take 1'")
-    after = page.js(with_player("player.position_s"))
+    expect(heard(page)).to_have_value("Take 2")
+    assert player(page, "player.playing")
+    before = player(page, "(await new Promise(r => setTimeout(r, 100)), player.position_s)")
+    page.locator("#compare").click()
+    expect(heard(page)).to_have_value("Take 1")
+    after = player(page, "player.position_s")
     assert 0 < (after - before) % SECONDS < 2
-    page.press("x")
-    page.until("document.querySelector('.take.heard .name').value === 'Take 2'")
-    page.press(" ")
-    page.js("(n => { n.value = 'The quiet one'; n.dispatchEvent(new Event('change')); })(document.querySelector('.take .name'))")
-    page.click(".take .keep")
-    page.until("document.querySelector('.take .keep').ariaPressed === 'true'")
-    page.click(".take:nth-child(2) .remove")
-    assert "Take 1 is deleted" in page.text("#notice")
-    page.click("#notice button")
-    assert page.js("document.querySelectorAll('.take').length") == 2
+    page.keyboard.press("x")
+    expect(heard(page)).to_have_value("Take 2")
+    page.keyboard.press("Space")
+    takes.first.locator(".name").fill("The quiet one")
+    takes.first.locator(".name").press("Enter")
+    takes.first.locator(".keep").click()
+    is_pressed(takes.first.locator(".keep"))
+    takes.nth(1).locator(".remove").click()
+    expect(page.locator("#notice")).to_contain_text("Take 1 is deleted")
+    page.locator("#notice").get_by_role("button").click()
+    expect(takes).to_have_count(2)
     page.reload()
-    page.until("document.querySelectorAll('.take').length === 1")
-    page.until("document.querySelector('.take.heard .name')?.value === 'The quiet one'")
-    assert page.text("#vocal-name") == "my vocal.wav, 0:06"
-    assert not page.js("document.getElementById('go').disabled")
-    page.click("#play")
-    page.until(with_player("player.level('vocal') > 0.01"))
-    page.click("#play")
-    page.click(".take .save-stems")
-    with zipfile.ZipFile(io.BytesIO(page.downloaded("the-quiet-one-stems.zip"))) as stems:
+    expect(takes).to_have_count(1)
+    expect(heard(page)).to_have_value("The quiet one")
+    expect(page.locator("#vocal-name")).to_have_text("my vocal.wav, 0:06")
+    expect(page.locator("#go")).to_be_enabled()
+    page.locator("#play").click()
+    until_player(page, "player.level('vocal') > 0.01")
+    page.locator("#play").click()
+    name, content = saved(page, ".save-stems")
+    assert name == "the-quiet-one-stems.zip"
+    with zipfile.ZipFile(io.BytesIO(content)) as stems:
         assert stems.testzip() is None
         sounds = {name: soundfile.read(io.BytesIO(stems.read(name))) for name in stems.namelist()}
     assert set(sounds) == {"vocal.wav", "accompaniment.wav", "mix.wav"}
     assert {(len(sound), rate) for sound, rate in sounds.values()} == {(int(SECONDS * 44_100), 44_100)}
-    page.js(with_player("player.set('vocal', {muted: true}), player.set('band', {db: -6})"))
-    page.click(".take .save-mix")
-    mix, _ = soundfile.read(io.BytesIO(page.downloaded("the-quiet-one-mix.wav")))
-    assert np.abs(mix - sounds["accompaniment.wav"][0] * 10 ** (-6 / 20)).max() < 1e-3
-    page.click(".take .save-band")
-    band, _ = soundfile.read(io.BytesIO(page.downloaded("the-quiet-one-band.wav")))
-    assert np.array_equal(band, sounds["accompaniment.wav"][0])
+    band = sounds["accompaniment.wav"][0]
+    player(page, "(player.set('vocal', {muted: true}), player.set('band', {db: -6}))")
+    name, content = saved(page, ".save-mix")
+    assert name == "the-quiet-one-mix.wav"
+    assert np.abs(soundfile.read(io.BytesIO(content))[0] - band * 10 ** (-6 / 20)).max() < 1e-3
+    name, content = saved(page, ".save-band")
+    assert name == "the-quiet-one-band.wav"
+    assert np.array_equal(soundfile.read(io.BytesIO(content))[0], band)
 
 
 def test_windows_loops_and_takes_join_to_the_sample(page: Page) -> None:
     """Two takes of the same noise, compared while they play in a loop: what is heard is the noise, without a click."""
-    told = page.js(
-        """(async () => {
+    page.locator("#to-start").click()  # a context plays only after somebody has done something
+    told = page.evaluate(
+        """async () => {
         const { Player } = await import('/page/player.js'), { openWav, pack, wavOf, RATE_HZ } = await import('/page/wav.js');
         const noise = Float32Array.from({ length: 2.5 * RATE_HZ }, () => Math.random() - 0.5), packed = pack([noise]);
         const deck = async () => ({ vocal: await openWav(wavOf([packed], { channels: 1, rate_hz: RATE_HZ })), band: null });
@@ -227,7 +303,7 @@ def test_windows_loops_and_takes_join_to_the_sample(page: Page) -> None:
           worst = Math.max(worst, Math.abs(all[n] - packed[(start + n - from) % packed.length]));
         await context.close();
         return { start, worst, compared };
-    })()"""
+    }"""
     )
     assert told["start"] >= 0
     assert told["compared"] > 2.9 * 44_100
@@ -236,226 +312,245 @@ def test_windows_loops_and_takes_join_to_the_sample(page: Page) -> None:
 
 def test_a_recording(page: Page) -> None:
     """Chromium's fake microphone sings the vocal again and again."""
-    page.click("#record")
-    page.until("!document.getElementById('booth').hidden")
-    page.until("Number(document.getElementById('level').ariaValueNow) > -30")
-    assert page.js("document.getElementById('input').options.length") >= 1
-    page.click("#roll")
-    page.until("document.getElementById('booth-clock').textContent === '0:01'")
-    page.click("#leave")  # starts over
-    assert page.text("#booth-clock") == "0:00"
-    page.until("document.getElementById('booth-clock').textContent === '0:02'")
-    page.click("#roll")
-    page.until("!document.getElementById('go').disabled")
-    assert page.text("#vocal-name").startswith("recording.wav, 0:0")
-    assert 1.9 < page.js(with_player("player.duration_s")) < 2.9
-    assert page.js("document.getElementById('booth').hidden")
+
+    def until_recorded(clock: str) -> None:
+        # Not by `expect`, which looks once a second in the end.
+        until(page, f"document.getElementById('booth-clock').textContent === {clock!r}")
+
+    open_booth(page)
+    until(page, "Number(document.getElementById('level').ariaValueNow) > -30")
+    expect(page.locator("#input option")).not_to_have_count(0)
+    page.locator("#roll").click()
+    until_recorded("0:01")
+    page.locator("#leave").click()  # starts over
+    expect(page.locator("#booth-clock")).to_have_text("0:00")
+    until_recorded("0:02")
+    page.locator("#roll").click()
+    expect(page.locator("#go")).to_be_enabled()
+    expect(page.locator("#vocal-name")).to_contain_text("recording.wav, 0:0")
+    assert 1.9 < player(page, "player.duration_s") < 2.9
+    expect(page.locator("#booth")).to_be_hidden()
     take(page, seed=1)
-    page.click("#play")
-    page.until(with_player("player.level('vocal') > 0.01"))
+    page.locator("#play").click()
+    until_player(page, "player.level('vocal') > 0.01")
 
 
 def test_without_a_mouse(page: Page, vocal: Path) -> None:
-    page.choose("#file", vocal)
-    page.until("!document.getElementById('go').disabled")
-    while page.focused() != "go":
-        page.press("Tab")
-    page.press("Enter")
-    page.until("document.querySelectorAll('.take').length === 1")
-    page.until("document.activeElement.id === 'play'")
-    while page.focused() != "go":
-        page.press("Tab")
-    met: list[str] = []
-    while not met or met[-1] != "go":
-        page.press("Tab")
-        met.append(page.focused())
-        assert len(met) < 60
-        assert page.js("document.activeElement === document.body || document.activeElement.matches(':focus-visible')"), met
-    reached = " ".join(met)
-    for control in (
-        "choose",
-        "record",
-        "seed",
-        "timeline",
-        "play",
-        "loop",
-        "help",
-        "keep",
-        "save-mix",
-        "save-stems",
-        "remove",
-        "fader",
-        "mute",
-        "solo",
-    ):
+    def focused() -> str:
+        """What has the focus: its id, else its classes and label."""
+        return page.evaluate("(e => e.id || `${e.className} ${e.getAttribute('aria-label')}`)(document.activeElement)")
+
+    def go_to(control: str) -> list[str]:
+        """By Tab; what has had the focus on the way."""
+        met: list[str] = []
+        while not met or met[-1] != control:
+            page.keyboard.press("Tab")
+            met.append(focused())
+            assert len(met) < 60, met
+            assert page.evaluate("document.activeElement === document.body || document.activeElement.matches(':focus-visible')"), met
+        return met
+
+    # From before the way there: a dialog that opens at once is faster than the browser's being told to give it away.
+    with page.expect_file_chooser() as chooser:
+        go_to("choose")
+        page.keyboard.press("Enter")
+    chooser.value.set_files(vocal)
+    expect(page.locator("#go")).to_be_enabled()
+    go_to("go")
+    page.keyboard.press("Enter")
+    expect(page.locator(".take")).to_have_count(1)
+    expect(page.locator("#play")).to_be_focused()
+    go_to("go")
+    reached = " ".join(go_to("go"))
+    for control in ("choose", "record", "seed", "timeline", "play", "loop", "help", "keep", "save-mix", "save-stems", "remove", "fader"):
         assert control in reached
-    while page.focused() != "timeline":
-        page.press("Tab")
-    page.press("ArrowRight")
-    assert page.js(with_player("player.position_s")) == pytest.approx(5.0)
-    page.press("Home")
-    page.press(" ")
-    page.until(with_player("player.playing && player.position_s > 0.1"))
-    page.press("m")
-    assert page.js(with_player("player.gain('vocal')")) == 0
-    page.press("S", shift=True)
-    assert page.js(with_player("[player.gain('band'), player.mix.band.solo]")) == [1, True]
-    page.press("l")
-    page.until(with_player("player.loop"))
-    page.press(" ")
-    page.until(with_player("!player.playing"))
-    page.press("k")
-    page.until("document.querySelector('.take .keep').ariaPressed === 'true'")
+    assert {"mute", "solo"} <= set(reached.split())
+    go_to("timeline")
+    page.keyboard.press("ArrowRight")
+    assert player(page, "player.position_s") == pytest.approx(5.0)
+    page.keyboard.press("Home")
+    page.keyboard.press("Space")
+    until_player(page, "player.playing && player.position_s > 0.1")
+    page.keyboard.press("m")
+    assert player(page, "player.gain('vocal')") == 0
+    page.keyboard.press("Shift+S")
+    assert player(page, "[player.gain('band'), player.mix.band.solo]") == [1, True]
+    page.keyboard.press("l")
+    until_player(page, "player.loop")
+    page.keyboard.press("Space")
+    until_player(page, "!player.playing")
+    page.keyboard.press("k")
+    is_pressed(page.locator(".take .keep"))
+
+
+def cancel(page: Page) -> None:
+    """The page itself breaks the request off."""
+    with page.expect_event("requestfailed", lambda request: request.url.endswith("/v1/accompaniments")) as broken:
+        page.locator("#cancel").click()
+    assert broken.value.failure == "net::ERR_ABORTED"
+    expect(page.locator("#work")).to_be_hidden()
 
 
 def test_progress_and_cancelling(page: Page, service: Service, vocal: Path) -> None:
     drop(page, vocal)
     service.backend.hold.clear()
-    page.click("#go")
-    page.until("document.getElementById('progress-text').textContent.includes('step 5 of 20')")
-    assert page.js("document.getElementById('progress').value") == pytest.approx(0.25)
+    page.locator("#go").click()
+    expect(page.locator("#progress-text")).to_contain_text("step 5 of 20")
+    assert page.locator("#progress").evaluate("bar => bar.value") == pytest.approx(0.25)
+    is_accessible_for_certain(page)
     service.progress = {"state": "queued", "steps_done": 0, "steps": 0, "queue_position": 3}
-    page.until("document.getElementById('progress-text').textContent.includes('place 3 in the queue')")
-    assert not page.js("document.getElementById('progress').hasAttribute('value')")
+    expect(page.locator("#progress-text")).to_contain_text("place 3 in the queue")
+    assert page.locator("#progress").get_attribute("value") is None
     assert len(set(service.asked_progress)) == 1
-    service.progress = {"state": "running", "steps_done": 5, "steps": 20, "queue_position": None}
-    page.click("#cancel")
-    page.until("document.getElementById('work').hidden")
-    assert page.js("document.querySelectorAll('.take').length") == 0
-    assert page.js("document.getElementById('problem').hidden")
-    page.until_cancelled()
+    cancel(page)
+    expect(page.locator(".take")).to_have_count(0)
+    expect(page.locator("#problem")).to_be_hidden()
 
 
-def test_progress_where_two_ingresses_answer_in_turn(tab: Page, service: Service, vocal: Path) -> None:
+def test_progress_where_two_ingresses_answer_in_turn(page: Page, service: Service, vocal: Path, watch: Watch) -> None:
     """The one that does not know the request takes nothing away from what the other told, however often."""
-    visit = visited(tab, service, expected=("status of 404",))
-    page = next(visit)
+    watch.allowed.append("status of 404")
     drop(page, vocal)
     service.backend.hold.clear()
     service.odd_only = True
-    page.click("#go")
-    page.until("document.getElementById('progress-text').textContent.includes('step 5 of 20')")
-    page.js("""(globalThis.said = [], new MutationObserver(() => said.push(document.getElementById('progress-text').textContent))
-        .observe(document.getElementById('progress-text'), { childList: true, characterData: true, subtree: true }))""")
+    page.locator("#go").click()
+    text = page.locator("#progress-text")
+    expect(text).to_contain_text("step 5 of 20")
+    text.evaluate("""text => (globalThis.said = [], new MutationObserver(() => said.push(text.textContent))
+        .observe(text, { childList: true, characterData: true, subtree: true }))""")
     before = len(service.asked_progress)
     while len(service.asked_progress) < before + 14:
-        page.js("new Promise(done => setTimeout(done, 100))")
-    service.odd_only = False
-    assert page.js("said.every(text => text.includes('step 5 of 20'))")
-    page.click("#cancel")
-    page.until("document.getElementById('work').hidden")
-    page.until_cancelled()
-    list(visit)
+        page.wait_for_timeout(100)
+    assert page.evaluate("said.every(text => text.includes('step 5 of 20'))")
+    cancel(page)
 
 
-def test_models_of_a_service_that_wakes_are_asked_for_again(tab: Page, service: Service) -> None:
+def test_models_of_a_service_that_wakes_are_asked_for_again(tab: Page, service: Service, watch: Watch) -> None:
+    watch.allowed.append("status of 503")
     service.backend.asleep, service.backend.others = 2, ["another"]
-    visit = visited(tab, service, expected=("status of 503",))
-    page = next(visit)  # until the model's own steps are known
+    page = visited(tab, service)  # until the model's own steps are known
     assert service.backend.asleep == 0
-    assert not page.js("document.getElementById('model-field').hidden")
-    service.backend.others = []
-    list(visit)
+    expect(page.locator("#model-field")).to_be_visible()
 
 
-def test_refusals_are_said_in_words(tab: Page, service: Service, vocal: Path, tmp_path: Path) -> None:
-    visit = visited(tab, service, expected=("status of 503", "status of 429", "status of 400", "status of 404"))
-    page = next(visit)
+def test_refusals_are_said_in_words(page: Page, service: Service, vocal: Path, watch: Watch, tmp_path: Path) -> None:
+    watch.allowed += [f"status of {status}" for status in (503, 429, 400, 404)]
+    problem, go = page.locator("#problem"), page.locator("#go")
     damaged = tmp_path / "text.wav"
     damaged.write_text("this is no sound")
-    page.drop("#drop", damaged)
-    page.until("document.getElementById('vocal-problem').textContent.includes('cannot be read as audio')")
+    page.locator("#drop").drop({"files": damaged})
+    expect(page.locator("#vocal-problem")).to_contain_text("cannot be read as audio")
+    is_accessible_for_certain(page)
     drop(page, vocal)
-    assert page.js("document.getElementById('vocal-problem').hidden")
+    expect(page.locator("#vocal-problem")).to_be_hidden()
     service.progress = None
-    service.backend.refusals = [Problem(status=503, detail="full", retry_after_s=1), Problem(status=429, detail="share", retry_after_s=1)]
-    page.click("#go")
-    page.until("document.getElementById('problem').innerText.includes('The service is busy. It is asked again in')")
-    page.until("document.getElementById('problem').innerText.includes('as many bands in work')")
-    page.until("document.querySelectorAll('.take').length === 1")
-    assert page.js("document.getElementById('problem').hidden")
+    service.backend.refusals = [Problem(status=503, detail="full", retry_after_s=2), Problem(status=429, detail="share", retry_after_s=2)]
+    go.click()
+    expect(problem).to_contain_text("The service is busy. It is asked again in")
+    expect(problem).to_contain_text("as many bands in work")
+    expect(page.locator(".take")).to_have_count(1)
+    expect(problem).to_be_hidden()
     service.backend.refusals = [Problem(status=503, detail="full", retry_after_s=60)] * 2
-    page.click("#go")
-    page.until("!document.getElementById('again').hidden")
-    page.click("#retry")
-    page.until("!document.getElementById('again').hidden && document.getElementById('work').hidden")
-    page.click("#give-up")
-    assert page.js("document.getElementById('problem').hidden")
+    go.click()
+    expect(page.locator("#again")).to_be_visible()
+    with page.expect_response(lambda answer: answer.status == 503):
+        page.locator("#retry").click()
+    expect(page.locator("#again")).to_be_visible()
+    expect(page.locator("#work")).to_be_hidden()
+    page.locator("#give-up").click()
+    expect(problem).to_be_hidden()
     service.backend.refusals = [Problem(status=400, title="Unreadable audio", detail="it ends early")]
-    page.click("#go")
-    page.until("document.getElementById('problem').innerText === 'Unreadable audio: it ends early'")
-    service.progress = {"state": "running", "steps_done": 5, "steps": 20, "queue_position": None}
-    list(visit)
+    go.click()
+    expect(problem).to_have_text("Unreadable audio: it ends early")
+    is_accessible_for_certain(page)
 
 
-def test_a_key_is_asked_for_and_not_stored(tab: Page, service: Service, vocal: Path) -> None:
-    with serve(Service(service.backend, AppConfig(api_key_digests=(digest("sesame"),)))) as locked:
-        tab.go(locked.url)
-        tab.until("!document.getElementById('key-field').hidden")
-        drop(tab, vocal)
-        tab.click("#go")
-        tab.until("document.getElementById('problem').innerText === 'This service asks for a key.'")
-        assert tab.focused() == "key"
-        for letter in "sesame":
-            tab.press(letter)
-        tab.press("Enter")
-        tab.until("document.querySelectorAll('.take').length === 1")
-        assert tab.js("[sessionStorage['backline-key'], Object.values(localStorage).includes('sesame')]") == ["sesame", False]
-        tab.go("about:blank")
+@pytest.fixture
+def locked(service: Service) -> Iterator[Service]:
+    with serve(Service(service.backend, AppConfig(api_key_digests=(digest("sesame"),)))) as asking:
+        yield asking
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_a_phone(page: Page, vocal: Path, dark: bool) -> None:
-    page.look_like(width=360, height=740, dark=dark, phone=True)
-    assert page.js("document.documentElement.scrollWidth") <= 360
+def test_a_key_is_asked_for_and_not_stored(locked: Service, tab: Page, vocal: Path, watch: Watch) -> None:
+    watch.allowed.append("status of 401")
+    tab.goto(locked.url)
+    expect(tab.locator("#key-field")).to_be_visible()
+    drop(tab, vocal)
+    tab.locator("#go").click()
+    expect(tab.locator("#problem")).to_have_text("This service asks for a key.")
+    expect(tab.locator("#key")).to_be_focused()
+    tab.keyboard.type("sesame")
+    tab.keyboard.press("Enter")
+    expect(tab.locator(".take")).to_have_count(1)
+    assert tab.evaluate("[sessionStorage['backline-key'], Object.values(localStorage).includes('sesame')]") == ["sesame", False]
+
+
+@pytest.mark.parametrize("looks", [PHONE, PHONE | DARK], ids=["light", "dark"])
+def test_a_phone(page: Page, vocal: Path) -> None:
+    def fits() -> None:
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        # WCAG 2.5.8: targets of at least 24 pixels
+        tight = "buttons => buttons.filter(b => b.offsetWidth && Math.min(b.offsetWidth, b.offsetHeight) < 24 && b.id !== 'help').length"
+        assert page.locator("button").evaluate_all(tight) == 0
+        is_accessible_for_certain(page)
+
+    fits()
     drop(page, vocal)
     take(page, seed=2**53 - 1)
-    page.click("#record")
-    page.until("!document.getElementById('booth').hidden")
-    page.js("document.querySelector('details').open = true")
-    assert page.js("document.documentElement.scrollWidth") <= 360
-    # WCAG 2.5.8: targets of at least 24 pixels
-    tight = "b => b.offsetWidth && Math.min(b.offsetWidth, b.offsetHeight) < 24 && b.id !== 'help'"
-    assert page.js(f"[...document.querySelectorAll('button')].filter({tight}).length") == 0
+    open_booth(page)
+    expect(page.locator("#steps")).to_be_visible()
+    fits()
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_everything_has_a_name_and_text_has_contrast(page: Page, vocal: Path, dark: bool) -> None:
-    page.look_like(width=1280, height=900, dark=dark)
+@pytest.mark.parametrize("looks", [DESK, DESK | DARK], ids=["light", "dark"])
+def test_everything_has_a_name_and_text_has_contrast(page: Page, vocal: Path) -> None:
+    is_accessible_for_certain(page)
     drop(page, vocal)
     take(page, seed=7)
-    page.click("#record")
-    page.until("!document.getElementById('booth').hidden")
-    page.js(with_player("player.set('vocal', {muted: true}), player.set('band', {solo: true}), player.repeat(true)"))
-    page.click(".take .keep")
-    page.until("document.querySelector('.take .keep').ariaPressed === 'true'")
-    page.until("document.getAnimations().every(a => a.playState !== 'running')")
-    met = page.accessible()
-    nameless = [role for role, name in met if role in CONTROLS - {"group"} and not name.strip()]
-    assert nameless == []
-    roles = {role for role, _ in met}
-    assert {"button", "slider", "radio", "spinbutton", "textbox", "main", "heading", "meter"} <= roles
-    names = [name for _, name in met]
-    for name in ("Place in the song", "Vocal level", "Mute the band", "Hear Take 1", "Keep Take 1", "Delete Take 1", "Play", "Loop"):
-        assert name in names
-    assert page.js(CONTRAST.read_text()) == []
+    open_booth(page)
+    player(page, "(player.set('vocal', {muted: true}), player.set('band', {solo: true}), player.repeat(true))")
+    page.locator(".take .keep").click()
+    is_pressed(page.locator(".take .keep"))
+    is_accessible_for_certain(page)
+    for role, name in (
+        ("main", None), ("heading", "backline"), ("meter", "Level of the microphone"), ("slider", "Place in the song"),
+        ("slider", "Vocal level"), ("button", "Mute the band"), ("button", "Hear Take 1"), ("button", "Keep Take 1"),
+        ("button", "Delete Take 1"), ("button", "Play"), ("button", "Loop"), ("radio", "3"), ("spinbutton", "Seed"),
+        ("textbox", "Name of Take 1"),
+    ):  # fmt: skip
+        expect(page.get_by_role(role, name=name, exact=True)).to_be_visible()
+    page.locator("#help").click()
+    expect(page.get_by_role("dialog", name="Keyboard")).to_be_visible()
+    is_accessible(page)  # it has arrows, which axe does not take for text
 
 
 def test_a_model_is_chosen_where_there_are_several(page: Page, service: Service) -> None:
-    assert page.js("document.getElementById('model-field').hidden")
+    expect(page.locator("#model-field")).to_be_hidden()
     service.backend.others = ["student"]
     page.reload()
-    page.until("!document.getElementById('model-field').hidden")
-    service.backend.others = []
-    assert page.js("[...document.getElementById('model').options].map(o => o.value)") == ["", parts.MODEL_NAME, "student"]
+    expect(page.locator("#model-field")).to_be_visible()
+    values = page.locator("#model option").evaluate_all("options => options.map(option => option.value)")
+    assert values == ["", parts.MODEL_NAME, "student"]
 
 
-def test_the_documents_for_programs(page: Page) -> None:
-    page.go(f"{page.js('location.origin')}/docs")
-    page.until("document.querySelectorAll('section').length > 3")
-    assert "/v1/accompaniments" in page.text("#main")
+@pytest.mark.parametrize("looks", [DESK, DESK | DARK, PHONE], ids=["light", "dark", "phone"])
+def test_the_documents_for_programs(tab: Page, service: Service) -> None:
+    tab.goto(f"{service.url}/docs")
+    expect(tab.locator("section").nth(3)).to_be_visible()
+    expect(tab.locator("#main")).to_contain_text("/v1/accompaniments")
+    is_accessible(tab)
 
 
-def test_a_page_error_is_noticed(tab: Page) -> None:
-    with pytest.raises(PageError, match="boom"):
-        tab.js("(() => { throw new Error('boom'); })()")
+def test_what_goes_wrong_on_a_page_is_noticed(page: Page, service: Service, watch: Watch) -> None:
+    """The silence that every test here ends with would otherwise prove nothing."""
+    with page.expect_event("pageerror"):
+        page.evaluate("setTimeout(() => { throw new Error('boom'); })")
+    page.evaluate("console.error('said aloud')")
+    page.evaluate("document.body.append(Object.assign(document.createElement('script'), { textContent: '1' }))")
+    with page.expect_event("requestfailed"):
+        page.goto("data:text/html,<img src='http://elsewhere.invalid/picture.png'>")
+    for part in ("boom", "said aloud", "Content Security Policy", "ERR_NAME_NOT_RESOLVED"):
+        assert any(part in line for line in watch.complaints()), watch.said
+        watch.allowed.append(part)
+    assert watch.elsewhere(service.url) == ["http://elsewhere.invalid/picture.png"]
+    watch.asked.clear()

@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import chromium
 import httpx
+import page_browser
 import pytest
 import serving_parts as parts
 import yaml
+from conftest import needs
+from playwright.sync_api import expect
 from test_submit import BIN, REPOSITORY, free_ports, wait_for
 
 from model.checkpoint import load_checkpoint, save_checkpoint
@@ -152,32 +154,33 @@ def test_a_deployed_service_plays(deployed: Operator) -> None:
     assert answer.headers["x-request-id"]
 
 
-@pytest.mark.skipif(chromium.EXECUTABLE is None, reason="there is no Chromium on this machine: install the package chromium")
 def test_the_page_of_a_deployed_service(deployed: Operator, tmp_path: Path) -> None:
     """A vocal is dropped, the page tells how far its band is, and plays it."""
     vocal = tmp_path / "my vocal.wav"
     vocal.write_bytes(parts.vocal(6.0))
-    with chromium.browser(tmp_path / "browser") as page:
-        page.go(deployed.url)
-        page.until("document.getElementById('service').textContent === 'ready'")
-        page.drop("#drop", vocal)
-        page.until("!document.getElementById('go').disabled")
+    chromium = needs(page_browser.CHROMIUM, page_browser.REMEDY)
+    with page_browser.browser(chromium) as browser, browser.new_context() as context:
+        watch, page = page_browser.Watch(context), context.new_page()
+        page.goto(deployed.url)
+        expect(page.locator("#service")).to_have_text("ready")
+        page.locator("#drop").drop({"files": vocal})
+        expect(page.locator("#go")).to_be_enabled()
         # Every state of the bar is kept, for it is gone when the take is there.
-        page.js("""(() => {
-            const bar = document.getElementById('progress');
+        page.locator("#progress").evaluate("""bar => {
             window.shares = [];
             new MutationObserver(() => shares.push(bar.value)).observe(bar, { attributes: true });
-        })()""")
-        page.js("document.getElementById('steps').value = 200")
-        page.click("#candidates label:last-of-type")  # several: it takes long enough for its progress to be seen
-        page.click("#go")
-        page.until("document.querySelectorAll('.take').length === 1", timeout_s=60)
-        shares = page.js("shares")
+        }""")
+        page.get_by_text("Finer settings").click()
+        page.locator("#steps").fill("200")
+        page.locator("#candidates").get_by_role("radio").last.check()  # several: it takes long enough for its progress to be seen
+        page.locator("#go").click()
+        expect(page.locator(".take")).to_have_count(1, timeout=60_000)
+        shares = page.evaluate("shares")
         assert len({share for share in shares if 0 < share < 1}) >= 2, shares
-        page.click("#play")
-        page.until("(async () => (await import('/page/app.js')).player.position_s > 0.3)()")
-        page.until("(async () => (await import('/page/app.js')).player.level('band') > 1e-3)()")
-        assert page.complaints() == []
+        page.locator("#play").click()
+        page_browser.until_player(page, "player.position_s > 0.3")
+        page_browser.until_player(page, "player.level('band') > 1e-3")
+        assert watch.complaints() == []
 
 
 def test_a_changed_file_is_rolled_out_without_a_lost_request(deployed: Operator, checkpoints: dict[str, Path]) -> None:
