@@ -278,11 +278,11 @@ def test_windows_loops_and_takes_join_to_the_sample(page: Page) -> None:
     page.locator("#to-start").click()  # a context plays only after somebody has done something
     told = page.evaluate(
         """async () => {
-        const { Player } = await import('/page/player.js'), { openWav, pack, wavOf, RATE_HZ } = await import('/page/wav.js');
+        const { Player } = await import('/page/sound/player.js'), { openWav, pack, wavOf, RATE_HZ } = await import('/page/sound/wav.js');
         const noise = Float32Array.from({ length: 2.5 * RATE_HZ }, () => Math.random() - 0.5), packed = pack([noise]);
         const deck = async () => ({ vocal: await openWav(wavOf([packed], { channels: 1, rate_hz: RATE_HZ })), band: null });
         const context = new AudioContext({ sampleRate: RATE_HZ }), player = new Player(context), heard = [];
-        await context.audioWorklet.addModule('/page/recorder-worklet.js');
+        await context.audioWorklet.addModule('/page/sound/recorder-worklet.js');
         const capture = new AudioWorkletNode(context, 'capture', { numberOfOutputs: 0 });
         capture.port.onmessage = ({ data }) => heard.push(data.packet);
         player.buses[0].connect(capture);

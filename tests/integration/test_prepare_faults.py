@@ -15,6 +15,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from conftest import lacks
 
 from infra.cluster import Cluster
 from infra.dataset.format import read_manifest
@@ -226,7 +227,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
     if mounted.returncode:
-        pytest.skip(f"this user may not mount a small disk: {mounted.stderr.strip()}")
+        lacks(f"this user may not mount a small disk: {mounted.stderr.strip()}: run it as root, in a container with the right to mount")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 

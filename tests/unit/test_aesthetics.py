@@ -1,6 +1,6 @@
 """AudioBox-Aesthetics: what is said without it, and that its network is called as its own predictor does it."""
 
-import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,8 @@ import torch
 from model.metrics.aesthetics import AXES, AestheticsUnavailable, load_aesthetics
 
 
-@pytest.mark.skipif(importlib.util.find_spec("audiobox_aesthetics") is not None, reason="the package is installed")
-def test_without_the_package_one_sentence_says_how_to_get_it() -> None:
+def test_without_the_package_one_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "audiobox_aesthetics.infer", None)  # as if it were not there
     with pytest.raises(AestheticsUnavailable, match="pip install audiobox_aesthetics"):
         load_aesthetics()
 
@@ -19,7 +19,8 @@ def test_without_the_package_one_sentence_says_how_to_get_it() -> None:
 @pytest.fixture
 def tiny_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """checkpoint.pt and a folder, as published, of a network of a few thousand random weights. Its size is no part of its files."""
-    aes = pytest.importorskip("audiobox_aesthetics.model.aes", reason="the optional package audiobox_aesthetics is not installed")
+    from audiobox_aesthetics.model import aes
+
     sizes = {
         "encoder_layers": 2, "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 2,
         "conv_feature_layers": "[(16,10,5)] + [(16,3,2)] * 4 + [(16,2,2)] * 2",

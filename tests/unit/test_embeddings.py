@@ -1,10 +1,12 @@
 """Embeddings: what the weight-free one hears, and that CLAP loads and is called as its own library does it."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import lacks
 
 from model.codec.load import load_codec
 from model.dimensions import SAMPLE_RATE_HZ
@@ -78,7 +80,10 @@ def test_an_unknown_embedding_and_a_folder_without_a_model_say_what_to_give(tiny
 @pytest.fixture(scope="module")
 def tiny_clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLAP of a few thousand random weights, in the files of the published ones."""
-    transformers = pytest.importorskip("transformers", reason="the optional package transformers is not installed")
+    if importlib.util.find_spec("transformers") is None:
+        lacks("the optional package transformers is not installed: run `python -m pip install 'transformers>=5'` in this environment")
+    import transformers
+
     folder = tmp_path_factory.mktemp("clap")
     config = transformers.ClapConfig(
         text_config={"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},

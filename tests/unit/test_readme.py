@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ import pytest
 import serving_parts as parts
 import soundfile
 import uvicorn
+from conftest import needs
 
 from infra.cli.main import app
 from serving.engine.async_engine import LocalBackend
@@ -89,9 +89,9 @@ def answering(backend: LocalBackend, key: str | None) -> Iterator[str]:
         thread.join(10)
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl on this machine: install the package curl")
 def test_the_curl_lines_of_the_readme_are_answered(tmp_path: Path) -> None:
     """Each on its own, as it stands but for the port; the one with a key at a service that wants it."""
+    needs("curl", "install the package curl")
     lines = curl_lines()
     assert [sum(word in line for line in lines) for word in ("output=mix", "output=stems", "stream=true", "/v1/progress/", "$KEY")] == [
         1
