@@ -19,8 +19,8 @@ from page_service import Backend, Service, serve
 from playwright.sync_api import Page, expect, sync_playwright
 from serving_parts import tiny_checkpoint
 
-from serving.http.app import AppConfig
 from serving.engine.load import load_engine
+from serving.http.app import AppConfig
 from serving.schema import AccompanimentRequest, AccompanimentResult, Fit, StageSeconds
 
 MINUTES = 10

@@ -1,27 +1,16 @@
-"""Embeddings: what the weight-free one hears, and that CLAP loads and is called as its own library does it."""
+"""Embeddings: what the weight-free one hears, and what a wrong name says."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import lacks
 
 from model.codec.load import load_codec
 from model.dimensions import SAMPLE_RATE_HZ
 from model.metrics.embeddings import CodecEmbedding, EmbeddingUnavailable, SmokeEmbedding, load_embedding
 from model.metrics.set_distances import FrechetDistance
-
-
-def band(seconds: float, *, root_hz: float = 220.0, bpm: float = 120.0, seed: int = 0) -> np.ndarray:
-    """A triad that is struck on every beat over a bass, in stereo."""
-    time_s = np.arange(int(seconds * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
-    decay = np.exp(-6 * np.mod(time_s, 60 / bpm))
-    chord = sum(np.sin(2 * np.pi * root_hz * ratio * time_s) for ratio in (1, 5 / 4, 3 / 2)) * decay
-    bass = np.sin(2 * np.pi * root_hz / 4 * time_s)
-    hiss = np.random.default_rng(seed).standard_normal((2, len(time_s))) * 0.01
-    return (0.1 * (np.stack([chord + bass, 0.8 * chord + bass]) + hiss)).astype(np.float32)
+from tests.bands import band
 
 
 def noise(seconds: float) -> np.ndarray:
@@ -75,46 +64,3 @@ def test_an_unknown_embedding_and_a_folder_without_a_model_say_what_to_give(tiny
         load_embedding("mert", codec=codec)
     with pytest.raises(EmbeddingUnavailable, match=r"pip install|config\.json"):
         load_embedding(str(tmp_path), codec=codec)
-
-
-@pytest.fixture(scope="module")
-def tiny_clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLAP of a few thousand random weights, in the files of the published ones."""
-    if importlib.util.find_spec("transformers") is None:
-        lacks("the optional package transformers is not installed: run `python -m pip install 'transformers>=5'` in this environment")
-    import transformers
-
-    folder = tmp_path_factory.mktemp("clap")
-    config = transformers.ClapConfig(
-        text_config={"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
-        audio_config={
-            "window_size": 8, "hidden_size": 16, "patch_embeds_hidden_size": 8, "depths": [1, 1], "num_attention_heads": [1, 2],
-            "num_hidden_layers": 2,
-        },
-        projection_dim=24,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        transformers.ClapModel(config).save_pretrained(folder)
-    transformers.ClapFeatureExtractor(truncation="rand_trunc").save_pretrained(folder)
-    return folder
-
-
-def test_clap_is_read_from_its_own_files_and_answers_as_its_library_does(tiny_clap: Path, tiny_codec: Path) -> None:
-    import soxr
-    from transformers import ClapFeatureExtractor, ClapModel
-
-    embedding = load_embedding(str(tiny_clap), codec=load_codec(str(tiny_codec)))
-    assert embedding.dimension == 24
-    audio = band(12)
-    embedded = embedding.embed(audio)
-    assert embedded.shape == (2, 24)  # 0 to 10 s, and the last 10 s
-    assert np.array_equal(embedded, embedding.embed(audio))
-    assert embedding.embed(band(3)).shape == (1, 24)
-    assert embedding.embed(band(24)).shape == (4, 24)
-    heard = soxr.resample(audio.mean(axis=0), SAMPLE_RATE_HZ, 48_000)[:480_000]
-    features = ClapFeatureExtractor.from_pretrained(tiny_clap)(heard, sampling_rate=48_000, return_tensors="pt")
-    with torch.inference_mode():
-        found = ClapModel.from_pretrained(tiny_clap).eval().get_audio_features(**features)
-    plain = found if isinstance(found, torch.Tensor) else found.pooler_output
-    assert embedded[0] == pytest.approx(torch.nn.functional.normalize(plain, dim=-1)[0].numpy(), abs=1e-5)
