@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# Two workers, one of which has all that needs Ray; torch gets one core in each.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+# Two workers, one of which has all that needs Ray; torch gets one core in each. runs/TARGET.xml holds every test's duration.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --junitxml runs/$@.xml
 # Some two hundred processes of tests and Ray's workers import the project: they read it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
