@@ -29,6 +29,7 @@ from model.metrics.fit import Listener
 from serving.engine.audio_budget import Room
 from serving.engine.output_files import StreamedFile, kind_of, render
 from serving.engine.scheduler import Denoiser
+from serving.engine.sign_of_life import SignOfLife
 from serving.observe import tracing
 from serving.schema import AccompanimentRequest, AccompanimentResult, Fit, ModelInfo, RequestProgress, StageSeconds
 
@@ -160,7 +161,7 @@ class Engine:
         self._room = Room(self.config.max_audio_s)
         self._decoders = threading.Semaphore(DECODED_AT_A_TIME)
         self._calls: set[Call] = set()
-        self._progress_at_s = time.monotonic()
+        self._decoding_life, self._playing_life = SignOfLife(), SignOfLife()
 
     def close(self) -> None:
         """Ends the engine's thread; requests in work end with an error."""
@@ -185,17 +186,14 @@ class Engine:
         call = call or Call()
         self._check(request)
         start_s = time.perf_counter()
-        if not self._calls:
-            self._went_on()  # before the call is seen: an engine that nothing was asked of has not gone on for long
         self._calls.add(call)
         try:
             with self._decoding(call), tracing.span("decode"):
                 began_s = time.perf_counter()
                 vocal_CN = self._decode(vocal)
                 decoded_s = time.perf_counter() - began_s
-            self._went_on()
             call.look()
-            with self._room.take(vocal_CN.shape[1] / SAMPLE_RATE_HZ, call.look):
+            with self._room.take(vocal_CN.shape[1] / SAMPLE_RATE_HZ, call.look), self._playing_life.inside():
                 waited_s = time.perf_counter() - start_s - decoded_s
                 tracing.passed("wait", time.monotonic() - waited_s, time.monotonic())
                 stages = StageSeconds(queue=waited_s, decode=decoded_s)
@@ -217,12 +215,8 @@ class Engine:
         return len(self._calls)
 
     def stalled_s(self) -> float:
-        """Seconds since anything of what is asked went on; 0 when nothing is asked."""
-        whole_s = time.monotonic() - self._progress_at_s if self._calls else 0.0
-        return max(self.denoiser.stalled_s(), whole_s)
-
-    def _went_on(self) -> None:
-        self._progress_at_s = time.monotonic()
+        """Seconds for which a stage that holds requests has stood still; 0 when nothing is asked."""
+        return max(life.stalled_s() for life in (self.denoiser, self._decoding_life, self._playing_life))
 
     def _check(self, request: AccompanimentRequest) -> None:
         most = self.accompanist.checkpoint.network.diffusion_steps
@@ -232,12 +226,14 @@ class Engine:
     @contextmanager
     def _decoding(self, call: Call) -> Iterator[None]:
         """Waits until few others decode."""
-        while not self._decoders.acquire(timeout=LOOK_EVERY_S):
-            call.look()
-        try:
-            yield
-        finally:
-            self._decoders.release()
+        with self._decoding_life.inside():
+            while not self._decoders.acquire(timeout=LOOK_EVERY_S):
+                call.look()
+            try:
+                yield
+            finally:
+                self._decoding_life.went_on()  # a file that is rejected was decoded, too
+                self._decoders.release()
 
     def _decode(self, vocal: bytes | np.ndarray) -> np.ndarray:
         if isinstance(vocal, np.ndarray):
@@ -257,13 +253,13 @@ class Engine:
         config = GenerationConfig(seed=seed, candidates=request.candidates, steps=request.steps, guidance=request.guidance)
 
         def stepped(done: int, steps: int) -> None:
-            self._went_on()
+            self._playing_life.went_on()
             call.stepped(done, steps)
 
         def denoise(lanes: Sequence[Lane], progress: Callable[[int], None]) -> Iterator[tuple[Lane, Tensor]]:
             for lane in lanes:
                 lane.prepare()
-                self._went_on()
+                self._playing_life.went_on()
                 call.look()
             call.ready()
             return self.denoiser.denoise(lanes, progress, first_soon=first_soon)
@@ -275,7 +271,7 @@ class Engine:
             except StopIteration as end:
                 made: Accompaniment = end.value
                 return made
-            self._went_on()
+            self._playing_life.went_on()
             call.look()
             yield piece_CN
 
@@ -290,7 +286,7 @@ class Engine:
                 break
         with clock.stage("render"):  # the codec's own decoding is rendering too, as a listener sees it
             audio, media_type, file_name = render(vocal_CN, made.audio_CN, request)
-        self._went_on()
+        self._playing_life.went_on()
         return AccompanimentResult(
             audio=audio,
             media_type=media_type,

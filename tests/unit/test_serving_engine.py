@@ -366,23 +366,22 @@ def test_a_hung_model_is_seen(engine: Engine) -> None:
 
 
 def test_who_comes_later_does_not_hide_that_the_codec_hangs(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    codec, hanging, answer = engine.accompanist.codec, threading.Event(), threading.Event()
+    codec, hanging, answer = engine.accompanist.codec, threading.Semaphore(0), threading.Event()
     encode_pieces = codec.encode_pieces
 
     def hang(*args: Any, **options: Any) -> Iterator[Tensor]:
-        hanging.set()
+        hanging.release()
         answer.wait()
         yield from encode_pieces(*args, **options)
 
     monkeypatch.setattr(codec, "encode_pieces", hang)
     with ThreadPoolExecutor(2) as threads:
         waiting = [threads.submit(engine.generate, parts.vocal(), QUICK)]
-        hanging.wait()  # before, a busy machine may stand still for as long, and then go on
+        hanging.acquire()  # before, a busy machine may stand still for as long, and then go on
         while engine.stalled_s() < 0.3:
             time.sleep(0.01)
         waiting.append(threads.submit(engine.generate, parts.vocal(), QUICK))
-        while engine.calls < 2:
-            time.sleep(0.01)
+        hanging.acquire()  # its vocal is decoded by now
         stalled_s = engine.stalled_s()
         answer.set()
         assert waiting[0].result().audio == waiting[1].result().audio
