@@ -191,6 +191,14 @@ def test_a_vocal_a_band_and_its_scores(page: Page, service: Service, vocal: Path
     assert is_drawn(page, "band")
 
 
+def test_the_example_vocal_is_played_to(page: Page, service: Service) -> None:
+    page.get_by_role("button", name="Try an example").click()
+    expect(page.locator("#vocal-name")).to_have_text("example.ogg, 0:20")
+    assert is_drawn(page, "vocal")
+    take(page, seed=7)
+    assert [request.seed for request in service.backend.asked] == [7]
+
+
 def test_transport_and_faders(page: Page, vocal: Path) -> None:
     drop(page, vocal)
     take(page, seed=7)
