@@ -30,7 +30,9 @@ export class TakeList {
     };
     part(".name").onkeydown = event => {
       if (event.key === "Escape") part(".name").value = take.name;
-      if (event.key === "Enter" || event.key === "Escape") part(".hear").focus();
+      if (event.key !== "Enter" && event.key !== "Escape") return;
+      event.preventDefault(); // else Enter presses the button that has the focus by then
+      part(".hear").focus();
     };
     part(".about").textContent = about(take);
     part(".scores").append(...SCORES.map(([title, name]) => score(title, name, take.fit?.[name])));

@@ -250,9 +250,11 @@ def test_takes_are_compared_kept_and_saved(page: Page, vocal: Path) -> None:
     assert player(page, "player.playing")
     page.keyboard.press("x")
     expect(heard(page)).to_have_value("Take 2")
-    page.keyboard.press("Space")
+    page.locator("#play").click()
     takes.first.locator(".name").fill("The quiet one")
     takes.first.locator(".name").press("Enter")
+    expect(takes.first.locator(".hear")).to_be_focused()
+    assert not player(page, "player.playing")  # the key was for the name alone
     takes.first.locator(".keep").click()
     is_pressed(takes.first.locator(".keep"))
     takes.nth(1).locator(".remove").click()
