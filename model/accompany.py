@@ -214,7 +214,7 @@ class Accompanist:
         for pieces_BCT in latents_KBCT:  # one after the other: a long song's audio is large
             audio_CN = np.empty_like(song.vocal_CN)
             for _ in song.render(iter(pieces_BCT), audio_CN):
-                pass
+                count.advance(0)  # a long song's audio takes minutes: whoever watches sees that it goes on
             with clock.stage("fit"):
                 fits.append(listener.fit(audio_CN))
             if best is None or fits[-1].overall > best[0].overall:

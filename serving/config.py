@@ -63,7 +63,7 @@ class ServeConfig:
     request_timeout_s: float = 600.0
     """A request that takes longer ends with 504; a caller may ask for less with X-Backline-Timeout-Seconds."""
     hang_after_s: float = 300.0
-    """A replica whose model makes no step for so long is replaced."""
+    """A replica that has requests and does no work for so long is replaced."""
     drain_s: float = 60.0
     """A replica that is to go finishes its requests within this time."""
     address: str | None = None

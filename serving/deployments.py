@@ -293,8 +293,8 @@ def serve(config: ServeConfig, *, open_page: bool = False) -> None:
     try:
         with start(config) as service:
             log.info("backline answers at %s (the page), %s/docs (the interface); Ctrl-C ends it", service.url, service.url)
-            if open_page and not webbrowser.open(service.url):
-                log.info("no browser was found here: open %s yourself", service.url)
+            if open_page and not _opened(service.url):
+                log.info("no browser with windows was found here: open %s yourself", service.url)
             versions = versions_of(config)
             while config.reload_every_s:
                 time.sleep(config.reload_every_s)
@@ -305,6 +305,15 @@ def serve(config: ServeConfig, *, open_page: bool = False) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _opened(url: str) -> bool:
+    """Whether a browser of this machine shows it; one that runs in the terminal would take that and not come back."""
+    try:
+        browser = webbrowser.get()
+    except webbrowser.Error:
+        return False
+    return type(browser) is not webbrowser.GenericBrowser and browser.open(url)
 
 
 def _reason(message: str) -> str:

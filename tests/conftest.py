@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).parent / "integration"))
 
 # How long an example takes says how busy the machine is.
-settings.register_profile("backline", deadline=None, max_examples=examples(100))
+settings.register_profile("backline", deadline=None, derandomize=False, max_examples=examples(100))
 settings.load_profile("backline")
 
 FOREIGN = (
@@ -49,13 +49,13 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For two workers (`-n 2 --dist loadgroup`): a file stays in one, and all that needs Ray shares one cluster, which comes first."""
+    """For two workers (`-n 2 --dist loadgroup`): a file stays in one, and the files that need Ray share one cluster and come first."""
+    need_ray = {item.path for item in items if item.get_closest_marker("ray") or "ray_cluster" in getattr(item, "fixturenames", ())}
     for item in items:
         if "integration" in item.path.parts:
             item.add_marker("integration")
-        needs_ray = item.get_closest_marker("ray") or "ray_cluster" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray else item.path.stem))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("ray",))
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in need_ray else item.path.stem))
+    items.sort(key=lambda item: item.path not in need_ray)
 
 
 def needs(program: str | tuple[str, ...], remedy: str) -> str:

@@ -12,7 +12,7 @@ import torch
 
 from model.dimensions import SAMPLE_RATE_HZ
 from model.listen import mono
-from model.metrics.embeddings import EmbeddingUnavailable
+from model.metrics.embedding import EmbeddingUnavailable
 from model.metrics.hub import hub_folder
 
 HUB_MODEL = "laion/larger_clap_music"

@@ -5,17 +5,16 @@ Shapes: C channels, N samples, R windows, D dimensions, F bands, T frames, P pit
 
 import logging
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from model.codec.base import Codec
 from model.dimensions import FRAME_RATE_HZ, LATENT_CHANNELS, SAMPLE_RATE_HZ
-from model.errors import ModelError
 from model.listen import CHROMA_RATE_HZ, ONSET_RATE_HZ, chroma, mono
 from model.listen.rhythm import onset_bands
 from model.listen.spectrum import magnitudes, mel_matrix
+from model.metrics.embedding import Embedding, EmbeddingUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -24,23 +23,6 @@ WINDOW_S = 1.0
 _WINDOW_SAMPLES, _HOP_SAMPLES, _BANDS = 2_048, 1_024, 32
 # 80 dB below full scale is silence; a step of 20 dB is about as large as the spread of a band within a song.
 _FLOOR, _DECIBELS = 1e-4, 20.0
-
-
-class EmbeddingUnavailable(ModelError):
-    """An embedding's package or weights cannot be had; the message says what to install or name."""
-
-
-class Embedding(Protocol):
-    """Audio in, one vector a window out. `name` and `note` stand beside every figure made with it."""
-
-    name: str
-    note: str
-    dimension: int
-    window_s: float
-
-    def embed(self, audio_CN: np.ndarray) -> np.ndarray:
-        """44.1 kHz, (C, N), at least one window → (R, D) float."""
-        ...
 
 
 class SmokeEmbedding:

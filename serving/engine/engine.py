@@ -66,7 +66,7 @@ class EngineConfig:
     max_audio_s: float = 1800.0
     """Seconds of vocals in work at a time, about 1.5 MB each; requests beyond them wait, decoded (0.35 MB a second)."""
     hang_after_s: float = 300.0
-    """An engine of which nothing that is asked has gone on for so long counts as hung (a device that does not answer)."""
+    """An engine that has requests and does no work for so long counts as hung (a device that does not answer)."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_duration_s <= audio_files.MAX_DURATION_S:
@@ -215,7 +215,7 @@ class Engine:
         return len(self._calls)
 
     def stalled_s(self) -> float:
-        """Seconds for which a stage that holds requests has stood still; 0 when nothing is asked."""
+        """Seconds for which decoding files, playing, or a step of the network has stood still; 0 when nothing is asked."""
         return max(life.stalled_s() for life in (self.denoiser, self._decoding_life, self._playing_life))
 
     def _check(self, request: AccompanimentRequest) -> None:

@@ -2,18 +2,18 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 class SignOfLife:
     """Counts the requests inside one stage and knows when any of them last went on; several threads may use it.
 
-    Each stage has its own: what goes on in one must not hide that another stands still.
+    A stage has its own, so that files which are decoded do not hide a device that stands still.
     """
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._lock = clock, threading.Lock()
         self._inside = 0
         self._at_s = 0.0
 
@@ -32,8 +32,8 @@ class SignOfLife:
 
     def went_on(self) -> None:
         """Some work was done, whatever came of it."""
-        self._at_s = time.monotonic()
+        self._at_s = self._clock()
 
     def stalled_s(self) -> float:
         """Seconds since work was last done here; 0 when no request is inside."""
-        return time.monotonic() - self._at_s if self._inside else 0.0
+        return self._clock() - self._at_s if self._inside else 0.0

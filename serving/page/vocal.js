@@ -11,7 +11,7 @@ const QUIET_DB = -40, LOUD_DB = -1;
 /** `used({blob, name, track, peaks})` is called with each new vocal; `limit_s()` is the longest that the service takes. */
 export class VocalCard {
   constructor({ used, limit_s }) {
-    Object.assign(this, { used, limit_s, loudest: 0 });
+    Object.assign(this, { used, limit_s, loudest: 0, uses: 0 });
     this.recorder = new Recorder((peak, recorded_s) => this.#heard(peak, recorded_s));
     $("choose").onclick = () => $("file").click();
     $("file").onchange = () => { const [file] = $("file").files; if (file) this.use(file, file.name); $("file").value = ""; };
@@ -26,6 +26,7 @@ export class VocalCard {
 
   /** Takes a file: the player gets it as WAV; the service gets it as it is, where it can read that. */
   async use(blob, name) {
+    this.uses++;
     say($("vocal-problem"), "");
     let wav;
     try {
@@ -42,14 +43,17 @@ export class VocalCard {
   }
 
   async #example() {
+    const before = this.uses;
     say($("vocal-problem"), "");
+    let example;
     try {
       const answer = await fetch("page/example.ogg");
       if (!answer.ok) throw new Error(answer.statusText);
-      await this.use(await answer.blob(), "example.ogg");
+      example = await answer.blob();
     } catch {
-      say($("vocal-problem"), "The example did not arrive. Is the service running?");
+      return say($("vocal-problem"), "The example did not arrive. Is the service running?");
     }
+    if (this.uses === before) await this.use(example, "example.ogg"); // else another vocal was chosen meanwhile
   }
 
   name(text) {

@@ -93,7 +93,7 @@ class ModelServer:
             if stalled_s > self._config.hang_after_s:
                 # Serve would let this replica finish what it has, for drain_s; but a device that hangs finishes nothing, and whoever waits
                 # for it can be answered elsewhere. So it ends as a killed one does.
-                log.critical("no denoising step for %.0f s: this replica ends, and its requests are asked again elsewhere", stalled_s)
+                log.critical("no work was done for %.0f s: this replica ends, and its requests are asked again elsewhere", stalled_s)
                 os._exit(HUNG_EXIT)
             if held.engine.denoiser.failures >= MOST_FAILURES:
                 raise RuntimeError(f"the network failed {held.engine.denoiser.failures} times in succession")

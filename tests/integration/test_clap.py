@@ -1,6 +1,7 @@
 """CLAP is loaded and called as its own library does it; transformers, which it needs, is no part of what users install."""
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,23 @@ from model.dimensions import SAMPLE_RATE_HZ
 from model.metrics.embeddings import load_embedding
 from tests.bands import band
 
+# Where `make peers` puts what no user needs.
+PEERS = str(Path(__file__).resolve().parents[2] / ".venv" / "peers")
+
 
 @pytest.fixture(scope="module")
-def tiny_clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_clap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A CLAP of a few thousand random weights, in the files of the published ones."""
-    if importlib.util.find_spec("transformers") is None:
-        lacks("the optional package transformers is not installed: run `python -m pip install 'transformers>=5'` in this environment")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(PEERS)
+        if importlib.util.find_spec("transformers") is None:
+            lacks("the optional package transformers is not installed: run `make .venv/peers/.installed`")
+        yield _tiny_clap(tmp_path_factory.mktemp("clap"))
+
+
+def _tiny_clap(folder: Path) -> Path:
     import transformers
 
-    folder = tmp_path_factory.mktemp("clap")
     config = transformers.ClapConfig(
         text_config={"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
         audio_config={

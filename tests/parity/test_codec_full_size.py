@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -49,6 +48,7 @@ def test_its_size_and_identity(codec: StableAudioCodec, folder: Path) -> None:
 
 
 def test_encode_and_decode_equal_diffusers(codec: StableAudioCodec, folder: Path) -> None:
+    import diffusers
 
     reference = diffusers.AutoencoderOobleck(
         encoder_hidden_size=128,

@@ -17,7 +17,7 @@ from tests.serving_parts import tiny_checkpoint
 from tests.tiny_latents import write_latents
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = sorted(path for path in (ROOT / "infra/benchmarks").glob("*.py") if "__main__" in path.read_text())
+COMMANDS = sorted(path for path in (ROOT / "infra/benchmarks").rglob("*.py") if "__main__" in path.read_text())
 LOCKED = [path.read_text() for path in (ROOT / "infra/benchmarks/model/peers.lock", ROOT / "requirements.lock")]
 
 

@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from infra.cli.main import main
+from infra.logs import QUIET
 
 SCRIPT = Path(sys.executable).parent / "backline"
 
@@ -25,12 +27,14 @@ class Ended:
 
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
-    """A command line sets up the root logger; the tests after it find theirs."""
+    """A command line sets up loggers and exports their settings; the tests after it find their own."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
+    handlers, levels = root.handlers[:], {logger: logger.level for logger in (root, *map(logging.getLogger, QUIET))}
+    with mock.patch.dict(os.environ):
+        yield
     root.handlers[:] = handlers
-    root.setLevel(level)
+    for logger, level in levels.items():
+        logger.setLevel(level)
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import torch
 
 from model.codec.load import load_codec
 from model.dimensions import SAMPLE_RATE_HZ
-from model.metrics.embeddings import CodecEmbedding, EmbeddingUnavailable, SmokeEmbedding, load_embedding
+from model.metrics.embedding import EmbeddingUnavailable
+from model.metrics.embeddings import CodecEmbedding, SmokeEmbedding, load_embedding
 from model.metrics.set_distances import FrechetDistance
 from tests.bands import band
 

@@ -537,7 +537,8 @@ def test_the_page_and_the_documents_need_nothing_from_elsewhere(client: TestClie
         assert "http://" not in text
         assert "https://" not in text
         assert " style=" not in text
-    for path in ("/page/index.html", "/page/nothing.js", "/page/../app.py", "/page/%2e%2e/app.py"):
+    assert (page.parent / "http" / "app.py").exists()
+    for path in ("/page/index.html", "/page/nothing.js", "/page/../http/app.py", "/page/%2e%2e/http/app.py"):
         assert client.get(path).status_code == 404
 
 

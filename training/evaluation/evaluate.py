@@ -29,7 +29,8 @@ from model.codec.load import load_codec
 from model.dimensions import SAMPLE_RATE_HZ
 from model.inference.gain import mix, within_full_scale
 from model.metrics.aesthetics import Aesthetics, AestheticsUnavailable, load_aesthetics
-from model.metrics.embeddings import Embedding, load_embedding
+from model.metrics.embedding import Embedding
+from model.metrics.embeddings import load_embedding
 from model.network.unet import count_parameters
 from training.evaluation import plots as figures
 from training.evaluation.markdown import SEGMENT_S, markdown

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from model.metrics.aesthetics import AXES, Aesthetics, AestheticScores
-from model.metrics.embeddings import Embedding
+from model.metrics.embedding import Embedding
 from model.metrics.fit import Listener
 from model.metrics.set_distances import (
     EmbeddedSet,

@@ -1,1 +1,1 @@
-"""One training: config, loop, state, launch on Ray, ranks and orderly stops; `distil` trains students."""
+"""One training: the loop, its launch on Ray and its orderly stops; `distil` trains students."""

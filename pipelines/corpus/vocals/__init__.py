@@ -1,1 +1,1 @@
-"""Demo vocals as they are recorded in rooms and by phones, and the listening set made of them."""
+"""Demo vocals as rooms, microphones and telephones record them, and under the conditions of real ones."""
