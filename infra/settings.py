@@ -65,6 +65,9 @@ class Settings:
     """BACKLINE_COMMIT: the git commit of this code, for a folder without its history; `backline submit` sets it in a job."""
     checkpoint: str | None = None
     """BACKLINE_CHECKPOINT: the place of the checkpoint that generate and serve load when none is named."""
+    banks: tuple[str, ...] = ()
+    """BACKLINE_BANKS, comma-separated: the instrument banks that the demo corpus plays when none is named, each URI[=WEIGHT] or a
+    folder of them."""
     cache: Path = Path("~/.cache/backline")
     """BACKLINE_CACHE: where objects from S3 and downloaded weights are kept."""
 
@@ -103,6 +106,7 @@ class Settings:
             otlp_endpoint=given.get("OTEL_EXPORTER_OTLP_ENDPOINT"),
             commit=given.get("BACKLINE_COMMIT"),
             checkpoint=given.get("BACKLINE_CHECKPOINT"),
+            banks=tuple(bank.strip() for bank in given.get("BACKLINE_BANKS", "").split(",") if bank.strip()),
             cache=Path(given.get("BACKLINE_CACHE", "~/.cache/backline")).expanduser(),
         )
 

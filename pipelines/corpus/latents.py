@@ -9,15 +9,16 @@ Shapes: C channels, N samples.
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import soxr
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from infra.cli.exit_codes import LISTED
 from infra.dataset.format import RESERVED_SEEDS, Manifest, Split
 from infra.errors import UserError
 from infra.settings import Settings
@@ -26,6 +27,8 @@ from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.chance import Chance
 from pipelines.corpus import compose, render
 from pipelines.corpus.processes import in_processes
+from pipelines.corpus.score.record import GENERATOR_VERSION
+from pipelines.corpus.sound.banks.open import choose_banks, open_banks
 from pipelines.corpus.vocals.capture import apply_capture, draw_capture
 from pipelines.dataset import write as dataset
 from pipelines.dataset.commit import commit
@@ -51,6 +54,8 @@ class DemoLatentsConfig:
     duration_s: float = 44.0
     """About how long a song is; near one segment, so that as many songs as possible fit into the time."""
     speeds: tuple[float, ...] = (1.0, 0.944, 1.059)
+    bank: Annotated[tuple[str, ...], LISTED] = ()
+    """What plays, as of `corpus --bank`."""
     capture: bool = True
     """Send each vocal through a microphone and a room of its own."""
     codec: str = "embedded"
@@ -98,6 +103,7 @@ def make_demo_latents(config: DemoLatentsConfig) -> DemoLatentsSummary:
 
     Raises: UserError when `out` was begun with another codec or settings; ModelError when the codec cannot be had.
     """
+    config = replace(config, bank=choose_banks(config.bank, Settings.from_environment()))
     out = Place(config.out)
     out.check()
     codec = open_codec(config.codec, Settings.from_environment().s3, "cpu").identity
@@ -134,8 +140,8 @@ def take_url(seed: int, speed: float, config: DemoLatentsConfig) -> str:
 
 
 def take_version(config: DemoLatentsConfig) -> str:
-    """Changes with the generator."""
-    return f"generator {compose(config.seed, config.duration_s).generator_version}"
+    """Changes with the generator and with what plays."""
+    return f"generator {GENERATOR_VERSION}, {open_banks(config.bank).renderer}"
 
 
 def take_seed(url: str) -> int | None:
@@ -182,7 +188,7 @@ def _write_takes(job: _Job, config: DemoLatentsConfig) -> int:
         raise RuntimeError("a worker began without its encoder")
     out = Place(config.out)
     record = compose(job.seed, config.duration_s)
-    song = render(record)
+    song = render(record, open_banks(config.bank))
     for speed in config.speeds:
         vocal_CN, accompaniment_CN = (at_speed(audio_CN, speed) for audio_CN in (song.vocals_CN, song.accompaniment_CN))
         if config.capture:

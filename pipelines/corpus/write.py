@@ -4,22 +4,27 @@ import hashlib
 import io
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 import soundfile as sf
+from cyclopts import Parameter
 from tqdm import tqdm
 
+from infra.cli.exit_codes import LISTED
 from infra.errors import UserError
+from infra.settings import Settings
 from infra.storage.place import Place
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.corpus.processes import in_processes
 from pipelines.corpus.score.compose import DEFAULT_DURATION_S, compose
 from pipelines.corpus.score.record import Rendering, SongRecord, read_song_json, song_json
+from pipelines.corpus.sound.banks.open import choose_banks, open_banks
 from pipelines.corpus.sound.dsp import level_db, loudness_lufs
 from pipelines.corpus.sound.mix import side_to_mid_db
-from pipelines.corpus.sound.render import Band, RenderedSong, render
+from pipelines.corpus.sound.render import RenderedSong, render
 from pipelines.corpus.sound.voice import F0_RATE_HZ
 
 log = logging.getLogger(__name__)
@@ -41,8 +46,10 @@ class CorpusConfig:
     """Processes."""
     duration_s: float = DEFAULT_DURATION_S
     """About how long a song is; it ends with a whole bar."""
-    band: Band = "numpy"
-    """fluidsynth plays the accompaniment from FluidR3's samples; it needs that program and its soundfont."""
+    bank: Annotated[tuple[str, ...], LISTED] = ()
+    """What plays: URI[=WEIGHT] of soundfonts (.sf2, .sf3), folders of samples, or numpy, the computed instruments. Each part of a song is
+    drawn from them by weight. Without any, BACKLINE_BANKS or the distribution's fonts, else numpy."""
+    band: Annotated[str | None, Parameter(show=False)] = None
 
     def __post_init__(self) -> None:
         if self.songs < 1:
@@ -53,8 +60,8 @@ class CorpusConfig:
             raise UserError(f"--workers {self.workers}: must be at least 1, 2 is a good start")
         if not 4 <= self.duration_s <= 600:
             raise UserError(f"--duration-s {self.duration_s}: must be from 4 to 600 seconds; 62 suits training")
-        if self.band not in ("numpy", "fluidsynth"):
-            raise UserError(f"--band {self.band}: must be numpy or fluidsynth")
+        if self.band is not None:
+            raise UserError(f"--band {self.band}: --bank took its place, for example --bank numpy or --bank FluidR3_GM.sf2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +95,7 @@ def write_corpus(config: CorpusConfig) -> CorpusSummary:
 
     A song is complete once its `song.json`, written last, holds its record's hash.
     """
-    if config.band == "fluidsynth":
-        from pipelines.corpus.sound.sampled import find_fluidsynth
-
-        find_fluidsynth()
+    config = replace(config, bank=choose_banks(config.bank, Settings.from_environment()))
     done: list[SongDone] = []
     seeds = range(config.seed, config.seed + config.songs)
     with tqdm(total=config.songs, desc="corpus", unit="song", disable=None) as bar:
@@ -121,12 +125,13 @@ def _each_song(config: CorpusConfig, seeds: range) -> Iterator[SongDone]:
 
 
 def write_song(seed: int, config: CorpusConfig) -> SongDone:
-    """Composes, renders and stores one song, unless it is complete."""
+    """Composes, renders and stores one song, unless it is complete. `config.bank` names at least one bank."""
+    banks = open_banks(config.bank)
     record = compose(seed, config.duration_s)
     folder = Place(config.out) / record.song_id
-    if is_complete(folder, record, config.band):
+    if is_complete(folder, record, banks.renderer):
         return SongDone(record.song_id, record.style, record.duration_s, written=False)
-    song = render(record, band=config.band)
+    song = render(record, banks)
     files = {
         "vocals.wav": wav_bytes(song.vocals_CN),
         "accompaniment.wav": wav_bytes(song.accompaniment_CN),
@@ -137,12 +142,12 @@ def write_song(seed: int, config: CorpusConfig) -> SongDone:
     (folder / RECORD_FILE).delete()
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    (folder / RECORD_FILE).write_bytes(song_json(record, describe(song, config.band, files)))
+    (folder / RECORD_FILE).write_bytes(song_json(record, describe(song, banks.renderer, files)))
     return SongDone(record.song_id, record.style, record.duration_s, written=True)
 
 
-def is_complete(folder: Place, record: SongRecord, band: Band) -> bool:
-    """Whether the folder holds this very record, rendered by this band, with all of its files."""
+def is_complete(folder: Place, record: SongRecord, renderer: str) -> bool:
+    """Whether the folder holds this very record, rendered by these banks, with all of its files."""
     if not (folder / RECORD_FILE).exists():
         return False
     try:
@@ -151,14 +156,14 @@ def is_complete(folder: Place, record: SongRecord, band: Band) -> bool:
         log.warning("%s is not a song record (%s): writing the song again", folder / RECORD_FILE, error)
         return False
     whole = all((folder / name).exists() for name in (*AUDIO_FILES, F0_FILE))
-    return whole and stored == record.sha256() and rendering.renderer == band
+    return whole and stored == record.sha256() and rendering.renderer == renderer
 
 
-def describe(song: RenderedSong, band: Band, files: dict[str, bytes]) -> Rendering:
+def describe(song: RenderedSong, renderer: str, files: dict[str, bytes]) -> Rendering:
     """Measured figures of a rendering and the hashes of its files."""
     mixture = song.mixture_CN.astype(np.float64)
     return Rendering(
-        renderer=band,
+        renderer=renderer,
         loudness_lufs=round(loudness_lufs(mixture), 2),
         peak_dbfs=round(level_db(float(np.max(np.abs(mixture))) ** 2), 2),
         side_to_mid_db=round(side_to_mid_db(mixture), 2),
@@ -167,6 +172,7 @@ def describe(song: RenderedSong, band: Band, files: dict[str, bytes]) -> Renderi
         samples=mixture.shape[1],
         f0_rate_hz=F0_RATE_HZ,
         sha256={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+        banks=song.banks,
     )
 
 

@@ -69,6 +69,8 @@ def test_help_names_every_command() -> None:
         (("corpus",), "--out"),
         (("corpus", "--out", "x", "--songs", "0"), "songs"),
         (("corpus", "--out", "x", "--songs", "many"), "many"),
+        (("corpus", "--out", "x", "--songs", "1", "--band", "fluidsynth"), "--band fluidsynth: --bank took its place, for example"),
+        (("corpus", "--out", "x", "--songs", "1", "--bank", "/nowhere.sf2"), "/nowhere.sf2 does not exist"),
         (("listening-set", "--out", "x", "--songs", "2", "--seed", "1000"), "never train"),
         (("prepare", "--out", "x"), "--source"),
         (("prepare", "--source", "tape:x", "--out", "x"), "tape"),

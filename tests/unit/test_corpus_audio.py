@@ -11,16 +11,14 @@ import numpy as np
 import pytest
 
 from infra.benchmarks.data.corpus import Figures, listen
-from infra.errors import UserError
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.corpus import RenderedSong, SongRecord, compose, render
 from pipelines.corpus.sound.dsp import good_length, loudness_lufs, partials
 from pipelines.corpus.sound.mix import limit
-from pipelines.corpus.sound.sampled import find_fluidsynth
 
 ROOT = Path(__file__).resolve().parents[2]
 DURATION_S = 18.0
-SEEDS = (1, 5, 8)  # synth-pop, folk, and a slow ballad
+SEEDS = (1, 5, 12)  # synth-pop, folk, and a slow ballad
 
 
 def fingerprint(record: SongRecord, song: RenderedSong) -> str:
@@ -66,11 +64,11 @@ def test_the_pitch_curve_is_the_melody(songs: dict[int, tuple[SongRecord, Render
                 assert abs(heard_midi - note.midi) < 0.35
 
 
-def test_the_bars_of_the_corpus(heard: list[Figures]) -> None:
-    for figures in heard:
+def test_the_bars_of_the_corpus(songs: dict[int, tuple[SongRecord, RenderedSong]], heard: list[Figures]) -> None:
+    for figures, (record, _) in zip(heard, songs.values(), strict=True):
+        assert figures.loudness_lufs == pytest.approx(record.mix.loudness_lufs, abs=1)
         assert figures.f0_frame_cents < 10
         assert figures.f0_note_cents < 10
-        assert -15 < figures.loudness_lufs < -13
         assert figures.peak_dbfs == pytest.approx(-1.0, abs=0.02)
         assert -9.3 < figures.side_to_mid_db < -7.7
         assert -6 < figures.vocal_over_band_db < 4
@@ -124,23 +122,3 @@ def test_good_lengths_hold_the_signal_and_factor(n: int) -> None:
         while size % prime == 0:
             size //= prime
     assert size == 1
-
-
-def test_a_missing_fluidsynth_is_said_with_its_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match=r"fluidsynth.*apt-get install"):
-        find_fluidsynth()
-
-
-def test_the_sampled_band_plays_the_same_song() -> None:
-    try:
-        find_fluidsynth()
-    except UserError as missing:
-        from conftest import lacks  # here: a process of another test imports this file, without pytest's paths
-
-        lacks(str(missing))
-    record = compose(1, DURATION_S)
-    song = render(record, band="fluidsynth")
-    assert np.array_equal(song.vocals_CN + song.accompaniment_CN, song.mixture_CN)
-    assert listen(record, song, 0.0).beat_f > 0.8
-    assert np.sqrt(np.mean(song.accompaniment_CN**2)) > 0.02

@@ -16,7 +16,7 @@ Stems = tuple[np.ndarray, np.ndarray]
 
 @pytest.fixture(scope="module", params=[2, 4])
 def stems(request: pytest.FixtureRequest) -> Stems:
-    song = render(compose(request.param, 12.0))
+    song = render(compose(request.param, 20.0))
     return song.vocals_CN.astype(np.float32), song.accompaniment_CN.astype(np.float32)
 
 
@@ -35,7 +35,7 @@ def test_true_stems_score_high(stems: Stems) -> None:
     assert quality.residual_db < -100
 
 
-# Added to the other stem, or moved there so that the sum stays the mixture, and the residual says nothing: then, in twelve seconds, chance
+# Added to the other stem, or moved there so that the sum stays the mixture, and the residual says nothing: then, in twenty seconds, chance
 # hides what lies under −30 dB. At 0 dB nothing would be left of the stem that it is moved from.
 BLEED = pytest.mark.parametrize(("whole", "gains"), [(False, [0.0, *GAINS]), (True, [0.0, *GAINS[2:4]])], ids=["added", "moved"])
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from pipelines.corpus import RenderedSong, SongRecord, compose, render
+    from pipelines.corpus import RenderedSong, SongRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +93,15 @@ def listen(record: "SongRecord", song: "RenderedSong", cpu_s: float) -> Figures:
 
 def main() -> int:
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+    from pipelines.corpus import compose, render
+    from pipelines.corpus.sound.banks.open import open_banks
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--songs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--band", choices=("numpy", "fluidsynth"), default="numpy")
+    parser.add_argument("--bank", action="append", help="as of `backline corpus`; numpy if none is given")
     options = parser.parse_args()
+    banks = open_banks(tuple(options.bank or ("numpy",)))
     names = [field.name for field in fields(Figures)]
     print("| song | style | key | bpm | s |", " | ".join(names), "|")
     print("|" + "---|" * (5 + len(names)))
@@ -106,7 +109,7 @@ def main() -> int:
     for seed in range(options.seed, options.seed + options.songs):
         record = compose(seed)
         start = time.process_time()
-        song = render(record, band=options.band)
+        song = render(record, banks)
         figures = listen(record, song, time.process_time() - start)
         heard.append(figures)
         row = " | ".join(f"{getattr(figures, name):.2f}" for name in names)

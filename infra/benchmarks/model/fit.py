@@ -61,8 +61,8 @@ CONTROLS: dict[str, float | None] = {
 
 def band_of(record: "SongRecord", *, semitones: int = 0, only: str | None = None) -> np.ndarray:
     """(N,) the band of a record, moved by semitones, or one of its tracks alone."""
+    from pipelines.corpus.sound.bank import NumpyBank
     from pipelines.corpus.sound.mix import blend
-    from pipelines.corpus.sound.render import play_track
 
     tracks = []
     for track in record.tracks:
@@ -72,7 +72,7 @@ def band_of(record: "SongRecord", *, semitones: int = 0, only: str | None = None
             tracks.append(dataclasses.replace(track, notes=notes))
     moved = dataclasses.replace(record, tracks=tuple(tracks))
     samples = int(record.duration_s * RATE_HZ)
-    parts = {track.name: play_track(track, moved, samples) for track in moved.tracks}
+    parts = {track.name: NumpyBank().play(track, moved, samples) for track in moved.tracks}
     return blend(moved, parts, []).mean(axis=0).astype(np.float32)
 
 

@@ -6,21 +6,22 @@ from itertools import pairwise
 from pipelines.chance import Chance
 from pipelines.corpus.score.harmony import SCALES, PlacedChord, voice_lead
 from pipelines.corpus.score.melody import MelodyNote
-from pipelines.corpus.score.styles import BassPattern, ChordPattern
+from pipelines.corpus.score.patterns import BassPattern, ChordPattern
 
-BEATS_PER_BAR = 4
 _BASS_CENTRE = 35  # B1: roots from 46 to 82 Hz, which small loudspeakers still hint at
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A note on the beat grid; `delay_s` is what no grid holds: a strum's spread, a player's looseness."""
+    """A note on the grid of quarters; `delay_s` is what no grid holds: a strum's spread, a player's looseness."""
 
     beat: float
     beats: float
     midi: int
     velocity: float
     delay_s: float = 0.0
+    slide: float = 0.0
+    """Semitones from which the pitch slides into the note."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +34,16 @@ class Part:
     intensity: float
     final: bool = False
     """The last bar of the song is a held chord."""
+    bar_beats: int = 4
+    """Quarters a bar."""
 
     @property
     def start(self) -> float:
-        return float(self.first_bar * BEATS_PER_BAR)
+        return float(self.first_bar * self.bar_beats)
 
     @property
     def end(self) -> float:
-        return float((self.first_bar + self.bars) * BEATS_PER_BAR)
+        return float((self.first_bar + self.bars) * self.bar_beats)
 
 
 def chord_at(chords: list[PlacedChord], beat: float) -> PlacedChord:
@@ -56,15 +59,15 @@ def play_bass(part: Part, chords: list[PlacedChord], pattern: BassPattern, *, to
     scale = {(tonic + step) % 12 for step in SCALES[mode]}
     hits: list[Hit] = []
     for bar in range(part.first_bar, part.first_bar + part.bars):
-        base = float(bar * BEATS_PER_BAR)
+        base = float(bar * part.bar_beats)
         if part.final and bar == part.first_bar + part.bars - 1:
-            hits.append(Hit(base, 4.0, _near(chord_at(chords, base).root, _BASS_CENTRE), 0.8))
+            hits.append(Hit(base, float(part.bar_beats), _near(chord_at(chords, base).root, _BASS_CENTRE), 0.8))
             break
         for step, length, what in pattern:
             beat = base + step / 4
             chord = chord_at(chords, beat)
             root = _near(chord.root, _BASS_CENTRE)
-            following = chord_at(chords, base + BEATS_PER_BAR)
+            following = chord_at(chords, base + part.bar_beats)
             midi = root
             if what == "F":
                 midi = root + 7 if root < 36 else root - 5
@@ -74,7 +77,7 @@ def play_bass(part: Part, chords: list[PlacedChord], pattern: BassPattern, *, to
                 midi = root + (3 if "min" in chord.quality else 4)
             elif what == "A":
                 target = _near(following.root, _BASS_CENTRE)
-                if following.root == chord.root or following.start != base + BEATS_PER_BAR:
+                if following.root == chord.root or following.start != base + part.bar_beats:
                     midi = root if chance.happens(0.6) else root - 5
                 else:
                     below = next(target - d for d in (2, 1) if (target - d) % 12 in scale or d == 1)
@@ -94,9 +97,9 @@ def play_chords(
     voicing: tuple[int, ...] | None = None
     current: PlacedChord | None = None
     for bar in range(part.first_bar, part.first_bar + part.bars):
-        base = float(bar * BEATS_PER_BAR)
+        base = float(bar * part.bar_beats)
         closing = part.final and bar == part.first_bar + part.bars - 1
-        for step, length, what in ((0, 16, "d"),) if closing else pattern:
+        for step, length, what in ((0, 4 * part.bar_beats, "d"),) if closing else pattern:
             beat = base + step / 4
             chord = chord_at(chords, beat)
             if chord != current:
@@ -123,7 +126,7 @@ def play_arpeggio(part: Part, chords: list[PlacedChord], steps: str, *, low: int
         for step, digit in enumerate(steps):
             if digit == "-":
                 continue
-            beat = bar * BEATS_PER_BAR + step / 4
+            beat = bar * part.bar_beats + step / 4
             chord = chord_at(chords, beat)
             if chord != current:
                 voicing, current = voice_lead(chord, voicing, low=low, high=high, voices=4), chord
@@ -157,6 +160,7 @@ def play_answers(
         part = next((p for p in parts if p.start <= start < p.end), None)
         if end - start < 1.4 or part is None or part.intensity < 0.6 or not chance.happens(0.7):
             continue
+        end = min(end, part.end)
         beat = float(int(start * 2 + 1.999) / 2)
         pitch = _near(chance.choice(chord_at(chords, beat).pitch_classes[:3]), centre)
         direction = 1 if chance.happens(0.5) else -1

@@ -1,15 +1,13 @@
 """From a seed to a song record: the frame, the harmony, the sung line with its words, the band."""
 
 from pipelines.chance import Chance
-from pipelines.corpus.score.arrange import BEATS_PER_BAR, Hit, play_answers, play_arpeggio, play_bass, play_chords, play_hook, play_pad
-from pipelines.corpus.score.drumming import play_drums
-from pipelines.corpus.score.form import Frame, make_frame
+from pipelines.corpus.score.band import Hook, arrange
+from pipelines.corpus.score.form import METRES, Frame, make_frame
 from pipelines.corpus.score.harmony import NAMES, PlacedChord, numeral
 from pipelines.corpus.score.lyrics import Syllable, Word, line, title
 from pipelines.corpus.score.melody import MelodyNote, Motif, make_motif, sing_section
-from pipelines.corpus.score.record import Chord, Mix, Note, Section, SongRecord, Track, VocalNote, Voice
-from pipelines.corpus.score.styles import COMMON_CHORDS, PROGRAMS
-from pipelines.corpus.score.variation import invent_loop, vary_bass, vary_groove
+from pipelines.corpus.score.record import Chord, Mix, Section, SongRecord, VocalNote, Voice
+from pipelines.corpus.score.variation import invent_loop
 
 DEFAULT_DURATION_S = 62.0
 SUNG = ("verse", "pre-chorus", "chorus", "bridge")
@@ -30,7 +28,7 @@ def compose(seed: int, duration_s: float = DEFAULT_DURATION_S) -> SongRecord:
     chords = _harmonise(frame, Chance("harmony", seed))
     voice = _choose_voice(Chance("voice", seed))
     melody, lines, hook = _write_song(frame, chords, voice, seed)
-    tracks = _arrange(frame, chords, melody, hook, seed)
+    tracks = arrange(frame, chords, melody, hook, seed)
     beats = frame.beats_s
     return SongRecord(
         seed=seed,
@@ -40,12 +38,12 @@ def compose(seed: int, duration_s: float = DEFAULT_DURATION_S) -> SongRecord:
         tonic=frame.tonic,
         mode=frame.mode,
         tempo_bpm=frame.tempo_bpm,
-        metre="4/4",
+        metre=frame.style.metre,
         swing=frame.swing,
         swing_unit=frame.style.swing_unit,
         duration_s=round(beats[-1] + TAIL_S, 6),
         beats_s=beats[:-1],
-        downbeats_s=beats[:-1:BEATS_PER_BAR],
+        downbeats_s=beats[: -1 : round(frame.bar_beats / METRES[frame.style.metre][1])],
         chords=tuple(
             Chord(
                 start_s=round(frame.time_s(chord.start), 6),
@@ -72,6 +70,7 @@ def compose(seed: int, duration_s: float = DEFAULT_DURATION_S) -> SongRecord:
         tracks=tracks,
         voice=voice,
         mix=_choose_mix(frame, Chance("mix", seed)),
+        drift=frame.drift,
     )
 
 
@@ -94,7 +93,7 @@ def _choose_voice(chance: Chance) -> Voice:
 
 def _choose_mix(frame: Frame, chance: Chance) -> Mix:
     return Mix(
-        loudness_lufs=round(-14 + chance.uniform(-0.3, 0.3), 2),
+        loudness_lufs=round(chance.uniform(-17, -12), 2),
         peak_dbfs=-1.0,
         side_to_mid_db=round(-8.5 + chance.uniform(-0.4, 0.4), 2),
         room_s=round(chance.uniform(0.9, 1.7) * (1.25 if frame.tempo_bpm < 90 else 1.0), 3),
@@ -110,12 +109,12 @@ def _choose_mix(frame: Frame, chance: Chance) -> Mix:
 
 def _harmonise(frame: Frame, chance: Chance) -> list[PlacedChord]:
     """One chord a bar from loops of four; sections of a name share their loop, the last bar of the song rests on the tonic."""
-    loops = [*frame.style.loops[frame.mode], *(invent_loop(frame.mode, chance) for _ in range(4))]
+    loops = [*frame.style.loops[frame.mode], *(invent_loop(frame.mode, chance) for _ in range(2))]
     first = chance.choice(loops)
     chorus = chance.choice([loop for loop in loops if loop != first])
     bridge = chance.choice([loop for loop in loops if loop not in (first, chorus)])
     by_name = {"verse": first, "intro": chance.choice((first, chorus)), "chorus": chorus, "outro": chorus, "bridge": bridge}
-    by_name["pre-chorus"] = bridge
+    by_name |= {"pre-chorus": bridge, "instrumental": chance.choice((first, chorus))}
     placed: list[PlacedChord] = []
     for index, part in enumerate(frame.parts):
         numerals = by_name[part.name].split()
@@ -126,18 +125,18 @@ def _harmonise(frame: Frame, chance: Chance) -> list[PlacedChord]:
             if part.final and bar == part.bars - 1:
                 symbol = "I" if frame.mode == "major" else "i"
             root, quality = numeral(symbol, frame.tonic)
-            start = part.start + bar * BEATS_PER_BAR
-            turn = index + 1 < len(frame.parts) and bar == part.bars - 1 and frame.parts[index + 1].name == "chorus"
+            start = part.start + bar * part.bar_beats
+            end = start + part.bar_beats
+            turn = (
+                frame.bar_beats == 4 and index + 1 < len(frame.parts) and bar == part.bars - 1 and frame.parts[index + 1].name == "chorus"
+            )
             if turn and quality == "maj" and root == (frame.tonic + 7) % 12:
-                placed += [PlacedChord(start, start + 2, root, "sus4"), PlacedChord(start + 2, start + 4, root, "maj")]
+                placed += [PlacedChord(start, end - 2, root, "sus4"), PlacedChord(end - 2, end, root, "maj")]
             elif placed and placed[-1].root == root and placed[-1].quality == quality:
-                placed[-1] = PlacedChord(placed[-1].start, start + 4, root, quality)
+                placed[-1] = PlacedChord(placed[-1].start, end, root, quality)
             else:
-                placed.append(PlacedChord(start, start + 4, root, quality))
+                placed.append(PlacedChord(start, end, root, quality))
     return placed
-
-
-Hook = tuple[list[tuple[float, float, int]], tuple[Word, ...]]
 
 
 def _write_song(frame: Frame, chords: list[PlacedChord], voice: Voice, seed: int) -> tuple[list[MelodyNote], list[tuple[Word, ...]], Hook]:
@@ -161,17 +160,18 @@ def _write_song(frame: Frame, chords: list[PlacedChord], voice: Voice, seed: int
         for letter in sorted(set(plan)):
             name = f"{part.name}/{letter}"
             wide = (part.name == "chorus" and letter != "B") or (fast and letter == "C")
-            motifs[letter] = make_motif(Chance("motif", seed, name), bars=bars, wide=wide, slow=slow, taste=name)
+            motifs[letter] = make_motif(Chance("motif", seed, name), bars=bars, metre=frame.style.metre, wide=wide, slow=slow, taste=name)
         low, high = registers[part.name]
         sung = sing_section(
             [motifs[letter] for letter in plan],
             start=part.start,
-            phrase_beats=float(bars * BEATS_PER_BAR),
+            phrase_beats=float(bars * frame.bar_beats),
             chords=chords,
             tonic=frame.tonic,
             mode=frame.mode,
             low=voice.low_midi + low,
             high=voice.low_midi + high,
+            accent=frame.accent,
             seed=f"pitches/{seed}",
         )
         melody += sung
@@ -206,7 +206,7 @@ def _perform(frame: Frame, melody: list[MelodyNote], lines: list[tuple[Word, ...
         elif following is not None and following.beat - (note.beat + note.beats) < 0.01:
             end -= 0.01
         intensity = next(part.intensity for part in frame.parts if part.start <= note.beat < part.end)
-        accent = 0.06 if note.beat % 2 == 0 else 0.0
+        accent = 0.06 if note.beat % frame.accent == 0 else 0.0
         notes.append(
             VocalNote(
                 score_onset_s=round(score, 6),
@@ -221,78 +221,3 @@ def _perform(frame: Frame, melody: list[MelodyNote], lines: list[tuple[Word, ...
         )
         phrase += note.last
     return tuple(notes)
-
-
-def _arrange(frame: Frame, chords: list[PlacedChord], melody: list[MelodyNote], hook: Hook, seed: int) -> tuple[Track, ...]:
-    style, chance = frame.style, Chance("band", seed)
-    bass_pattern, quiet_bass = (vary_bass(chance.choice(style.bass), chance) for _ in range(2))
-    quiet_chords, full_chords = (chance.choice(style.chords if chance.happens(0.75) else COMMON_CHORDS) for _ in range(2))
-    arpeggio = chance.choice(style.arpeggio)
-    quiet, full = vary_groove(chance.choice(style.quiet), chance), vary_groove(chance.choice(style.full), chance)
-    hits: dict[str, list[Hit]] = {name: [] for name in ("drums", "bass", "chords", "arpeggio", "pad", "answer")}
-    voices = 3 if chance.happens(0.35) else 4
-    low = chance.integer(50, 55)
-    enter = chance.choice((0.0, 0.0, 0.5))
-    for index, part in enumerate(frame.parts):
-        loud = part.intensity > 0.85
-        hits["drums"] += play_drums(
-            part,
-            full if loud else quiet,
-            fill=index + 1 < len(frame.parts) and (part.bars > 1),
-            crash=style.crash and loud,
-            wild=part.intensity > 0.7,
-            enter=enter if part.name == "intro" else 0.0,
-            swung_eighths=frame.swing > 0.55 and style.swing_unit == 8,
-            chance=chance,
-        )
-        if not (part.name == "intro" and enter > 0 and style.name in ("ballad", "folk")):
-            hits["bass"] += play_bass(part, chords, bass_pattern if loud else quiet_bass, chance=chance, tonic=frame.tonic, mode=frame.mode)
-        pattern = full_chords if loud else quiet_chords
-        hits["chords"] += play_chords(part, chords, pattern, low=low, high=low + 19, voices=voices, strum_s=style.strum_s, chance=chance)
-        if arpeggio and (loud or part.name in ("verse", "bridge", "intro")) and style.arpeggio_instruments:
-            hits["arpeggio"] += play_arpeggio(part, chords, arpeggio, low=60, high=81, chance=chance)
-        if part.intensity > 0.6 or part.name == "bridge":
-            hits["pad"] += play_pad(part, chords, low=53, high=74)
-        if part.name == "intro":
-            hits["answer"] += play_hook(part, chords, hook[0], centre=72)
-    hits["answer"] += play_answers(list(frame.parts), chords, melody, centre=74, chance=chance, tonic=frame.tonic, mode=frame.mode)
-    return _seat(frame, hits, chance)
-
-
-def _seat(frame: Frame, hits: dict[str, list[Hit]], chance: Chance) -> tuple[Track, ...]:
-    """Instruments, levels and places in the stereo picture; beat positions become seconds."""
-    style = frame.style
-    side = 1 if chance.happens(0.5) else -1
-    # Part: instruments, level beside the vocal (dB), pan, reverb send.
-    seats: dict[str, tuple[tuple[str, ...], float, float, float]] = {
-        "drums": (("drums",), -2.5, 0.0, 0.08),
-        "bass": (style.bass_instruments, -5.0, 0.0, 0.01),
-        "chords": (style.chord_instruments, -5.5, -0.35 * side, 0.16),
-        "arpeggio": (style.arpeggio_instruments, -11.0, 0.55 * side, 0.22),
-        "pad": (style.pad_instruments, -12.5, 0.0, 0.3),
-        "answer": (style.answer_instruments, -9.0, 0.3 * side, 0.25),
-    }
-    tracks = []
-    for name, (instruments, level_db, pan, reverb) in seats.items():
-        if not hits[name]:
-            continue
-        instrument = chance.choice(instruments)
-        notes = []
-        for hit in sorted(hits[name], key=lambda h: (h.beat, h.midi)):
-            onset = max(0.0, frame.time_s(hit.beat) + hit.delay_s)
-            length = frame.time_s(hit.beat + hit.beats) - frame.time_s(hit.beat)
-            velocity = round(max(0.05, min(1.0, hit.velocity)), 4)
-            notes.append(Note(onset_s=round(onset, 6), duration_s=round(length, 6), midi=hit.midi, velocity=velocity))
-        tracks.append(
-            Track(
-                name=name,
-                instrument=instrument,
-                program=PROGRAMS.get(instrument, 0),
-                level_db=round(level_db + chance.spread(1.2 if name in ("drums", "bass") else 2.5), 2),
-                pan=round(pan, 3),
-                reverb=reverb,
-                tilt_db=round(chance.spread(4.0), 2),
-                notes=tuple(notes),
-            )
-        )
-    return tuple(tracks)

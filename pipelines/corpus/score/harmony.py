@@ -37,7 +37,8 @@ class PlacedChord:
 
 
 def numeral(text: str, tonic: int) -> tuple[int, str]:
-    """Root pitch class and quality of a numeral such as `vi7`, `bVII`, `Vsus4`; degrees count in the major scale, capitals are major."""
+    """Root pitch class and quality of a numeral such as `vi7`, `bVII`, `Vsus4`, `IVd7`; degrees count in the major scale, capitals are
+    major, d7 is a dominant seventh on any of them."""
     flat = text.startswith("b")
     body = text.removeprefix("b")
     degree = body.rstrip("0123456789adsu")
@@ -46,6 +47,8 @@ def numeral(text: str, tonic: int) -> tuple[int, str]:
     root = (tonic + _NUMERALS[degree.lower()] - flat) % 12
     if tail == "7":
         return root, "min7" if minor else ("7" if degree == "V" else "maj7")
+    if tail == "d7":
+        return root, "7"
     return root, tail or ("min" if minor else "maj")
 
 

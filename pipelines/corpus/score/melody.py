@@ -17,6 +17,22 @@ _OPENINGS = (
 _WIDE_OPENINGS = ((4, 4), (3, 3, 2), (4, 2, 2), (3, 5), (2, 2, 4), (6, 2), (3, 1, 4), (2, 1, 1, 4))
 _CLOSINGS = ((2, 2, -4), (3, 3, -2), (1, 1, 4, -2), (4, -4), (2, 4, -2), (1, 2, 3, -2), (1, 1, 2, 2, -2), (2, 1, 3, -2), (1, 1, 1, 3, -2))
 _WIDE_CLOSINGS = ((6, -2), (3, 3, -2), (2, 4, -2), (5, -3), (1, 1, 4, -2))
+# The same for bars of 3/4 and of 6/8, which hold six eighths: openings, closings, wide openings, wide closings.
+_CELLS = {
+    "4/4": (_OPENINGS, _CLOSINGS, _WIDE_OPENINGS, _WIDE_CLOSINGS),
+    "3/4": (
+        ((2, 2, 2), (3, 1, 2), (2, 1, 1, 2), (-1, 1, 2, 2), (1, 1, 2, 2), (4, 2), (2, 1, 1, 1, 1)),
+        ((4, -2), (2, 2, -2), (1, 1, 2, -2), (3, -3), (2, -4)),
+        ((4, 2), (6,), (2, 4), (3, 3)),
+        ((4, -2), (5, -1), (2, 2, -2)),
+    ),
+    "6/8": (
+        ((3, 3), (2, 1, 2, 1), (1, 1, 1, 3), (2, 1, 3), (3, 2, 1), (-1, 1, 1, 2, 1), (1, 1, 1, 2, 1), (-3, 1, 1, 1)),
+        ((3, -3), (2, 1, -3), (1, 1, 1, -3), (4, -2), (1, 2, -3)),
+        ((3, 3), (6,), (3, 2, 1), (5, 1)),
+        ((3, -3), (5, -1), (2, 1, -3)),
+    ),
+}  # fmt: skip
 _CONTOURS: tuple[Callable[[float], float], ...] = (
     lambda x: 1 - (2 * x - 1) ** 2,
     lambda x: 1 - x,
@@ -46,9 +62,9 @@ class MelodyNote:
     """Ends its phrase."""
 
 
-def make_motif(chance: Chance, *, bars: int, wide: bool, slow: bool, taste: str) -> Motif:
+def make_motif(chance: Chance, *, bars: int, metre: str, wide: bool, slow: bool, taste: str) -> Motif:
     """A phrase of one or two bars; wide ones hold longer notes, as choruses do, slow songs split an eighth here and there."""
-    openings, closings = (_WIDE_OPENINGS, _WIDE_CLOSINGS) if wide else (_OPENINGS, _CLOSINGS)
+    openings, closings = _CELLS[metre][2:] if wide else _CELLS[metre][:2]
     cells = [chance.choice(openings) for _ in range(bars - 1)] + [chance.choice(closings)]
     rhythm: list[tuple[float, float]] = []
     position = 0.0
@@ -67,9 +83,19 @@ def make_motif(chance: Chance, *, bars: int, wide: bool, slow: bool, taste: str)
 
 
 def choose_pitches(
-    rhythm: list[tuple[float, float, float, bool]], chords: list[PlacedChord], *, tonic: int, mode: str, low: int, high: int, taste: Chance
+    rhythm: list[tuple[float, float, float, bool]],
+    chords: list[PlacedChord],
+    *,
+    tonic: int,
+    mode: str,
+    low: int,
+    high: int,
+    accent: float,
+    taste: Chance,
 ) -> list[MelodyNote]:
-    """Pitches for rows of (beat, beats, target height in MIDI, last of its phrase): the cheapest path."""
+    """Pitches for rows of (beat, beats, target height in MIDI, last of its phrase): the cheapest path.
+
+    Every `accent` quarters there is a strong place."""
     scale = {(tonic + step) % 12 for step in SCALES[mode]}
     total: list[dict[int, tuple[float, int]]] = []
     whims = [taste.uniform(0, 1.3) for _ in range(7 * 16)]
@@ -81,7 +107,7 @@ def choose_pitches(
             chord = ahead  # an anticipation belongs to the chord that it pushes into
         tones = set(chord.pitch_classes)
         chord_tones.append(tones)
-        strong = beats >= 1.0 or beat % 2 == 0 or last
+        strong = beats >= 1.0 or beat % accent == 0 or last
         allowed = {pc for pc in scale if not ({(pc + 1) % 12, (pc - 1) % 12} & (tones - scale))} | tones
         column: dict[int, tuple[float, int]] = {}
         for midi in range(low, high + 1):
@@ -128,6 +154,7 @@ def sing_section(
     mode: str,
     low: int,
     high: int,
+    accent: float,
     seed: str,
 ) -> list[MelodyNote]:
     """The melody of one section: one motif after another, each on its own bars, joined by one path so that seams are singable."""
@@ -137,4 +164,4 @@ def sing_section(
         for beat, beats in motif.rhythm:
             height = low + (high - low) * (0.15 + 0.7 * motif.contour(beat / phrase_beats))
             rows.append((begin + beat, beats, height, (beat, beats) == motif.rhythm[-1]))
-    return choose_pitches(rows, chords, tonic=tonic, mode=mode, low=low, high=high, taste=Chance(seed, motifs[0].taste))
+    return choose_pitches(rows, chords, tonic=tonic, mode=mode, low=low, high=high, accent=accent, taste=Chance(seed, motifs[0].taste))

@@ -3,10 +3,10 @@
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-GENERATOR_VERSION = "2"
+GENERATOR_VERSION = "3"
 SCHEMA_VERSION = 1
 LICENSE = "CC0-1.0"
 
@@ -55,6 +55,8 @@ class Note:
     midi: int
     """A pitch, or for drums a General MIDI drum key."""
     velocity: float
+    slide: float = 0.0
+    """Semitones from which the pitch slides into the note, 0 for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +122,9 @@ class SongRecord:
     tonic: int
     mode: str
     tempo_bpm: float
+    """Beats a minute in the mean: quarters, in 6/8 dotted quarters."""
     metre: str
+    """4/4, 3/4 or 6/8."""
     swing: float
     """Share of the first half in a swung pair: 0.5 is straight."""
     swing_unit: int
@@ -134,6 +138,8 @@ class SongRecord:
     tracks: tuple[Track, ...]
     voice: Voice
     mix: Mix
+    drift: float = 0.0
+    """How far the tempo wanders, as a share of it: 0 with a click, some hundredths without."""
     generator_version: str = GENERATOR_VERSION
     schema_version: int = SCHEMA_VERSION
     license: str = LICENSE
@@ -160,13 +166,18 @@ class Rendering:
     samples: int
     f0_rate_hz: int
     sha256: dict[str, str]
+    banks: dict[str, str] = field(default_factory=dict)
+    """Which bank played each part; empty in songs of generators 1 and 2."""
 
 
 def as_json(record: SongRecord) -> dict[str, Any]:
-    """A dictionary ready for JSON; a track's notes are rows of onset, duration, MIDI, velocity: there are thousands."""
+    """A dictionary ready for JSON; a track's notes are rows of onset, duration, MIDI, velocity and, where
+    there is one, slide: there are thousands."""
     document = dataclasses.asdict(record)
     for track, row in zip(record.tracks, document["tracks"], strict=True):
-        row["notes"] = [[note.onset_s, note.duration_s, note.midi, note.velocity] for note in track.notes]
+        row["notes"] = [
+            [note.onset_s, note.duration_s, note.midi, note.velocity, *([note.slide] if note.slide else ())] for note in track.notes
+        ]
     return document
 
 
@@ -189,10 +200,11 @@ def read_song_json(data: bytes | str) -> tuple[SongRecord, Rendering, str]:
     document["chords"] = tuple(Chord(**{**row, "pitch_classes": tuple(row["pitch_classes"])}) for row in document["chords"])
     document["sections"] = tuple(Section(**row) for row in document["sections"])
     document["vocal"] = tuple(VocalNote(**{**row, "phones": tuple(row["phones"])}) for row in document["vocal"])
-    document["tracks"] = tuple(
-        Track(**{**row, "notes": tuple(Note(onset_s=n[0], duration_s=n[1], midi=n[2], velocity=n[3]) for n in row["notes"])})
-        for row in document["tracks"]
-    )
+    document["tracks"] = tuple(Track(**{**row, "notes": tuple(_note(*values) for values in row["notes"])}) for row in document["tracks"])
     document["voice"] = Voice(**document["voice"])
     document["mix"] = Mix(**document["mix"])
     return SongRecord(**document), rendering, stored
+
+
+def _note(onset_s: float, duration_s: float, midi: int, velocity: float, slide: float = 0.0) -> Note:
+    return Note(onset_s=onset_s, duration_s=duration_s, midi=midi, velocity=velocity, slide=slide)

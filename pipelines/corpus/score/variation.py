@@ -1,7 +1,7 @@
 """What no table of styles holds: grooves, bass lines, fills and chord loops of a song's own, drawn within the style."""
 
 from pipelines.chance import Chance
-from pipelines.corpus.score.styles import BassPattern, Groove
+from pipelines.corpus.score.patterns import BassPattern, Groove
 
 _TIMEKEEPERS = ("hat", "ride", "shaker")
 _KICK_PLACES = (3, 6, 7, 10, 11, 14)
@@ -16,11 +16,11 @@ def vary_groove(groove: Groove, chance: Chance) -> Groove:
     for drum, line in groove.items():
         played, steps = drum, list(line)
         if drum == "kick" and chance.happens(0.5):
-            place = chance.choice(_KICK_PLACES)
+            place = chance.choice([place for place in _KICK_PLACES if place < len(line)])
             steps[place] = "0" if steps[place] != "0" else str(chance.integer(4, 8))
         elif drum == "snare" and chance.happens(0.35):
             for _ in range(chance.integer(1, 2)):
-                place = chance.choice(_GHOST_PLACES)
+                place = chance.choice([place for place in _GHOST_PLACES if place < len(line)])
                 steps[place] = max(steps[place], str(chance.integer(1, 3)))
         elif drum in _TIMEKEEPERS:
             if chance.happens(0.2):
@@ -46,7 +46,7 @@ def vary_bass(pattern: BassPattern, chance: Chance) -> BassPattern:
 
 
 def invent_fill(chance: Chance) -> tuple[tuple[int, str, int], ...]:
-    """A run from snare down the toms over the last quarter or half of a bar, growing louder, on some of its sixteenths."""
+    """A run from snare down the toms over the last quarter or half of a bar of 4/4, growing louder, on some of its sixteenths."""
     begin = chance.choice((8, 12, 12))
     drums = ("snare", "tom_high", "tom_mid", "tom_low")
     figure = []

@@ -92,10 +92,7 @@ def room(decay_s: float, name: str) -> Array:
 
 def reverberate(send: Array, response_CN: Array) -> Array:
     """The room's answer to a mono send, shape (2, n), cut at the send's length."""
-    n = send.shape[-1]
-    size = good_length(n + response_CN.shape[-1])
-    spectrum = np.fft.rfft(send, size)
-    return np.stack([np.fft.irfft(spectrum * np.fft.rfft(channel, size), size)[:n] for channel in response_CN])
+    return np.asarray(scipy.signal.oaconvolve(send[None], response_CN, axes=1)[:, : send.shape[-1]])
 
 
 def loudness_lufs(audio_CN: Array) -> float:

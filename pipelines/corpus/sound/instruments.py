@@ -176,12 +176,28 @@ INSTRUMENTS: dict[str, Instrument] = {
         name="keys", sustain_s=2.6, bright=0.9, stiffness=0.0, pluck_at=0.05, damp=0.35, release_s=0.12, knock=0.0, width=1.8, top_hz=7000,
         attack_s=0.004,
     ),
+    "clean_guitar": _struck(
+        name="clean", sustain_s=3.6, bright=0.85, stiffness=0.0001, pluck_at=0.15, damp=0.22, release_s=0.1, knock=0.12, width=0.7,
+        top_hz=6000,
+    ),
+    "banjo": _struck(
+        name="banjo", sustain_s=0.8, bright=0.55, stiffness=0.0002, pluck_at=0.1, damp=0.3, release_s=0.06, knock=0.2, width=0.4
+    ),
+    "clavinet": _struck(
+        name="clavinet", sustain_s=1.2, bright=0.5, stiffness=0.0001, pluck_at=0.06, damp=0.35, release_s=0.03, knock=0.1, width=0.3
+    ),
     "electric_piano": _electric_piano,
     "organ": _sustained(slope=1, attack_s=0.008, release_s=0.05, detune=3.0, drawbars=(0.25, 0.1, 1.0, 0.7, 0.35, 0.25, 0.08, 0.1, 0.12)),
     "strings": _sustained(slope=1.1, attack_s=0.14, release_s=0.3, detune=9.0, vibrato=0.05),
     "warm_pad": _sustained(slope=1.6, attack_s=0.2, release_s=0.35, detune=8.0, top_hz=3500),
     "bright_pad": _sustained(slope=1.0, attack_s=0.09, release_s=0.25, detune=11.0, top_hz=8000),
     "synth_lead": _sustained(slope=1.0, attack_s=0.012, release_s=0.09, detune=5.0, odd=0.5, top_hz=7000),
+    "fiddle": _sustained(slope=0.95, attack_s=0.06, release_s=0.09, detune=0.0, vibrato=0.08, top_hz=8000),
+    "choir": _sustained(slope=1.4, attack_s=0.16, release_s=0.3, detune=12.0, vibrato=0.06, top_hz=3500, air=0.03),
+    "brass": _sustained(slope=0.9, attack_s=0.035, release_s=0.08, detune=6.0, top_hz=5500),
+    "sax": _sustained(slope=0.8, attack_s=0.03, release_s=0.07, detune=0.0, vibrato=0.08, air=0.04, top_hz=5000),
+    "accordion": _sustained(slope=0.8, attack_s=0.03, release_s=0.06, detune=7.0, top_hz=6000),
+    "harmonica": _sustained(slope=0.7, attack_s=0.03, release_s=0.06, detune=0.0, odd=0.7, vibrato=0.12, air=0.03, top_hz=6000),
     "flute": _sustained(slope=2.0, attack_s=0.05, release_s=0.09, detune=0.0, vibrato=0.1, air=0.05),
     "vibraphone": _bars((1, 4.0, 10.0), (1.0, 0.22, 0.06), 2.6, 0.05, 0.25),
     "marimba": _bars((1, 3.93, 9.5), (1.0, 0.3, 0.08), 0.9, 0.12, 0.3),

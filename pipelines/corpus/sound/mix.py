@@ -1,13 +1,15 @@
 """From dry parts to two stems: levels, space, width, loudness. One gain serves both stems, so that they still add up."""
 
 import numpy as np
+from scipy.ndimage import uniform_filter1d
 
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.chance import Array
-from pipelines.corpus.score.record import Mix, SongRecord
+from pipelines.corpus.score.record import Mix, Section, SongRecord
 from pipelines.corpus.sound.dsp import band, db, gated_loudness_lufs, k_weighted, level_db, reverberate, room, tilt
 
 _ACTIVE_BLOCK = 4096
+_DYNAMICS_DB, _DYNAMICS_S = 14.0, 0.3
 # 3.5 dB above a vocal of active level 1.
 LOWEST_CEILING_DB = 3.5
 
@@ -68,7 +70,20 @@ def blend(record: SongRecord, parts: dict[str, Array], kicks_s: list[float]) -> 
             part *= np.sqrt(2) * np.array([[np.cos(angle)], [np.sin(angle)]])
         dry += part
         send += track.reverb * part.mean(axis=0)
-    return dry + reverberate(send * 1.6, room(record.mix.room_s, f"band/{record.seed}"))
+    wet = reverberate(send * 1.6, room(record.mix.room_s, f"band/{record.seed}"))
+    return (dry + wet) * section_gain(record.sections, samples)
+
+
+def section_gain(sections: tuple[Section, ...], samples: int) -> Array:
+    """How a band grows from verse to chorus: 14 dB for each unit of intensity, over 0.3 s; the mean power stays. Shape (samples,)."""
+    times = np.array([section.start_s for section in sections])
+    gains_db = np.array([_DYNAMICS_DB * section.intensity for section in sections])
+    block = SAMPLE_RATE_HZ // 100
+    now_s = np.arange(-(-samples // block) + 1) * block / SAMPLE_RATE_HZ
+    steps_db = gains_db[np.maximum(np.searchsorted(times, now_s, side="right") - 1, 0)]
+    smooth = 10 ** (uniform_filter1d(steps_db, int(_DYNAMICS_S * SAMPLE_RATE_HZ / block), mode="nearest") / 20)
+    smooth /= np.sqrt(np.mean(smooth**2))
+    return np.interp(np.arange(samples), np.arange(now_s.size) * block, smooth)
 
 
 def _duck(kicks_s: list[float], samples: int, depth: float) -> Array:

@@ -1,0 +1,1 @@
+"""Banks of recorded instruments: soundfonts and folders of samples."""
