@@ -1,7 +1,7 @@
 """A guitar's amplifier and loudspeaker: the same for recorded strings and for computed ones."""
 
 import numpy as np
-import scipy.signal
+import scipy
 
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.chance import Array

@@ -1,7 +1,7 @@
 """From dry parts to two stems: levels, space, width, loudness. One gain serves both stems, so that they still add up."""
 
 import numpy as np
-from scipy.ndimage import uniform_filter1d
+import scipy
 
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.chance import Array
@@ -81,7 +81,7 @@ def section_gain(sections: tuple[Section, ...], samples: int) -> Array:
     block = SAMPLE_RATE_HZ // 100
     now_s = np.arange(-(-samples // block) + 1) * block / SAMPLE_RATE_HZ
     steps_db = gains_db[np.maximum(np.searchsorted(times, now_s, side="right") - 1, 0)]
-    smooth = 10 ** (uniform_filter1d(steps_db, int(_DYNAMICS_S * SAMPLE_RATE_HZ / block), mode="nearest") / 20)
+    smooth = 10 ** (scipy.ndimage.uniform_filter1d(steps_db, int(_DYNAMICS_S * SAMPLE_RATE_HZ / block), mode="nearest") / 20)
     smooth /= np.sqrt(np.mean(smooth**2))
     return np.interp(np.arange(samples), np.arange(now_s.size) * block, smooth)
 
