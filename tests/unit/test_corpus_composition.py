@@ -1,5 +1,7 @@
 """The songs as written: variety over seeds, truth that agrees with itself, rules of melody and harmony."""
 
+import dataclasses
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -20,6 +22,10 @@ PINNED_UNIFORM = 0.3319052505526885
 PINNED_NOISE = [0.2915821597838075, 0.46894275045187417, 0.5118930385594898]
 
 
+RENDERING = Rendering(
+    renderer="numpy", loudness_lufs=-14.0, peak_dbfs=-1.0, side_to_mid_db=-8.5, vocal_gain_db=-18.0, accompaniment_gain_db=-17.0,
+    samples=10, f0_rate_hz=200, sha256={"vocals.wav": "0"}, banks={"drums": "numpy"},
+)  # fmt: skip
 BEATS = {"4/4": 4, "3/4": 3, "6/8": 2}
 
 
@@ -138,21 +144,24 @@ def test_equal_seeds_give_equal_records_and_others_differ() -> None:
 
 def test_song_json_reads_back(records: list[SongRecord]) -> None:
     record = records[3]
-    rendering = Rendering(
-        renderer="numpy",
-        loudness_lufs=-14.0,
-        peak_dbfs=-1.0,
-        side_to_mid_db=-8.5,
-        vocal_gain_db=-18.0,
-        accompaniment_gain_db=-17.0,
-        samples=10,
-        f0_rate_hz=200,
-        sha256={"vocals.wav": "0"},
-    )
-    read, read_rendering, stored = read_song_json(song_json(record, rendering))
+    read, read_rendering, stored = read_song_json(song_json(record, RENDERING))
     assert read == record
-    assert read_rendering == rendering
+    assert read_rendering == RENDERING
     assert stored == record.sha256() == read.sha256()
+
+
+def test_a_song_of_an_earlier_generator_reads_too(records: list[SongRecord]) -> None:
+    record = dataclasses.replace(records[4], drift=0.0, generator_version="2")
+    tracks = tuple(
+        dataclasses.replace(track, notes=tuple(dataclasses.replace(note, slide=0.0) for note in track.notes)) for track in record.tracks
+    )
+    record = dataclasses.replace(record, tracks=tracks)
+    old = json.loads(song_json(record, RENDERING))
+    del old["drift"], old["rendering"]["banks"]
+    assert all(len(note) == 4 for track in old["tracks"] for note in track["notes"])
+    read, rendering, _ = read_song_json(json.dumps(old))
+    assert read == record
+    assert rendering.banks == {}
 
 
 def test_every_syllable_can_be_sung() -> None:

@@ -16,7 +16,7 @@ AUDIO_KINDS = (".ogg", ".flac", ".wav")
 LAYERS = ("pp", "p", "mp", "mf", "f", "ff")
 _PITCH = re.compile(r"([a-g])(b|s|#)?(-?\d)")
 _PITCH_CLASS = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}
-_LONGEST_S = 6.0
+_LONGEST_S = 4.0
 _LEAD = 32
 
 
@@ -64,7 +64,7 @@ def audio_files(folder: Path) -> list[Path]:
     return files
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=256)
 def read_sample(path: Path, seconds: float = _LONGEST_S) -> Array:
     """The sample from just before its attack, shape (1 or 2, n), at most `seconds` long, float32."""
     audio_NC, _ = sf.read(path, dtype="float32", always_2d=True, frames=int((seconds + 0.5) * SAMPLE_RATE_HZ))
