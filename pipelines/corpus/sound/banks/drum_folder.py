@@ -1,7 +1,5 @@
 """A drum kit as a folder of pieces, each with its hits, soft to loud in any order: their measured loudness is their velocity."""
 
-import hashlib
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,7 @@ from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.chance import Array, Chance
 from pipelines.corpus.score.record import SongRecord, Track
 from pipelines.corpus.score.styles import DRUM_KEYS
-from pipelines.corpus.sound.banks.samples import audio_files, read_sample, rms
+from pipelines.corpus.sound.banks.samples import audio_files, digest, read_sample, rms
 from pipelines.corpus.sound.drumkit import load_kit
 
 # A drum to what its folder's name begins with, small letters only.
@@ -100,13 +98,3 @@ def _choked(sound: Array, seconds: float | None) -> Array:
     fade = min(_CHOKE_FADE, n)
     shape[n - fade :] = np.linspace(1, 0, fade)
     return sound[:, :n] * shape
-
-
-@lru_cache(maxsize=16)
-def _identity(entries: tuple[tuple[str, int], ...]) -> str:
-    return hashlib.sha256(repr(entries).encode()).hexdigest()[:12]
-
-
-def digest(folder: Path, files: list[Path]) -> str:
-    """Of the names and sizes of the files: another folder has another, wherever it lies."""
-    return _identity(tuple((path.relative_to(folder).as_posix(), path.stat().st_size) for path in files))

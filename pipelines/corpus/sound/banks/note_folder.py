@@ -12,8 +12,7 @@ from pipelines.chance import Array, Chance
 from pipelines.corpus.score.record import Note, SongRecord, Track
 from pipelines.corpus.score.styles import PROGRAMS
 from pipelines.corpus.sound.amplifier import AMPLIFIED, amplify
-from pipelines.corpus.sound.banks.drum_folder import digest
-from pipelines.corpus.sound.banks.samples import SampleName, audio_files, read_name, read_sample, rms
+from pipelines.corpus.sound.banks.samples import SampleName, audio_files, digest, read_name, read_sample, rms
 
 # A word in the folder's name to the instruments that it can be.
 _INSTRUMENTS = {

@@ -1,7 +1,7 @@
 """Two players of soundfonts, in this process: tinysoundfont (exact, small) and FluidSynth's library (all modulators).
 
 Both are asked for audio in whole blocks of 64 samples only: either rounds something to its own blocks, so that other cuts would give
-other bytes, and what was played before would shift them.
+other bytes.
 """
 
 import ctypes
@@ -23,6 +23,7 @@ BLOCK = 64
 _VOICES = 256
 _SILENCE_BLOCKS = 2 * SAMPLE_RATE_HZ // BLOCK
 _BEND_CENTRE = 8192
+_FLUID_WARNING = 2
 _FLUID_SETTINGS = {
     b"synth.reverb.active": 0, b"synth.chorus.active": 0, b"synth.cpu-cores": 1, b"synth.dynamic-sample-loading": 1,
     b"synth.polyphony": _VOICES,
@@ -88,30 +89,39 @@ class TinyPlayer:
 
 
 class FluidPlayer:
-    """FluidSynth 2, without its reverberation and chorus; a preset's samples are loaded when it is first chosen."""
+    """FluidSynth 2, without its reverberation and chorus; a preset's samples are loaded when it is first chosen.
+
+    Its voices sound otherwise the first time that they are used: the font stays, but each part has a synthesiser of its own.
+    """
 
     def __init__(self, path: Path) -> None:
         library = fluidsynth_library()
         if library is None:
             raise UserError(f"--bank {path} needs FluidSynth for its velocity rules, and its library is not here: {FLUIDSYNTH_REMEDY}")
         self._library = library
-        settings = library.new_fluid_settings()
+        self._settings = library.new_fluid_settings()
         for name, number in _FLUID_SETTINGS.items():
-            library.fluid_settings_setint(settings, name, number)
-        library.fluid_settings_setnum(settings, b"synth.gain", 0.5)
-        library.fluid_settings_setnum(settings, b"synth.sample-rate", float(SAMPLE_RATE_HZ))
-        self._synth = library.new_fluid_synth(settings)
-        self._font = library.fluid_synth_sfload(self._synth, str(path).encode(), 1)
-        if self._font < 0:
+            library.fluid_settings_setint(self._settings, name, number)
+        library.fluid_settings_setnum(self._settings, b"synth.gain", 0.5)
+        library.fluid_settings_setnum(self._settings, b"synth.sample-rate", float(SAMPLE_RATE_HZ))
+        holder = library.new_fluid_synth(self._settings)  # it read the font, whose samples are loaded through it: it stays
+        number = library.fluid_synth_sfload(holder, str(path).encode(), 1)
+        if number < 0:
             raise UserError(f"--bank {path}: FluidSynth cannot read this font: copy it again, or give another")
+        self._font = library.fluid_synth_get_sfont_by_id(holder, number)
+        library.fluid_synth_remove_sfont(holder, self._font)
+        self._synth: int | None = None
         self._channel = 0
 
     def select(self, bank: int, program: int) -> None:
-        self._library.fluid_synth_system_reset(self._synth)
-        self.render(_SILENCE_BLOCKS)
+        library = self._library
+        if self._synth is not None:
+            library.fluid_synth_remove_sfont(self._synth, self._font)
+            library.delete_fluid_synth(self._synth)
+        self._synth = library.new_fluid_synth(self._settings)
+        number = library.fluid_synth_add_sfont(self._synth, self._font)
         self._channel = 9 if bank == DRUM_BANK else 0
-        self._library.fluid_synth_program_select(self._synth, self._channel, self._font, bank, program)
-        self.bend(0.0)
+        library.fluid_synth_program_select(self._synth, self._channel, number, bank, program)
 
     def note_on(self, midi: int, velocity: float) -> None:
         self._library.fluid_synth_noteon(self._synth, self._channel, midi, max(1, min(127, round(127 * velocity))))
@@ -145,12 +155,16 @@ def fluidsynth_library() -> Any:
         return None
     handle, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
     signatures: dict[str, tuple[Any, ...]] = {
+        "fluid_set_log_function": (handle, number, handle, handle),
         "new_fluid_settings": (handle,),
         "fluid_settings_setint": (number, handle, text, number),
         "fluid_settings_setnum": (number, handle, text, ctypes.c_double),
         "new_fluid_synth": (handle, handle),
         "fluid_synth_sfload": (number, handle, text, number),
-        "fluid_synth_system_reset": (number, handle),
+        "fluid_synth_get_sfont_by_id": (handle, handle, number),
+        "fluid_synth_add_sfont": (number, handle, handle),
+        "fluid_synth_remove_sfont": (number, handle, handle),
+        "delete_fluid_synth": (None, handle),
         "fluid_synth_program_select": (number, handle, number, number, number, number),
         "fluid_synth_noteon": (number, handle, number, number, number),
         "fluid_synth_noteoff": (number, handle, number, number),
@@ -160,6 +174,7 @@ def fluidsynth_library() -> Any:
     for function, (result, *arguments) in signatures.items():
         getattr(library, function).restype = result
         getattr(library, function).argtypes = arguments
+    library.fluid_set_log_function(_FLUID_WARNING, None, None)  # it warns of each channel that has no font yet
     return library
 
 

@@ -1,5 +1,6 @@
 """Recorded samples: what a file's name says, and its audio from the attack on."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -76,3 +77,9 @@ def read_sample(path: Path, seconds: float = _LONGEST_S) -> Array:
 def rms(audio_CN: Array, seconds: float) -> float:
     """Root mean square of the first seconds; never zero."""
     return float(np.sqrt(np.mean(audio_CN[:, : int(seconds * SAMPLE_RATE_HZ)] ** 2)) + 1e-7)
+
+
+def digest(folder: Path, files: list[Path]) -> str:
+    """Of the names and sizes of the files: another folder has another, wherever it lies."""
+    entries = [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]
+    return hashlib.sha256(repr(entries).encode()).hexdigest()[:12]
