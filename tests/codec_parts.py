@@ -10,8 +10,11 @@ from safetensors.torch import save_file
 
 from model.codec.base import CodecIdentity
 from model.codec.embedded import EmbeddedCodec, PhaseConfig
+from model.codec.embedded_2 import Embedded2Codec, SoundConfig
 from model.codec.load import build_autoencoder
 from model.codec.magnitude_vae import STEREO_BANDS, MagnitudeVAE, MagnitudeVAEConfig
+from model.codec.view_vae import ViewVAE, ViewVAEConfig
+from model.codec.views import STEREO_BANDS as VIEW_STEREO_BANDS
 
 OOBLECK = {"channels": 4, "c_mults": [1, 1, 2, 2, 2], "strides": [2, 4, 4, 8, 8], "use_snake": True}
 AUTOENCODER: dict[str, Any] = {
@@ -69,6 +72,18 @@ def tiny_embedded(*, rounds: int = 2, blocks: int = 1) -> EmbeddedCodec:
     network.feature_mean[: -2 * STEREO_BANDS] = -6
     network.feature_std[:] = 0.5
     return EmbeddedCodec(network, PhaseConfig(rounds=rounds, grid_frames=16), CodecIdentity(id="tiny", weights_sha256="0"))
+
+
+def tiny_embedded_2() -> Embedded2Codec:
+    """Small layers with random weights, a linear path that keeps something of the sound, and a level at which noise is heard."""
+    torch.manual_seed(0)
+    network = ViewVAE(ViewVAEConfig(encoder_width=16, encoder_blocks=1, decoder_width=16, decoder_blocks=1))
+    for leave in (network.encoder.leave, network.decoder.leave):
+        torch.nn.init.normal_(leave.weight, std=0.02)
+    network.feature_mean[:] = -6
+    network.feature_mean[-2 * VIEW_STEREO_BANDS :] = 0
+    network.feature_std[:] = 0.5
+    return Embedded2Codec(network, SoundConfig(grid_frames=16), CodecIdentity(id="tiny-2", weights_sha256="0"))
 
 
 def stable_audio_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from infra.cli import exit_codes as commands
 from model.errors import ModelError
 from training.codec.adversarial import AdversarialConfig
 from training.codec.train import CodecTrainConfig
+from training.codec.view_training import ViewTrainConfig
 from training.config import TrainConfig
 from training.evaluation.evaluate import EvaluateConfig
 from training.publish.release import ReleaseConfig
@@ -130,6 +131,15 @@ def codec_adversarial(config: Annotated[AdversarialConfig, Parameter(name="*")])
     from training.codec.adversarial import train_adversarially
 
     train_adversarially(config)
+    return 0
+
+
+@app.command
+def codec_2(config: Annotated[ViewTrainConfig, Parameter(name="*")]) -> int:
+    """Train codec 2's autoencoder of views on recordings."""
+    from training.codec.view_training import train_views
+
+    train_views(config)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Codecs by name: the embedded one, and any stable-audio-tools autoencoder. The only import of stable_audio_tools, when one is loaded.
+"""Codecs by name: the embedded ones, and any stable-audio-tools autoencoder. The only import of stable_audio_tools, when one is loaded.
 
 Shapes: B batch, C channels, N samples, T latent frames of 2,048 samples.
 """
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from model.codec.base import Codec, CodecIdentity, Halo, tensors_sha256
 from model.codec.embedded import MODEL_TYPE as EMBEDDED_MODEL_TYPE
 from model.codec.embedded import load_embedded
+from model.codec.embedded_2 import EMBEDDED_2, load_embedded_2
+from model.codec.embedded_2 import MODEL_TYPE as EMBEDDED_2_MODEL_TYPE
 from model.codec.receptive_field import UnknownFieldError, decoder_halo, encoder_halo
 from model.codec.stable_audio_layers import quicken, round_fine_blocks
 from model.dimensions import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ
@@ -78,13 +80,17 @@ def _resolved(precision: Precision, device: torch.device) -> Precision:
 
 
 def load_codec(spec: str = "embedded", *, device: str = "cpu", precision: Precision = "auto") -> Codec:
-    """A codec by name: "embedded", "stable-audio-open", "stable-audio-open:FOLDER" or FOLDER (model_config.json and safetensors).
+    """A codec by name: "embedded", "embedded-2", "stable-audio-open", "stable-audio-open:FOLDER" or FOLDER.
 
-    `precision` is that of a stable-audio-tools autoencoder (StableAudioCodec); the embedded codec always computes in float32.
+    A folder holds model_config.json and safetensors.
+
+    `precision` is that of a stable-audio-tools autoencoder (StableAudioCodec); the embedded codecs always compute in float32.
     Raises CodecUnavailable, whose message says what to accept, set or convert.
     """
     if spec == "embedded":
         return load_embedded(device=device)
+    if spec == EMBEDDED_2:
+        return load_embedded_2(device=device)
     if spec == STABLE_AUDIO_OPEN:
         return _load_folder(_download_stable_audio_open(), STABLE_AUDIO_OPEN, device, precision)
     if spec.startswith(f"{STABLE_AUDIO_OPEN}:"):
@@ -92,8 +98,8 @@ def load_codec(spec: str = "embedded", *, device: str = "cpu", precision: Precis
     folder = Path(spec)
     if not folder.is_dir():
         raise CodecUnavailable(
-            f"codec {spec!r}: neither a codec's name nor a folder; use embedded, {STABLE_AUDIO_OPEN}, {STABLE_AUDIO_OPEN}:FOLDER, "
-            "or a folder with model_config.json and model.safetensors"
+            f"codec {spec!r}: neither a codec's name nor a folder; use embedded, {EMBEDDED_2}, {STABLE_AUDIO_OPEN}, "
+            f"{STABLE_AUDIO_OPEN}:FOLDER, or a folder with model_config.json and model.safetensors"
         )
     return _load_folder(folder, folder.resolve().name, device, precision)
 
@@ -126,6 +132,8 @@ def _load_folder(folder: Path, codec_id: str, device: str, precision: Precision)
         raise CodecUnavailable(f"codec {codec_id}: {config_path} holds no JSON object; fetch it again")
     if config.get("model_type") == EMBEDDED_MODEL_TYPE:
         return load_embedded(folder, codec_id=codec_id, device=device)
+    if config.get("model_type") == EMBEDDED_2_MODEL_TYPE:
+        return load_embedded_2(folder, codec_id=codec_id, device=device)
     autoencoder_config, prefixes, scale = _autoencoder_config(config, codec_id)
     _check_contract(autoencoder_config, codec_id)
     tensors = _read_autoencoder(_weights_file(folder, codec_id), prefixes, codec_id)

@@ -13,10 +13,9 @@ from torch import Tensor
 from model.codec.magnitude_vae import MAGNITUDE_FLOOR, SPECTRAL_HOP_SAMPLES, WINDOW_SAMPLES
 
 OVERLAP = WINDOW_SAMPLES // SPECTRAL_HOP_SAMPLES
-# Frames are centred in their hop: as many zeros before the first sample as after the last.
-EDGE_SAMPLES = (WINDOW_SAMPLES - SPECTRAL_HOP_SAMPLES) // 2
 TURN = 2 * math.pi
-MAX_DECORRELATION_SAMPLES = 441
+# Of a window; 441 samples of 4,096.
+MAX_DECORRELATION = 441 / WINDOW_SAMPLES
 # Hann as the Gaussian of the same spread, γ = 0.25645 N² (Prusa et al. 2017, table I): bins per unit of slope along frequency,
 # and slope along time (a hop) that shifts the group delay by half a window.
 FREQUENCY_SLOPE = 1.0 / (TURN * 0.25645)
@@ -25,40 +24,47 @@ DELAY_SLOPE = math.pi / (0.25645 * OVERLAP)
 ONSET_RISE = 1.0
 # Instantaneous frequencies, in bins from a bin's centre, that noise stays below when a network predicts it; a partial's lobe exceeds it.
 NOISE_OFFSET = 0.19
-# A sine of amplitude 1 has a spectral peak of 1.
-SPECTRUM_SCALE = 4.0 / WINDOW_SAMPLES
 
 
-def window(device: torch.device) -> Tensor:
+def window(samples: int, device: torch.device) -> Tensor:
     """Periodic Hann window."""
-    return torch.hann_window(WINDOW_SAMPLES, device=device)
+    return torch.hann_window(samples, device=device)
 
 
-def spectrum(audio_BN: Tensor) -> Tensor:
-    """Audio (B, J * 1024) → spectra (B, J, K) complex; what lies outside the audio counts as zero."""
-    padded = torch.nn.functional.pad(audio_BN, (EDGE_SAMPLES, EDGE_SAMPLES))
-    return _forward(padded.unfold(-1, WINDOW_SAMPLES, SPECTRAL_HOP_SAMPLES) * (window(audio_BN.device) * SPECTRUM_SCALE))
+def spectrum(audio_BN: Tensor, window_samples: int = WINDOW_SAMPLES) -> Tensor:
+    """Audio (B, J * hop) → spectra (B, J, K) complex, the hop a quarter of the window; what lies outside the audio counts as zero.
+
+    Frames are centred in their hop. A sine of amplitude 1 has a peak of 1.
+    """
+    hop = window_samples // OVERLAP
+    edge = (window_samples - hop) // 2
+    padded = torch.nn.functional.pad(audio_BN, (edge, edge))
+    return _forward(padded.unfold(-1, window_samples, hop) * (window(window_samples, audio_BN.device) * (4.0 / window_samples)))
 
 
 def waveform(spectrum_BJK: Tensor) -> Tensor:
-    """Spectra (B, J, K) → the audio (B, J * 1024) whose spectra are nearest in least squares (Griffin & Lim 1984, eq. 6)."""
-    batch, frames, _ = spectrum_BJK.shape
-    pieces = _inverse(spectrum_BJK) * (window(spectrum_BJK.device) / SPECTRUM_SCALE)
-    pieces = pieces.view(batch, frames, OVERLAP, SPECTRAL_HOP_SAMPLES)
-    total = torch.zeros(batch, frames + OVERLAP - 1, SPECTRAL_HOP_SAMPLES, device=pieces.device)
+    """Spectra (B, J, K) → the audio (B, J * hop) whose spectra are nearest in least squares (Griffin & Lim 1984, eq. 6)."""
+    batch, frames, bins = spectrum_BJK.shape
+    window_samples = 2 * (bins - 1)
+    hop = window_samples // OVERLAP
+    edge = (window_samples - hop) // 2
+    pieces = _inverse(spectrum_BJK).mul_(window(window_samples, spectrum_BJK.device) * (window_samples / 4.0))
+    pieces = pieces.view(batch, frames, OVERLAP, hop)
+    total = torch.zeros(batch, frames + OVERLAP - 1, hop, device=pieces.device)
     for part in range(OVERLAP):
         total[:, part : part + frames] += pieces[:, :, part]
-    audio = total.view(batch, -1)[:, EDGE_SAMPLES : EDGE_SAMPLES + frames * SPECTRAL_HOP_SAMPLES]
-    return audio / _window_power(frames, audio.device)
+    return total.view(batch, -1)[:, edge : edge + frames * hop].div_(_window_power(frames, window_samples, pieces.device))
 
 
-def _window_power(frames: int, device: torch.device) -> Tensor:
+def _window_power(frames: int, window_samples: int, device: torch.device) -> Tensor:
     """Sum of the squared windows over each sample: 1.5, less at either end where frames are missing."""
-    parts = window(device).square().view(OVERLAP, SPECTRAL_HOP_SAMPLES)
-    total = torch.zeros(frames + OVERLAP - 1, SPECTRAL_HOP_SAMPLES, device=device)
+    hop = window_samples // OVERLAP
+    edge = (window_samples - hop) // 2
+    parts = window(window_samples, device).square().view(OVERLAP, hop)
+    total = torch.zeros(frames + OVERLAP - 1, hop, device=device)
     for part in range(OVERLAP):
         total[part : part + frames] += parts[part]
-    return total.view(-1)[EDGE_SAMPLES : EDGE_SAMPLES + frames * SPECTRAL_HOP_SAMPLES]
+    return total.view(-1)[edge : edge + frames * hop]
 
 
 def _forward(frames_BJN: Tensor) -> Tensor:
@@ -70,8 +76,8 @@ def _forward(frames_BJN: Tensor) -> Tensor:
 
 def _inverse(spectrum_BJK: Tensor) -> Tensor:
     if spectrum_BJK.device.type == "cpu" and not spectrum_BJK.requires_grad:
-        return torch.from_numpy(scipy.fft.irfft(spectrum_BJK.numpy(), n=WINDOW_SAMPLES, workers=torch.get_num_threads()))
-    return torch.fft.irfft(spectrum_BJK, n=WINDOW_SAMPLES)
+        return torch.from_numpy(scipy.fft.irfft(spectrum_BJK.numpy(), workers=torch.get_num_threads()))
+    return torch.fft.irfft(spectrum_BJK)
 
 
 def impose(magnitude_BJK: Tensor, guess_BJK: Tensor) -> Tensor:
@@ -139,6 +145,7 @@ def decorrelate(spectrum_BJK: Tensor) -> Tensor:
     The turn is quadratic in blocks of 32 bins, so that a bin is delayed by at most 10 ms and transients stay together.
     """
     bins = spectrum_BJK.shape[-1]
-    delay = MAX_DECORRELATION_SAMPLES * torch.sin(TURN * torch.arange(bins, device=spectrum_BJK.device) / 32)
-    turn = torch.cumsum(delay * (TURN / WINDOW_SAMPLES), dim=0) + TURN / 4
+    window_samples = 2 * (bins - 1)
+    delay = MAX_DECORRELATION * window_samples * torch.sin(TURN * torch.arange(bins, device=spectrum_BJK.device) / 32)
+    turn = torch.cumsum(delay * (TURN / window_samples), dim=0) + TURN / 4
     return spectrum_BJK * torch.polar(torch.ones_like(turn), turn)

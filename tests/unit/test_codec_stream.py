@@ -11,7 +11,7 @@ from model.codec.base import Halo, LatentStream, Span, spans
 from model.codec.load import Codec, load_codec
 from model.dimensions import HOP_SAMPLES
 from model.errors import ModelError
-from tests.codec_parts import checkpoint_document, full_checkpoint, small_weights, tiny_embedded, write_folder
+from tests.codec_parts import checkpoint_document, full_checkpoint, small_weights, tiny_embedded, tiny_embedded_2, write_folder
 from tests.examples import examples
 
 # Longer than two chunks and their halos.
@@ -20,10 +20,10 @@ MOST_FRAMES = 80
 ROUNDING = 4e-6
 
 
-@pytest.fixture(scope="module", params=["embedded", "stable audio"])
+@pytest.fixture(scope="module", params=["embedded", "embedded-2", "stable audio"])
 def codec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Codec:
-    if request.param == "embedded":
-        codec: Codec = tiny_embedded()
+    if request.param != "stable audio":
+        codec: Codec = tiny_embedded() if request.param == "embedded" else tiny_embedded_2()
         codec.chunk_frames = 21
         return codec
     folder = write_folder(tmp_path_factory.mktemp("stream") / "sao", checkpoint_document(), full_checkpoint(small_weights()))

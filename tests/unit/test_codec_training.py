@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,11 @@ def test_a_corpus_too_small_says_what_to_do(tmp_path: Path) -> None:
 def test_a_wrong_config_is_refused(tmp_path: Path, field: str, value: Any) -> None:
     with pytest.raises(UserError, match=field):
         CodecTrainConfig(corpus=tmp_path, out=tmp_path, **{field: value})
+
+
+def test_a_song_without_written_truth_is_scored_by_what_is_heard(corpus: Path, tmp_path: Path) -> None:
+    """Recordings have no song.json."""
+    shutil.copytree(corpus / "song-000000", tmp_path / "recording", ignore=shutil.ignore_patterns("song.json"))
+    original = survival(lambda audio_CN: audio_CN, tmp_path / "recording")
+    assert original.chords == original.beats == original.onsets == 1
+    assert survival(mel_griffin_lim, tmp_path / "recording").chords < 1

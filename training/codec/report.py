@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,15 +113,11 @@ def mel_filters(bands: int, bins: int) -> Tensor:
 
 
 def survival(through: Through, folder: Path) -> Survival:
-    """One song's three stems through a codec."""
-    truth = json.loads((folder / "song.json").read_text())
+    """One song's three stems through a codec. A song without `song.json`, as recorded ones are, is compared with what is heard in it."""
     original = {stem: read_stem(folder / f"{stem}.wav")[:, :SEGMENT_SAMPLES] for stem in ("vocals", "accompaniment", "mixture")}
     duration_s = original["mixture"].shape[1] / SAMPLE_RATE_HZ
     decoded = {stem: through(audio_CN) for stem, audio_CN in original.items()}
-    beats_s = np.array([beat for beat in truth["beats_s"] if beat < duration_s])
-    chords = [
-        (row["start_s"], row["end_s"], _label(row["root"], row["pitch_classes"])) for row in truth["chords"] if row["start_s"] < duration_s
-    ]
+    beats_s, chords = _truth(folder, duration_s) or _heard(original)
     accompaniment, mixture = decoded["accompaniment"].numpy(), decoded["mixture"].numpy()
     _, hz, voiced = listen.f0(original["vocals"].numpy())
     _, heard_hz, heard = listen.f0(decoded["vocals"].numpy())
@@ -139,6 +135,26 @@ def survival(through: Through, folder: Path) -> Survival:
         level_error_db=listen.rms_db(mixture) - listen.rms_db(original["mixture"].numpy()),
         width_error_db=_width_db(decoded["mixture"]) - _width_db(original["mixture"]),
     )
+
+
+def _truth(folder: Path, duration_s: float) -> tuple[np.ndarray, list[tuple[float, float, int]]] | None:
+    """(beats in s, chords as (start, end, label)) as they were composed; None where nobody wrote them down."""
+    written = folder / "song.json"
+    if not written.is_file():
+        return None
+    truth = json.loads(written.read_text())
+    chords = [
+        (row["start_s"], row["end_s"], _label(row["root"], row["pitch_classes"])) for row in truth["chords"] if row["start_s"] < duration_s
+    ]
+    return np.array([beat for beat in truth["beats_s"] if beat < duration_s]), chords
+
+
+def _heard(original: Mapping[str, Tensor]) -> tuple[np.ndarray, list[tuple[float, float, int]]]:
+    """The same, as `listen` finds them in the original: a chord a frame."""
+    labels_T = listen.recognise_chords(original["mixture"].numpy())
+    edges_s = np.arange(len(labels_T) + 1) / listen.CHROMA_RATE_HZ
+    chords = [(edges_s[frame], edges_s[frame + 1], int(label)) for frame, label in enumerate(labels_T) if label >= 0]
+    return listen.track_beats(original["accompaniment"].numpy()), chords
 
 
 def _label(root: int, pitch_classes: Sequence[int]) -> int:
