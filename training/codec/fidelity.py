@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchaudio
 from torch import Tensor
 
 from infra.errors import UserError
 from model.codec.base import Codec
+from model.codec.views import mel_centres_hz, triangles
 from model.dimensions import SAMPLE_RATE_HZ
 from training.codec.data import read_stem
 
@@ -30,7 +30,8 @@ def audio_files(folder: Path) -> list[Path]:
 
 def log_mel_db(audio_CN: Tensor) -> Tensor:
     """(J, M): 128 Slaney bands of the mono mix, window 2,048, hop 512, floored 80 dB under the loudest."""
-    bank = torchaudio.functional.melscale_fbanks(1025, 20.0, 20_000.0, 128, SAMPLE_RATE_HZ, norm="slaney", mel_scale="slaney")
+    edges_hz = (20.0, *mel_centres_hz(128), 20_000.0)
+    bank = triangles(2_048, edges_hz)[:, 1:-1] * 2 / (torch.tensor(edges_hz[2:]) - torch.tensor(edges_hz[:-2]))
     power = torch.stft(audio_CN.mean(0), 2_048, 512, window=torch.hann_window(2_048), return_complex=True).abs().square()
     level = 10 * (power.T @ bank + 1e-10).log10()
     return torch.maximum(level, level.max() - 80)
