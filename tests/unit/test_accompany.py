@@ -251,7 +251,8 @@ def test_guidance_one_needs_no_null_branch() -> None:
 def test_progress_counts_steps(accompanist: Accompanist) -> None:
     told: list[tuple[int, int]] = []
     accompanist.accompany(vocal(5_000), replace(QUICK, steps=3), progress=lambda *now: told.append(now))
-    assert told == [(1, 3), (2, 3), (3, 3), (3, 3)]  # the last: the one candidate is rendered and judged
+    assert list(dict.fromkeys(told)) == [(1, 3), (2, 3), (3, 3)]
+    assert told.count((3, 3)) > 2  # each piece that is rendered, and the one candidate that is judged
     told.clear()
     accompanist.accompany(vocal(5_000), replace(QUICK, steps=3, candidates=2), progress=lambda *now: told.append(now))
     assert told[-3:] == [(6, 6), (6, 6), (6, 6)]

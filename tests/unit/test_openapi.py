@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PATH = "POST /v1/accompaniments"
 KEY = "right"
+MANY = 400
 CHECKS = {
     "status_code_conformance", "content_type_conformance", "response_headers_conformance", "response_schema_conformance",
     "negative_data_rejection", "positive_data_acceptance", "missing_required_header", "unsupported_method", "allow_header_conformance",
@@ -170,10 +171,10 @@ def test_every_answer_is_as_the_document_says(engine: Engine) -> None:
 @pytest.mark.hypothesis  # so that test-all tries it in full
 @pytest.mark.parametrize("status", [400, 413, 415])
 def test_a_refused_vocal_is_answered_as_the_document_says(engine: Engine, status: int) -> None:
-    found = attack(application(engine), most=examples(400), phases=("fuzzing",), refused=status)
+    found = attack(application(engine), most=examples(MANY), phases=("fuzzing",), refused=status)
     assert not found.faults
     assert found.statuses[PATH, status]
-    assert found.statuses[PATH, 422]
+    assert found.statuses[PATH, 422] or examples(MANY) < MANY  # a few examples may all have fields that are in range
 
 
 def test_with_keys_nothing_is_answered_without_one(engine: Engine) -> None:
