@@ -53,6 +53,8 @@ WEIGHTS ?= runs/weights
 WORKERS ?= 2
 SONGS ?= 1200
 CODEC ?= embedded
+# What plays: named, so that every machine makes the same songs.
+BANKS ?= --bank numpy
 CODEC_SONGS ?= 90
 CODEC_TRAINING ?= --steps 5300
 ADVERSARIAL_TRAINING ?= --max-minutes 26
@@ -63,10 +65,10 @@ DISTILLATION ?= --batch-size 8 --crop-frames 256 --precision bf16 --steps 20000 
 ALONE := OMP_NUM_THREADS=1
 
 weights-corpus: $(STAMP)
-	$(ALONE) $(BIN)/python -m pipelines demo-latents --out $(WEIGHTS)/latents --songs $(SONGS) --seed 2000 --workers $(WORKERS) --codec $(CODEC)
+	$(ALONE) $(BIN)/python -m pipelines demo-latents --out $(WEIGHTS)/latents --songs $(SONGS) --seed 2000 --workers $(WORKERS) --codec $(CODEC) $(BANKS)
 
 weights-codec: $(STAMP)
-	$(ALONE) $(BIN)/python -m pipelines corpus --out $(WEIGHTS)/codec-songs --songs $(CODEC_SONGS) --seed 1000 --duration-s 44 --workers $(WORKERS)
+	$(ALONE) $(BIN)/python -m pipelines corpus --out $(WEIGHTS)/codec-songs --songs $(CODEC_SONGS) --seed 1000 --duration-s 44 --workers $(WORKERS) $(BANKS)
 	$(BIN)/python -m training codec --corpus $(WEIGHTS)/codec-songs --out $(WEIGHTS)/codec --resume $(CODEC_TRAINING)
 	$(BIN)/python -m training codec-adversarial --corpus $(WEIGHTS)/codec-songs --init $(WEIGHTS)/codec/codec --out $(WEIGHTS)/codec-adversarial \
 		--resume $(ADVERSARIAL_TRAINING)

@@ -109,10 +109,17 @@ def make_frame(seed: int, duration_s: float) -> Frame:
         mode=mode,
         tempo_bpm=tempo_bpm,
         drift=drift,
-        swing=round(chance.uniform(*style.swing) + (chance.uniform(0, 0.05) if style.swing[1] == 0.5 and chance.happens(0.3) else 0.0), 3),
+        swing=_swing(style, chance),
         parts=parts,
         quarters_s=_quarters(parts, quarter_s, drift, chance),
     )
+
+
+def _swing(style: Style, chance: Chance) -> float:
+    """People swing a little now and then; machines do not, and pairs of eighths would cut across the beats of 6/8."""
+    swing = chance.uniform(*style.swing)
+    lightly = chance.uniform(0, 0.05) if style.swing[1] == 0.5 and chance.happens(0.3) else 0.0
+    return round(swing + (lightly if style.loose_s and style.metre != "6/8" else 0.0), 3)
 
 
 def _lay_out(form: str, bar_beats: int) -> tuple[Part, ...]:

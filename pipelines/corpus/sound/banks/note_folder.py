@@ -76,7 +76,11 @@ class NoteFolder:
 
 def instruments_of(folder: Path) -> tuple[str, ...]:
     """What the words in a folder's name can be."""
-    name = folder.name.lower()
+    name = folder.name.lower().replace("-", "_").replace(" ", "_")
+    exact = tuple(instrument for instrument in PROGRAMS if "_" in instrument and instrument in name)
+    if exact:
+        return exact
+    name = name.replace("bassoon", "").replace("bass_guitar", "bass")
     found = [instrument for word, instruments in _INSTRUMENTS.items() if word in name for instrument in instruments]
     return tuple(found or (instrument for instrument in PROGRAMS if instrument in name))
 

@@ -1,6 +1,7 @@
 """Which banks a run plays: those that are named, or those that are found, or the computed instruments."""
 
 import logging
+import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from pipelines.corpus.score.styles import PROGRAMS
 from pipelines.corpus.sound.bank import NUMPY, Bank, BankSet, NumpyBank
 from pipelines.corpus.sound.banks.drum_folder import DrumFolder, is_drum_folder
 from pipelines.corpus.sound.banks.note_folder import NoteFolder, instruments_of
-from pipelines.corpus.sound.banks.players import TINY_REMEDY, missing_player
+from pipelines.corpus.sound.banks.players import NO_WHEEL, TINY_REMEDY, missing_player
 from pipelines.corpus.sound.banks.samples import AUDIO_KINDS
 from pipelines.corpus.sound.banks.sf2 import read_soundfont
 from pipelines.corpus.sound.banks.soundfont_bank import SoundfontBank
@@ -39,16 +40,23 @@ def choose_banks(named: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
     chosen = named or _in_setting(settings.banks)
     if not chosen:
         fonts = {path.resolve(): path for folder in FONT_FOLDERS if folder.is_dir() for path in sorted(folder.iterdir()) if _is_known(path)}
-        lacking = {path: missing_player(read_soundfont(path)) for path in fonts.values()}
-        for path, missing in lacking.items():
-            if missing:
-                log.info("%s is not played: %s", path, missing)
-        chosen = tuple(str(path) for path, missing in lacking.items() if not missing)
-    if not chosen:
-        log.info("%s", _BETTER)
-        chosen = ("numpy",)
+        chosen = tuple(str(path) for path in fonts.values() if _is_playable(path))
+        if not chosen:
+            if not fonts:
+                log.info("%s", _BETTER if sys.version_info < (3, 13) else NO_WHEEL)
+            chosen = ("numpy",)
     open_banks(chosen)
     return chosen
+
+
+def _is_playable(path: Path) -> bool:
+    """Whether a font that was only found can play every part; else one line says why not."""
+    try:
+        open_banks((str(path),))
+    except UserError as error:
+        log.info("%s is not played: %s", path, str(error).removeprefix(f"--bank {path}: "))
+        return False
+    return True
 
 
 def _is_known(path: Path) -> bool:
@@ -100,7 +108,9 @@ def open_banks(specs: tuple[str, ...]) -> BankSet:
 def _open(uri: str) -> Bank:
     if uri == "numpy":
         return NumpyBank()
-    path = localise(uri)
+    # A font of the distribution may be named without its folder.
+    here = uri if "/" in uri or Path(uri).exists() else next((str(found) for at in FONT_FOLDERS if (found := at / uri).is_file()), uri)
+    path = localise(here)
     if path.is_file():
         font = read_soundfont(path)
         missing = missing_player(font)

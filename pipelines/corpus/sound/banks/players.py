@@ -8,6 +8,7 @@ import ctypes
 import ctypes.util
 import importlib.util
 import sys
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -111,7 +112,8 @@ class FluidPlayer:
         self._font = library.fluid_synth_get_sfont_by_id(holder, number)
         library.fluid_synth_remove_sfont(holder, self._font)
         self._synth: int | None = None
-        self._channel = 0
+        self._path, self._channel = path, 0
+        self._held: Counter[int] = Counter()
 
     def select(self, bank: int, program: int) -> None:
         library = self._library
@@ -121,13 +123,19 @@ class FluidPlayer:
         self._synth = library.new_fluid_synth(self._settings)
         number = library.fluid_synth_add_sfont(self._synth, self._font)
         self._channel = 9 if bank == DRUM_BANK else 0
-        library.fluid_synth_program_select(self._synth, self._channel, number, bank, program)
+        if library.fluid_synth_program_select(self._synth, self._channel, number, bank, program) < 0:
+            raise UserError(f"--bank {self._path}: no bank {bank}, program {program} in FluidSynth: copy the font again, or give another")
+        self._held.clear()
 
     def note_on(self, midi: int, velocity: float) -> None:
+        self._held[midi] += 1
         self._library.fluid_synth_noteon(self._synth, self._channel, midi, max(1, min(127, round(127 * velocity))))
 
     def note_off(self, midi: int) -> None:
-        self._library.fluid_synth_noteoff(self._synth, self._channel, midi)
+        # A player may strike a note again before it has ended, and FluidSynth would end both.
+        self._held[midi] -= 1
+        if not self._held[midi]:
+            self._library.fluid_synth_noteoff(self._synth, self._channel, midi)
 
     def bend(self, semitones: float) -> None:
         self._library.fluid_synth_pitch_bend(self._synth, self._channel, _wheel(semitones))

@@ -54,12 +54,17 @@ def audio_files(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_KINDS)
     for path in files:
         try:
-            rate_hz = sf.info(path).samplerate
+            found = sf.info(path)
         except (sf.LibsndfileError, OSError) as error:
             raise UserError(f"--bank {folder}: {path.relative_to(folder)} is no audio ({error}): remove it, or copy it again") from error
-        if rate_hz != SAMPLE_RATE_HZ:
+        if not found.frames or found.channels > 2:
             raise UserError(
-                f"--bank {folder}: {path.relative_to(folder)} has a rate of {rate_hz} Hz, samples must have {SAMPLE_RATE_HZ}: "
+                f"--bank {folder}: {path.relative_to(folder)} has {found.frames} samples in {found.channels} channels: "
+                "give mono or stereo, or remove it"
+            )
+        if found.samplerate != SAMPLE_RATE_HZ:
+            raise UserError(
+                f"--bank {folder}: {path.relative_to(folder)} has a rate of {found.samplerate} Hz, samples must have {SAMPLE_RATE_HZ}: "
                 f"convert it, for example ffmpeg -i IN -ar {SAMPLE_RATE_HZ} OUT"
             )
     return files

@@ -1,6 +1,6 @@
 """A General MIDI soundfont as a bank: each part by one preset, dry."""
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -48,7 +48,7 @@ class SoundfontBank:
         return _stream(player, track, samples)
 
 
-@lru_cache(maxsize=4)
+@cache
 def _player(font: Soundfont) -> Player:
     """A font is loaded once a process: some hundred megabytes each."""
     return FluidPlayer(font.path) if needs_fluidsynth(font) else TinyPlayer(font.path)
