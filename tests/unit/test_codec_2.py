@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -145,14 +146,31 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def judge(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(corpus, tmp_path_factory.mktemp("judge") / "recordings"))
+
+
+def test_a_recording_that_judges_is_not_trained_on(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="must not be trained on"):
+        train_views(config(corpus, tmp_path / "out", judge=corpus / "0"))
+
+
+def test_a_recording_with_samples_that_are_no_numbers_is_named(tmp_path: Path) -> None:
+    (tmp_path / "songs").mkdir()
+    soundfile.write(tmp_path / "songs" / "nan.wav", np.full((44_100, 2), np.nan, np.float32), 44_100, subtype="FLOAT")
+    with pytest.raises(UserError, match=r"nan\.wav"):
+        train_views(config(tmp_path / "songs", tmp_path / "out"))
+
+
 def config(corpus: Path, out: Path, **changes: Any) -> ViewTrainConfig:
     network = ViewVAEConfig(encoder_width=16, encoder_blocks=1, decoder_width=16, decoder_blocks=1)
     values = {"steps": 4, "evaluate_every": 2, "save_minutes": 0.0, "batch_size": 2, "crop_frames": 16, "precision": "float32"}
     return ViewTrainConfig(corpus=corpus, out=out, **(values | {"network": network} | changes))
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = train_views(config(corpus, tmp_path / "whole", judge=corpus))
+def test_a_resumed_run_equals_an_uninterrupted_one(corpus: Path, judge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = train_views(config(corpus, tmp_path / "whole", judge=judge))
     assert figures.keys() == {"mel_db", "rise_ms", "rise_quartile_ms", "side_db"}
     assert all(math.isfinite(value) for value in figures.values())
     calls: list[int] = []

@@ -69,7 +69,7 @@ def side_to_mid_db(audio_CN: Tensor) -> float:
 @torch.inference_mode()
 def fidelity(codec: Codec, files: Sequence[Path]) -> dict[str, float]:
     """Mean over files of the mel distance and the side's error, in dB; median and third quartile of what attacks gain, in ms."""
-    mels, sides, rises = [], [], [0.0]
+    mels, sides, rises = [], [], list[float]()
     for path in files:
         original_CN = read_stem(path)
         decoded_CN = codec.decode(codec.encode(original_CN.unsqueeze(0)))[0, :, : original_CN.shape[1]]
@@ -78,7 +78,7 @@ def fidelity(codec: Codec, files: Sequence[Path]) -> dict[str, float]:
         rises += added_rises_ms(original_CN, decoded_CN)
     return {
         "mel_db": float(np.mean(mels)),
-        "rise_ms": float(np.median(rises)),
-        "rise_quartile_ms": float(np.quantile(rises, 0.75)),
+        "rise_ms": float(np.median(rises)) if rises else 0.0,
+        "rise_quartile_ms": float(np.quantile(rises, 0.75)) if rises else 0.0,
         "side_db": float(np.mean(sides)),
     }

@@ -77,7 +77,7 @@ def open_material(corpus: Path, folder: Path, crop_frames: int, speeds: tuple[fl
     files = audio_files(corpus)
     index, made_of = (
         folder / "index.json",
-        {"files": [str(path.relative_to(corpus)) for path in files], "speeds": list(speeds), "seed": seed},
+        {"files": [[str(path.relative_to(corpus)), path.stat().st_size] for path in files], "speeds": list(speeds), "seed": seed},
     )
     if not index.is_file():
         _write(files, folder, speeds, seed, made_of)
@@ -100,13 +100,17 @@ def _write(files: list[Path], folder: Path, speeds: tuple[float, ...], seed: int
     with (folder / "features.f16").open("wb") as out:
         for path in tqdm(files, desc="codec-2: views", unit="file", disable=None):
             audio_CN = read_stem(path)
+            if audio_CN.shape[1] < HOP_SAMPLES or not audio_CN.isfinite().all():
+                raise UserError(f"{path} is shorter than a latent frame, or has samples that are no numbers: remove it, or write it anew")
             for speed in speeds:
                 piece_CN = audio_CN if speed == 1.0 else _mixed(_at_speed(audio_CN, speed), files, rng)
                 features_TF = features_of_piece(piece_CN)
                 out.write(features_TF.numpy().tobytes())
                 lengths.append(len(features_TF))
     # Last: what says that the features are whole.
-    (folder / "index.json").write_text(json.dumps({"made_of": made_of, "frames": lengths}) + "\n")
+    part = folder / "index.json.part"
+    part.write_text(json.dumps({"made_of": made_of, "frames": lengths}) + "\n")
+    part.replace(folder / "index.json")
 
 
 def _at_speed(audio_CN: Tensor, speed: float) -> Tensor:

@@ -176,6 +176,9 @@ def train_views(config: ViewTrainConfig) -> dict[str, float]:
     if not config.resume and config.state_file.exists():
         raise UserError(f"{config.out} holds a run already: add --resume to go on with it, or choose another --out")
     judged = audio_files(config.judge) if config.judge else []
+    learnt = {path.resolve() for path in audio_files(config.corpus)}
+    if both := [path for path in judged if path.resolve() in learnt]:
+        raise UserError(f"{both[0]} is in --judge and in --corpus: a recording that judges must not be trained on")
     material = open_material(config.corpus, config.out / "material", config.crop_frames, config.speeds, config.seed)
     torch.manual_seed(config.seed)
     network = ViewVAE(config.network)
@@ -217,6 +220,8 @@ def train_views(config: ViewTrainConfig) -> dict[str, float]:
             since.clear()
         if (step + 1) % config.evaluate_every == 0 or last:
             statistics = export(run, material)
+            if not last:
+                run.save()  # first: a recording that cannot be judged must not cost the steps
             if judged:
                 figures = fidelity(load_embedded_2(config.out / "codec", codec_id="trained", device=str(device)), judged)
             write_log(config.out, step=step, minutes=run.minutes, **statistics, **figures)
