@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).parent / "integration"))
 
 # How long an example takes says how busy the machine is.
-settings.register_profile("backline", deadline=None, derandomize=False, max_examples=examples(100))
+settings.register_profile("backline", deadline=None, max_examples=examples(100))
 settings.load_profile("backline")
 
 FOREIGN = (
