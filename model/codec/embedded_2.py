@@ -4,6 +4,7 @@ Shapes: B batch, C channels, N samples, T latent frames.
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -31,14 +32,14 @@ CHUNK_FRAMES = 512
 class SoundConfig:
     """How the decoder makes sound from views (`model.codec.views.sound_of`)."""
 
-    mel_passes: int = 2
-    """How often gains on the mel view are found and applied: each application changes what the next one finds."""
+    rounds: int = 2
+    """How often gains are found and applied, on the mel view and then on the attack view: each changes what the next one finds."""
     grid_frames: int = 32
     """Frames of the fine view after which the first guess of phase starts anew, so that it depends on a bounded past."""
 
     def __post_init__(self) -> None:
-        if self.mel_passes < 0:
-            raise ValueError(f"mel_passes={self.mel_passes}: must be 0 or more")
+        if self.rounds < 0:
+            raise ValueError(f"rounds={self.rounds}: must be 0 or more")
         if self.grid_frames < FINE_FRAMES or self.grid_frames % FINE_FRAMES:
             raise ValueError(f"grid_frames={self.grid_frames}: must be a positive multiple of {FINE_FRAMES}, whole latent frames")
 
@@ -78,11 +79,11 @@ def _halos(network: ViewVAEConfig, sound: SoundConfig) -> tuple[Halo, Halo]:
 
     The longest window reaches 1,536 samples beyond a latent frame; a convolution half its kernel. Making sound: five fine frames for the
     slopes of phase and the first inverse transform, and its block; a latent frame for each pass on the mel window (the side's is one), a
-    quarter for the attacks.
+    quarter for each on the attack window.
     """
     reach = network.kernel // 2
     encode = network.encoder_blocks * reach + 1
-    decode = network.decoder_blocks * reach + 3 + sound.mel_passes + 2
+    decode = network.decoder_blocks * reach + 3 + sound.rounds + math.ceil(sound.rounds / 4) + 1
     return Halo(left=encode, right=encode), Halo(left=decode + sound.grid_frames // FINE_FRAMES, right=decode)
 
 

@@ -81,12 +81,28 @@ def test_a_sound_made_from_its_own_views_sounds_like_itself() -> None:
     features_BTF = views.features()
     assert features_BTF.shape == (1, 60, FEATURES)
     assert torch.equal(views_in(features_BTF).features(), features_BTF)
-    made_CN = sound_of(views, mel_passes=2, grid_frames=32)[0]
+    made_CN = sound_of(views, rounds=2, grid_frames=32)[0]
     assert (log_mel_db(made_CN) - log_mel_db(original_CN)).abs().mean() < 4
     assert abs(side_to_mid_db(made_CN) - side_to_mid_db(original_CN)) < 2
     assert np.median(added_rises_ms(original_CN, made_CN)) < 6
-    silent = sound_of(views_of(torch.zeros(1, 2, 8 * HOP_SAMPLES)), mel_passes=2, grid_frames=32)
+    silent = sound_of(views_of(torch.zeros(1, 2, 8 * HOP_SAMPLES)), rounds=2, grid_frames=32)
     assert torch.equal(silent, torch.zeros_like(silent))
+
+
+def test_a_record_in_opposite_phase_keeps_its_sound() -> None:
+    """Its mid is silent, so there is nothing to make it from, were a little of the side not counted as mid."""
+    one_N = band(30 * HOP_SAMPLES / 44_100).mean(0)
+    record_CN = torch.stack([one_N, -one_N])
+    made_CN = sound_of(views_of(record_CN.unsqueeze(0)), rounds=2, grid_frames=32)[0]
+    assert made_CN[0].square().mean().log10() == pytest.approx(one_N.square().mean().log10(), abs=0.1)
+    assert (made_CN[0] + made_CN[1]).square().mean() < 1e-3 * made_CN[0].square().mean()
+    # A quiet mid: what lies 57 dB under it is lost.
+    assert (log_mel_db(made_CN[:1]) - log_mel_db(record_CN[:1])).abs().mean() < 6
+
+
+def test_silence_and_mono_have_no_width() -> None:
+    for audio_BCN in (torch.zeros(1, 2, 8 * HOP_SAMPLES), noise(8 * HOP_SAMPLES)[:, :1].repeat(1, 2, 1)):
+        assert views_of(audio_BCN).side_BTM.max() < -5.5
 
 
 def test_the_identity_is_the_encoders_alone(tmp_path: Path) -> None:
@@ -95,7 +111,7 @@ def test_the_identity_is_the_encoders_alone(tmp_path: Path) -> None:
     first = load_codec(str(tmp_path / "one"))
     for parameter in [*network.decoder.parameters(), network.decoder_line.weight]:
         parameter.data.add_(0.1)
-    save_embedded_2(tmp_path / "two", network, SoundConfig(mel_passes=1))
+    save_embedded_2(tmp_path / "two", network, SoundConfig(rounds=1))
     second = load_codec(str(tmp_path / "two"))
     assert (first.identity.id, second.identity.id) == ("one", "two")
     assert first.identity.weights_sha256 == second.identity.weights_sha256

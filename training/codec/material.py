@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from infra.errors import UserError
-from model.codec.views import FEATURES, FLOOR, SIDE_RANGE, Views, band_places, views_in, views_of
+from model.codec.views import FEATURE_SIZES, FEATURES, FLOOR, SIDE_RANGE, Views, band_places, views_in, views_of
 from model.dimensions import HOP_SAMPLES, SAMPLE_RATE_HZ
 from training.codec.data import read_stem
 from training.codec.fidelity import audio_files
@@ -75,15 +75,18 @@ def open_material(corpus: Path, folder: Path, crop_frames: int, speeds: tuple[fl
     Raises UserError where there are none, or where `folder` holds those of other files or speeds.
     """
     files = audio_files(corpus)
-    index, made_of = (
-        folder / "index.json",
-        {"files": [[str(path.relative_to(corpus)), path.stat().st_size] for path in files], "speeds": list(speeds), "seed": seed},
-    )
+    index = folder / "index.json"
+    made_of = {
+        "files": [[str(path.relative_to(corpus)), path.stat().st_size] for path in files],
+        "speeds": list(speeds),
+        "seed": seed,
+        "views": [*FEATURE_SIZES, FLOOR, *SIDE_RANGE],
+    }
     if not index.is_file():
         _write(files, folder, speeds, seed, made_of)
     document = json.loads(index.read_text())
     if document["made_of"] != made_of:
-        raise UserError(f"{folder} was made of other files or speeds than {corpus} and {speeds}; remove it, or choose another --out")
+        raise UserError(f"{folder} was made of other files, speeds or views than {corpus} and {speeds}; remove it, or choose another --out")
     lengths = np.array(document["frames"])
     stops = np.cumsum(lengths)
     long_enough = lengths > crop_frames

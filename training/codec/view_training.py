@@ -18,7 +18,7 @@ from infra.errors import UserError
 from model.codec.embedded_2 import SoundConfig, load_embedded_2, save_embedded_2
 from model.codec.phase import OVERLAP
 from model.codec.view_vae import ViewVAE, ViewVAEConfig
-from model.codec.views import FEATURE_SIZES, views_in
+from model.codec.views import FEATURE_SIZES, FLOOR, views_in
 from model.dimensions import LATENT_CHANNELS
 from training.codec.fidelity import audio_files, fidelity
 from training.codec.material import Material, open_material
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 # How far under a crop's loudest band a view counts, in nepers: 80 dB, as the measure of fidelity has it; 70 for partials, 60 for attacks.
 MEL_DEPTH, FINE_DEPTH, ATTACK_DEPTH = 9.2, 8.0, 6.9
 # Of a feature of each view in the components with which training begins: the square roots of what one weighs in the loss.
-LINEAR_WEIGHTS = (1.0, 0.5, 0.9, 1.0, 0.5)
+LINEAR_WEIGHTS = (1.0, 0.5, 1.3, 1.0, 0.5)
 LINEAR_CROPS = 24
 # Of the rate, for the linear path: it begins where it should be, and its layers sum 1,456 features without a norm behind them.
 LINE_RATE = 0.03
@@ -75,8 +75,9 @@ class ViewTrainConfig:
     kl_weight: float = 3e-3
     """Of the posterior's divergence from the unit Gaussian, mean over channels."""
     fine_weight: float = 0.5
-    attack_weight: float = 0.4
+    attack_weight: float = 1.0
     side_weight: float = 0.25
+    width_weight: float = 0.25
     lean_weight: float = 0.1
     freeze_encoder: bool = False
     """From here on the decoder alone learns: latents, and with them the codec's identity, stay what they are bit for bit."""
@@ -96,7 +97,7 @@ class ViewTrainConfig:
             raise UserError(f"learning_rate={self.learning_rate}: must be between 0 and 1; 1e-3 is usual")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay={self.ema_decay}: must be in [0, 1); 0.999 is usual")
-        for name in ("kl_weight", "fine_weight", "attack_weight", "side_weight", "lean_weight", "save_minutes"):
+        for name in ("kl_weight", "fine_weight", "attack_weight", "side_weight", "width_weight", "lean_weight", "save_minutes"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}={getattr(self, name)}: must be 0 or more")
         if not self.speeds or min(self.speeds) <= 0.25 or max(self.speeds) >= 4:
@@ -115,6 +116,8 @@ class ViewLoss:
     fine: Tensor
     attack: Tensor
     side: Tensor
+    width: Tensor
+    """Of the side's power over a whole crop: a loss in logarithms seeks the median of each frame, which holds less power than the mean."""
     lean: Tensor
 
     def total(self, config: ViewTrainConfig) -> Tensor:
@@ -123,6 +126,7 @@ class ViewLoss:
             + config.fine_weight * self.fine
             + config.attack_weight * self.attack
             + config.side_weight * self.side
+            + config.width_weight * self.width
             + config.lean_weight * self.lean
         )
 
@@ -135,7 +139,8 @@ def view_loss(predicted_BTF: Tensor, true_BTF: Tensor) -> ViewLoss:
     predicted, true = views_in(predicted_BTF), views_in(true_BTF)
     attack_BJM, true_attack_BJM = _audible(predicted.attack_BJM, true.attack_BJM, ATTACK_DEPTH)
     level_BJ, true_level_BJ = (0.5 * torch.logsumexp(2 * part, dim=-1) for part in (attack_BJM, true_attack_BJM))
-    error_BJ = (attack_BJM - true_attack_BJM).abs().mean(-1) + (level_BJ - true_level_BJ).abs()
+    # Twice for the level of all bands: how steep an attack is, is heard and measured there.
+    error_BJ = ((attack_BJM - true_attack_BJM).abs().mean(-1) + 2 * (level_BJ - true_level_BJ).abs()) / 3
     weight_BJ = _attack_weights(true_level_BJ)
 
     def compared(one: Tensor, other: Tensor) -> Tensor:
@@ -144,10 +149,20 @@ def view_loss(predicted_BTF: Tensor, true_BTF: Tensor) -> ViewLoss:
     return ViewLoss(
         mel=compared(*_audible(predicted.mel_BJM, true.mel_BJM, MEL_DEPTH)),
         fine=compared(*_audible(predicted.fine_BJM, true.fine_BJM, FINE_DEPTH)),
-        attack=0.5 * (weight_BJ * error_BJ).sum() / weight_BJ.sum(),
+        attack=(weight_BJ * error_BJ).sum() / weight_BJ.sum(),
         side=(predicted.side_BTM - true.side_BTM).abs().mean(),
+        width=compared(*(_side_levels(views.side_BTM, true.mel_BJM) for views in (predicted, true))),
         lean=(predicted.lean_BTM - true.lean_BTM).abs().mean(),
     )
+
+
+def _side_levels(side_BTM: Tensor, mel_BJM: Tensor) -> Tensor:
+    """(B, 1 + M) nepers: of the side over a crop, altogether and in each of its bands, beside a mid as `mel_BJM` says."""
+    frames, bands = side_BTM.shape[1:]
+    # Both banks are even on one scale, so a mean over neighbours makes the side's bands of the mel view's.
+    mid_BTM = nn.functional.adaptive_avg_pool2d((2 * mel_BJM).exp(), (frames, bands))
+    power_BM = (mid_BTM * (2 * side_BTM).exp()).mean(1)
+    return 0.5 * (torch.cat([power_BM.sum(-1, keepdim=True), power_BM], dim=-1) + FLOOR**2).log()
 
 
 def _audible(predicted_BJM: Tensor, true_BJM: Tensor, depth: float) -> tuple[Tensor, Tensor]:
