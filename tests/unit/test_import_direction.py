@@ -17,8 +17,8 @@ MAY_IMPORT = {
 # From the bottom up: a folder, or a file that lies in the room itself, imports only from its own floor and from those named before it.
 FLOORS = {
     "model": (
-        "errors", "dimensions", "threads", "weight_files", "listen", "codec", "diffusion", "network", "inference", "metrics", "separation",
-        "checkpoint", "accompany",
+        "errors", "dimensions", "threads", "weight_files", "chords", "controls", "listen", "codec", "diffusion", "network", "inference",
+        "metrics", "separation", "checkpoint", "accompany",
     ),
     "infra": ("errors", "settings", "logs", "plots", "memory", "audio", "storage", "dataset", "tracking", "resolve", "cluster", "cli"),
     "pipelines": (
