@@ -23,7 +23,7 @@ from model.controls import Controls
 from model.diffusion.objective import Schedule
 from model.diffusion.sampling import USUAL_SAMPLING, Progress, Sampling, Solver
 from model.dimensions import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ, SEGMENT_FRAMES
-from model.errors import ModelError
+from model.errors import ControlError, ModelError
 from model.inference.gain import level_gain, without_bumps
 from model.inference.intonation import IN_TUNE, speed_into_tune, stretched, stretched_pieces
 from model.inference.network_runner import Evaluator, evaluator_for
@@ -388,12 +388,13 @@ def load_accompanist(folder: Path, *, codec: str | None = None, device: str = "a
 
 
 def check_known(controls: Controls, network: UNetConfig) -> None:
-    """Raises ModelError where controls are asked of a network that was trained without them."""
-    if unknown := [name for name in controls.names if name not in network.controls]:
-        known = f"it knows {', '.join(network.controls)}" if network.controls else "it follows the vocal alone"
-        raise ModelError(f"{', '.join(unknown)}: this model was not trained with that; {known}. Leave it out, or choose another model")
+    """Raises ControlError where controls are asked of a network that was trained without them."""
+    for name in controls.names:
+        if name not in network.controls:
+            known = f"it knows {', '.join(network.controls)}" if network.controls else "it follows the vocal alone"
+            raise ControlError(name, f"this model was not trained with it; {known}. Leave it out, or choose another model")
     if controls.style is not None and controls.style not in network.styles:
-        raise ModelError(f"style {controls.style!r} is not one of this model's: {', '.join(network.styles)}")
+        raise ControlError("style", f"{controls.style!r} is not one of this model's: {', '.join(network.styles)}")
 
 
 def _checked(vocal_CN: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from model.chords import NO_CHORD, QUALITIES, pitch_classes, spelling
-from model.errors import ModelError
+from model.errors import ControlError, ModelError
 
 SLOWEST_BPM, FASTEST_BPM = 30.0, 300.0
 # A chord or a beat may end so far beyond the vocal: files are cut by hand.
@@ -95,13 +95,13 @@ class Controls:
 
     def __post_init__(self) -> None:
         if self.tempo_bpm is not None and not SLOWEST_BPM <= self.tempo_bpm <= FASTEST_BPM:
-            raise ModelError(f"tempo_bpm={self.tempo_bpm:g}: must lie in {SLOWEST_BPM:g}..{FASTEST_BPM:g}")
+            raise ControlError("tempo_bpm", f"is {self.tempo_bpm:g}; must lie in {SLOWEST_BPM:g}..{FASTEST_BPM:g}")
         if self.tempo_bpm is not None and self.beats:
-            raise ModelError("beats and tempo_bpm are both given: give the beats, or tempo_bpm with first_beat_s")
+            raise ControlError("beats", "given beside tempo_bpm; give the beats, or tempo_bpm with first_beat_s")
         if self.tempo_bpm is None and self.first_beat_s:
-            raise ModelError(f"first_beat_s={self.first_beat_s:g} without tempo_bpm: give the tempo too")
+            raise ControlError("first_beat_s", "given without tempo_bpm; give the tempo too")
         if not (math.isfinite(self.first_beat_s) and self.first_beat_s >= 0):
-            raise ModelError(f"first_beat_s={self.first_beat_s:g}: must be 0 or more")
+            raise ControlError("first_beat_s", f"is {self.first_beat_s:g}; must be 0 or more")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -119,14 +119,13 @@ class Controls:
         """The same, cut at the vocal's end. Raises ModelError where something begins or ends more than 0.25 s beyond it."""
         for number, span in enumerate(self.chords, 1):
             if span.start_s >= duration_s or span.end_s > duration_s + BEYOND_S:
-                raise ModelError(
-                    f"chords, line {number}: {span.start_s:g} to {span.end_s:g} s lies beyond the vocal, which ends at {duration_s:.2f} s"
-                )
+                where = f"line {number}: {span.start_s:g} to {span.end_s:g} s"
+                raise ControlError("chords", f"{where} lies beyond the vocal, which ends at {duration_s:.2f} s")
         for number, beat in enumerate(self.beats, 1):
             if beat.time_s > duration_s + BEYOND_S:
-                raise ModelError(f"beats, line {number}: {beat.time_s:g} s lies beyond the vocal, which ends at {duration_s:.2f} s")
+                raise ControlError("beats", f"line {number}: {beat.time_s:g} s lies beyond the vocal, which ends at {duration_s:.2f} s")
         if self.tempo_bpm is not None and self.first_beat_s > duration_s + BEYOND_S:
-            raise ModelError(f"first_beat_s={self.first_beat_s:g} lies beyond the vocal, which ends at {duration_s:.2f} s")
+            raise ControlError("first_beat_s", f"is {self.first_beat_s:g}, which lies beyond the vocal, which ends at {duration_s:.2f} s")
         return replace(self, chords=tuple(replace(span, end_s=min(span.end_s, duration_s)) for span in self.chords))
 
     def grid(self, duration_s: float) -> tuple[Beat, ...]:
@@ -155,15 +154,15 @@ def read_chord(text: str) -> tuple[Chord, bool]:
 
 
 def read_chords(text: str) -> tuple[ChordSpan, ...]:
-    """LAB lines `start end CHORD`, or JSON `[{"start_s", "end_s", "chord"}]`, in order and without overlap. ModelError names the line."""
+    """LAB lines `start end CHORD`, or JSON `[{"start_s", "end_s", "chord"}]`, in order and without overlap. ControlError names the line."""
     rows = [(_number(line[0]), _number(line[1]), line[2]) for line in _rows(text, ("start_s", "end_s", "chord"), "chords", _lab)]
     if len(rows) > MOST_CHORDS:
-        raise ModelError(f"chords: {len(rows)} lines; {MOST_CHORDS} at most")
+        raise ControlError("chords", f"{len(rows)} lines; {MOST_CHORDS} at most")
     spans: list[ChordSpan] = []
     for number, (start_s, end_s, symbol) in enumerate(rows, 1):
-        where = f"chords, line {number}"
+        where = f"line {number}"
         if not (math.isfinite(start_s) and math.isfinite(end_s) and 0 <= start_s < end_s):
-            raise ModelError(f"{where}: {start_s:g} to {end_s:g} s; must be 0 or more, and end after it begins")
+            raise ControlError("chords", f"{where}: {start_s:g} to {end_s:g} s; must be 0 or more, and end after it begins")
         if spans and start_s < spans[-1].end_s - 1e-6:
             raise ModelError(
                 f"{where}: begins at {start_s:g} s, before the chord before it ends at {spans[-1].end_s:g} s; sort and cut them"
@@ -171,7 +170,7 @@ def read_chords(text: str) -> tuple[ChordSpan, ...]:
         try:
             chord, exact = read_chord(str(symbol))
         except ModelError as error:
-            raise ModelError(f"{where}: {error}") from error
+            raise ControlError("chords", f"{where}: {error}") from error
         spans.append(ChordSpan(start_s=start_s, end_s=end_s, chord=chord, asked=str(symbol).strip(), exact=exact))
     return tuple(spans)
 
@@ -181,24 +180,24 @@ def read_beats(text: str) -> tuple[Beat, ...]:
     beats: list[Beat] = []
     rows = _rows(text, ("time_s", "position"), "beats", lambda line: line.split(), optional=1)
     if not 2 <= len(rows) <= MOST_BEATS:
-        raise ModelError(f"beats: {len(rows)} of them; give 2 to {MOST_BEATS}")
+        raise ControlError("beats", f"{len(rows)} of them; give 2 to {MOST_BEATS}")
     for number, (time, position) in enumerate(rows, 1):
-        where, time_s = f"beats, line {number}", _number(time)
+        where, time_s = f"line {number}", _number(time)
         if not math.isfinite(time_s) or time_s < 0:
-            raise ModelError(f"{where}: time_s is {time!r}; must be seconds, 0 or more")
+            raise ControlError("beats", f"{where}: time_s is {time!r}; must be seconds, 0 or more")
         if beats:
             step_s = time_s - beats[-1].time_s
             if step_s <= 0:
-                raise ModelError(f"{where}: {time_s:g} s is not after the beat before it, at {beats[-1].time_s:g} s; sort them")
+                raise ControlError("beats", f"{where}: {time_s:g} s is not after the beat before it, at {beats[-1].time_s:g} s; sort them")
             if not SLOWEST_BPM <= 60 / step_s <= FASTEST_BPM:
                 raise ModelError(
                     f"{where}: {step_s:.3g} s after the beat before it; {SLOWEST_BPM:g} to {FASTEST_BPM:g} beats a minute are allowed"
                 )
         place = None if position is None else _number(position)
         if place is not None and (place != round(place) or not 1 <= place <= _MOST_BEATS_A_BAR):
-            raise ModelError(f"{where}: position is {position!r}; must be 1 (the downbeat) to {_MOST_BEATS_A_BAR}")
+            raise ControlError("beats", f"{where}: position is {position!r}; must be 1 (the downbeat) to {_MOST_BEATS_A_BAR}")
         if place is not None and beats and beats[-1].position is not None and place not in (1, beats[-1].position + 1):
-            raise ModelError(f"{where}: position {place:g} after {beats[-1].position}; must be one more, or 1 for the next bar")
+            raise ControlError("beats", f"{where}: position {place:g} after {beats[-1].position}; must be one more, or 1 for the next bar")
         beats.append(Beat(time_s=time_s, position=None if place is None else int(place)))
     return tuple(beats)
 
@@ -240,16 +239,16 @@ def _rows(
         lines = [split(line) for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
         for number, line in enumerate(lines, 1):
             if not least <= len(line) <= len(names):
-                raise ModelError(f"{what}, line {number}: {' '.join(line)[:80]!r}; must be {' '.join(names)}")
+                raise ControlError(what, f"line {number}: {' '.join(line)[:80]!r}; must be {' '.join(names)}")
         return [(*line, *[None] * (len(names) - len(line))) for line in lines]
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{what}: begins with [ and is no JSON ({error}); give a list of objects with {', '.join(names)}") from error
+        raise ControlError(what, f"begins with [ and is no JSON ({error}); give a list of objects with {', '.join(names)}") from error
     rows: list[tuple[object, ...]] = []
     for number, row in enumerate(document, 1):
         if not isinstance(row, dict) or not set(names[:least]) <= set(row) <= set(names):
-            raise ModelError(f"{what}, line {number}: {json.dumps(row)[:80]}; must be an object with {', '.join(names)}")
+            raise ControlError(what, f"line {number}: {json.dumps(row)[:80]}; must be an object with {', '.join(names)}")
         rows.append(tuple(row.get(name) for name in names))
     return rows
 

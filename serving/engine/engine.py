@@ -20,9 +20,10 @@ from torch import Tensor
 
 from infra.audio import files as audio_files
 from infra.errors import UserError
-from model.accompany import Accompaniment, Accompanist, GenerationConfig, StageClock
+from model.accompany import Accompaniment, Accompanist, GenerationConfig, StageClock, check_known
 from model.checkpoint import Checkpoint
 from model.dimensions import HOP_SAMPLES, SAMPLE_RATE_HZ
+from model.errors import ControlError
 from model.inference.windows import Lane
 from model.metrics.fit import Fit as ModelFit
 from model.metrics.fit import Listener
@@ -56,6 +57,15 @@ class FieldError(UserError):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field}: {message}")
         self.field, self.message = field, message
+
+
+@contextmanager
+def _naming_its_field() -> Iterator[None]:
+    """A control that cannot be followed is a fault of the request's field."""
+    try:
+        yield
+    except ControlError as error:
+        raise FieldError(error.control, error.message) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +202,8 @@ class Engine:
                 began_s = time.perf_counter()
                 vocal_CN = self._decode(vocal)
                 decoded_s = time.perf_counter() - began_s
+            with _naming_its_field():
+                request.controls().within(vocal_CN.shape[1] / SAMPLE_RATE_HZ)
             call.look()
             with self._room.take(vocal_CN.shape[1] / SAMPLE_RATE_HZ, call.look), self._playing_life.inside():
                 waited_s = time.perf_counter() - start_s - decoded_s
@@ -222,6 +234,8 @@ class Engine:
         most = self.accompanist.checkpoint.network.diffusion_steps
         if request.steps is not None and request.steps > most:
             raise FieldError("steps", f"is {request.steps}, more than the {most} of this model's noise schedule; give {most} or fewer")
+        with _naming_its_field():
+            check_known(request.controls(), self.accompanist.checkpoint.network)
 
     @contextmanager
     def _decoding(self, call: Call) -> Iterator[None]:
@@ -250,7 +264,13 @@ class Engine:
     ) -> Generator[np.ndarray, None, Accompaniment]:
         """The accompaniment's pieces (2, n), then the whole; the one denoiser asks the network."""
         seed = secrets.randbelow(2**32) if request.seed is None else request.seed
-        config = GenerationConfig(seed=seed, candidates=request.candidates, steps=request.steps, guidance=request.guidance)
+        config = GenerationConfig(
+            seed=seed,
+            candidates=request.candidates,
+            steps=request.steps,
+            guidance=request.guidance,
+            controls=request.controls(),
+        )
 
         def stepped(done: int, steps: int) -> None:
             self._playing_life.went_on()
@@ -352,6 +372,8 @@ def describe(checkpoint: Checkpoint, config: EngineConfig) -> ModelInfo:
         max_duration_s=config.max_duration_s,
         default_steps=checkpoint.sampling.steps,
         default_guidance=checkpoint.sampling.guidance,
+        controls=list(checkpoint.network.controls),
+        styles=list(checkpoint.network.styles),
         streams_windows=True,
     )
 

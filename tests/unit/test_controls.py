@@ -117,12 +117,12 @@ def test_a_wrong_line_of_beats_is_named(text: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"tempo_bpm": 0.0}, "tempo_bpm=0: must lie in 30..300"),
-        ({"tempo_bpm": 999.0}, "tempo_bpm=999"),
-        ({"tempo_bpm": math.nan}, "tempo_bpm=nan"),
-        ({"first_beat_s": 1.0}, "without tempo_bpm"),
-        ({"tempo_bpm": 100.0, "first_beat_s": -1.0}, "first_beat_s=-1"),
-        ({"tempo_bpm": 100.0, "beats": read_beats("0 1\n1 2")}, "both given"),
+        ({"tempo_bpm": 0.0}, "tempo_bpm: is 0; must lie in 30..300"),
+        ({"tempo_bpm": 999.0}, "tempo_bpm: is 999"),
+        ({"tempo_bpm": math.nan}, "tempo_bpm: is nan"),
+        ({"first_beat_s": 1.0}, "first_beat_s: given without tempo_bpm"),
+        ({"tempo_bpm": 100.0, "first_beat_s": -1.0}, "first_beat_s: is -1"),
+        ({"tempo_bpm": 100.0, "beats": read_beats("0 1\n1 2")}, "beats: given beside tempo_bpm"),
     ],
 )
 def test_a_wrong_tempo_is_refused(values: dict[str, object], said: str) -> None:
