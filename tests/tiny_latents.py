@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from infra.dataset.format import Counts, Manifest, latents, tensors
 from infra.dataset.parquet import write_table
+from infra.dataset.truth import frame_columns, no_truth
 from infra.storage.place import Place
 
 CHANNELS = 64
@@ -47,6 +48,7 @@ def write_latents(
             "source": pa.array(["tiny"] * segments),
             "license": pa.array(["CC0-1.0"] * segments),
             "separation_quality": pa.array([None] * segments, pa.float32()),
+            **frame_columns(no_truth(segments, frames), None),
         }
         write_table(place / f"latents/split={split}/song-{song:03d}.parquet", pa.table(rows, schema=latents(CHANNELS, frames)))
         levels["vocal"].append(vocal_RCT)

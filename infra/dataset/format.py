@@ -28,10 +28,12 @@ from numpy.typing import NDArray
 from infra.dataset.parquet import read_tables
 from infra.dataset.snapshots import read_rows
 from infra.dataset.splits import LatentTable, SplitIndex
+from infra.dataset.truth import FRAME_FIELDS, SONG_FIELDS
 from infra.errors import UserError
 from infra.settings import Settings
 from infra.storage.place import MissingObjectError, Place
 
+# Columns are only ever added, and may be null: who reads an older dataset finds nulls, an older reader passes over what it does not know.
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 PREPARATION = "preparation.json"
@@ -69,6 +71,7 @@ SONGS = pa.schema(
         *_SUMS,
         pa.field("separator_id", pa.string()),  # null: the stems came separate
         pa.field("fingerprint", pa.list_(pa.uint32())),  # of its middle; null: not taken
+        *SONG_FIELDS,  # what the band plays: `infra.dataset.truth`
     ],
     metadata={"backline.schema_version": str(SCHEMA_VERSION)},
 )
@@ -108,6 +111,7 @@ def latents(channels: int, frames: int) -> pa.Schema:
             pa.field("license", pa.string()),
             # 0 to 1 by `model.separation.quality`; null: the stems came separate.
             pa.field("separation_quality", pa.float32()),
+            *FRAME_FIELDS,  # what the band plays: `infra.dataset.truth`
         ],
         metadata={"backline.schema_version": str(SCHEMA_VERSION), "backline.latent_shape": shape},
     )
@@ -159,6 +163,10 @@ class Manifest:
     """The code that wrote it: a git commit, or the package's version."""
     snapshot: str | None = None
     """The file below the dataset that names its songs and their files; without it every file counts."""
+    chord_qualities: tuple[str, ...] | None = None
+    """What the numbers in `chord_quality` stand for, in Harte's syntax; None in a dataset without truth."""
+    truth_sha256: str | None = None
+    """Over the truth of every song that has any; None in a dataset without truth."""
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
@@ -173,8 +181,10 @@ class Manifest:
         """Identity of the content: equal for equal songs, settings and codec, wherever the dataset lies and whichever commit wrote it.
 
         Over the manifest but for the code's version, the counts, among which are rejects, and where the files lie: they change no latent.
+        Truth counts where there is any, so that a dataset without it keeps the digest that it always had.
         """
-        identity = {name: value for name, value in asdict(self).items() if name not in ("commit", "counts", "snapshot")}
+        left_out = {"commit", "counts", "snapshot", "chord_qualities", *([] if self.truth_sha256 else ["truth_sha256"])}
+        identity = {name: value for name, value in asdict(self).items() if name not in left_out}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:

@@ -27,7 +27,7 @@ from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.chance import Chance
 from pipelines.corpus import compose, render
 from pipelines.corpus.processes import in_processes
-from pipelines.corpus.score.record import GENERATOR_VERSION
+from pipelines.corpus.score.record import GENERATOR_VERSION, as_json
 from pipelines.corpus.sound.banks.open import choose_banks, open_banks
 from pipelines.corpus.vocals.capture import apply_capture, draw_capture
 from pipelines.dataset import write as dataset
@@ -36,6 +36,8 @@ from pipelines.dataset.contents import read_stored
 from pipelines.song import FoundSong, SongIdentity
 from pipelines.stages.encode import Encoder, open_codec
 from pipelines.stages.segment import SegmentConfig, segment_audio
+from pipelines.stages.truth import at_speed as at_its_speed
+from pipelines.stages.truth import parsed_truth
 
 if TYPE_CHECKING:
     from model.codec.base import CodecIdentity
@@ -189,6 +191,7 @@ def _write_takes(job: _Job, config: DemoLatentsConfig) -> int:
     out = Place(config.out)
     record = compose(job.seed, config.duration_s)
     song = render(record, open_banks(config.bank))
+    truth = parsed_truth(as_json(record))
     for speed in config.speeds:
         vocal_CN, accompaniment_CN = (at_speed(audio_CN, speed) for audio_CN in (song.vocals_CN, song.accompaniment_CN))
         if config.capture:
@@ -199,6 +202,7 @@ def _write_takes(job: _Job, config: DemoLatentsConfig) -> int:
             song_id=digest.hexdigest()[:16], audio_sha256=digest.hexdigest(), title=record.title, artist="backline", license=record.license
         )
         segmented = segment_audio(identity, vocal_CN, accompaniment_CN, config.segment)
+        segmented = replace(segmented, truth=at_its_speed(truth, speed))
         found = FoundSong(url=take_url(job.seed, speed, config), source="demo", version=take_version(config))
         dataset.write_song(out, found, _encoder.encode([segmented])[0], job.split)
     return job.seed

@@ -8,6 +8,7 @@ once. Nothing here depends on the order in which songs arrive. What a reader see
 import hashlib
 import json
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,12 +18,14 @@ from numpy.typing import NDArray
 
 from infra.dataset.format import PREPARATION, REJECTS, SONGS, Split, latents, tensors
 from infra.dataset.parquet import read_table, write_table
+from infra.dataset.truth import frame_columns, read_frames, truth_sha256
 from infra.errors import UserError
 from infra.storage.place import MissingObjectError, Place
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines.dataset.contents import DUPLICATE, PART, Stored, read_song
 from pipelines.song import EncodedSegment, EncodedSong, FoundSong, Reject
 from pipelines.stages.segment import SegmentConfig
+from pipelines.stages.truth import frames_of
 
 if TYPE_CHECKING:
     from model.codec.base import CodecIdentity
@@ -93,8 +96,9 @@ def write_song(out: Place, found: FoundSong, song: EncodedSong, split: Split) ->
     known = not song.segments and not song.rejects
     write_rejects(out, found, song_id, segment_rejects(out, found.url, song_id) if known else song.rejects)
     if song.segments:
-        write_table(latents_place(out, song_id, split), _latent_rows(song, found.source))
-        write_row(out, _song_row(found, song, split))
+        table = _latent_rows(song, found.source)
+        write_table(latents_place(out, song_id, split), table)
+        write_row(out, _with_truth(_song_row(found, song, split), song, table))
 
 
 def write_row(out: Place, row: Mapping[str, Any]) -> None:
@@ -205,6 +209,7 @@ def _latent_rows(song: EncodedSong, source: str) -> pa.Table:
     def column(name: str) -> list[Any]:
         return [getattr(segment, name) for segment in song.segments]
 
+    frames = frames_of(song.truth, column("start_s"), column("valid_frames"), SEGMENT_FRAMES)
     columns = {
         "song_id": [song.identity.song_id] * len(song.segments),
         "segment": column("index"),
@@ -213,6 +218,7 @@ def _latent_rows(song: EncodedSong, source: str) -> pa.Table:
         "accompaniment_latent": tensors(np.stack(column("accompaniment_CT"))),
         "source": [source] * len(song.segments),
         "license": [song.identity.license] * len(song.segments),
+        **frame_columns(frames, None if song.truth is None else song.truth.source),
     }
     schema = latents(LATENT_CHANNELS, SEGMENT_FRAMES)
     return pa.table([_array(columns[field.name], field) for field in schema], schema=schema)
@@ -242,6 +248,24 @@ def _song_row(found: FoundSong, song: EncodedSong, split: Split) -> dict[str, An
         row[f"{stem}_latent_sum"] = valid_CT.sum(axis=1).tolist()
         row[f"{stem}_latent_square_sum"] = np.square(valid_CT).sum(axis=1).tolist()
     return row
+
+
+def _with_truth(row: dict[str, Any], song: EncodedSong, table: pa.Table) -> dict[str, Any]:
+    """A song's row with what its band plays; `table` are its latents."""
+    truth = song.truth
+    if truth is None:
+        return {**row, "truth_fault": song.truth_fault or None}
+    said = {
+        "style": truth.style,
+        "tempo_bpm": truth.tempo_bpm,
+        "key": truth.key,
+        "metre": truth.metre,
+        "sections": [asdict(section) for section in truth.sections] or None,
+        "truth_source": truth.source,
+        "tempo_confidence": None if truth.tempo_bpm is None else truth.tempo_confidence,
+        "key_confidence": None if truth.key is None else truth.key_confidence,
+    }
+    return {**row, **said, "truth_fault": song.truth_fault or None, "truth_sha256": truth_sha256(said, read_frames(table, SEGMENT_FRAMES))}
 
 
 def _valid(segment: EncodedSegment, stem: str) -> NDArray[np.float64]:

@@ -35,6 +35,7 @@ from pipelines.stages.decode import Stops
 from pipelines.stages.encode import open_codec
 from pipelines.stages.segment import SegmentConfig
 from pipelines.stages.separate import open_separator
+from pipelines.stages.truth import TruthMode
 
 if TYPE_CHECKING:
     from model.codec.base import CodecIdentity
@@ -63,6 +64,9 @@ class PrepareConfig:
     keep_stems: bool = False
     """Keep what songs are separated into, to be heard: OUT/stems/SONG_ID/vocals.flac and accompaniment.flac, about 10 MB a minute. Of songs
     that this run separates: those that are stored already are not separated again."""
+    truth: TruthMode = "estimate"
+    """What the band plays, stored with the latents: chords and beats by frame, style, tempo, key and sections by song. As song.json states
+    it; of other songs as it is heard (estimate) or not at all (composed). none stores no truth."""
     provider: str | None = None
     """For a catalogue, where its songs are: library:URI (a folder of finished songs), or a URL with {title} and {artist}."""
     validation_share: float = 0.1
@@ -265,6 +269,7 @@ def _job(config: PrepareConfig, out: Place, codec: "CodecIdentity", separator: "
         storage_patience_s=config.storage_patience_s,
         ledger=None,
         keep_stems=config.keep_stems,
+        truth=config.truth,
     )
 
 

@@ -29,6 +29,7 @@ from pipelines.stages.decode import TAKEDOWN, Stops, read_song, unknown_identity
 from pipelines.stages.encode import Encoder
 from pipelines.stages.segment import SegmentConfig, middle_fingerprint, segment_audio
 from pipelines.stages.separate import SongSeparator
+from pipelines.stages.truth import TruthMode, truth_of
 
 if TYPE_CHECKING:
     from model.codec.base import CodecIdentity
@@ -60,6 +61,7 @@ class Job:
     hosts: Any = field(default=None, repr=False)
     """The run's `pipelines.acquire.shared_hosts.SharedHosts`, when there is something to download."""
     keep_stems: bool = False
+    truth: TruthMode = "estimate"
 
 
 class Stage:
@@ -174,7 +176,19 @@ def segmented(song: ReadSong, job: Job) -> SegmentedSong:
     if job.keep_stems and pieces.segments and song.separator_id is not None:
         patiently(lambda: write_stems(job.out, song), job)
     job.ledger.done.remote("segment", 1, song.duration_s, time.perf_counter() - begun)
-    return pieces
+    return with_truth(pieces, song, job)
+
+
+def with_truth(pieces: SegmentedSong, song: ReadSong, job: Job) -> SegmentedSong:
+    """The segments of a song that is kept, with what its band plays."""
+    if not pieces.segments or song.accompaniment_CN is None:
+        return pieces
+    begun = time.perf_counter()
+    name = song.identity.title or song.identity.song_id
+    truth, fault = truth_of(song.truth, song.truth_fault, song.accompaniment_CN, job.truth, name)
+    if truth is not None and truth.source == "estimated":
+        job.ledger.done.remote("listen", 1, song.duration_s, time.perf_counter() - begun)
+    return replace(pieces, truth=truth, truth_fault=fault)
 
 
 def segment_read(read: ReadSong, config: SegmentConfig) -> SegmentedSong:

@@ -22,6 +22,7 @@ from infra.storage.place import MissingObjectError, Place
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.song import SONG_RECORD, FoundSong, MediaFile, ReadSong, Reject, Role, SongError, SongIdentity
 from pipelines.stages.segment import SegmentConfig
+from pipelines.stages.truth import composed_truth
 
 TAKEDOWN = "takedown"  # the stage of a reject that was taken down
 # Ten times what the slowest format needs for the longest song on a busy core.
@@ -63,11 +64,14 @@ def read_song(song: FoundSong, access: S3Access | None, config: SegmentConfig, d
         stage = "decode"
         decoded = ((file, _decode(file, files.source(file.address), config, decoder)) for file in song.media)
         sums = sum_by_role(decoded, config.max_length_difference_s)
+        truth, truth_fault = composed_truth(record)
         return ReadSong(
             identity=identity,
             vocal_CN=sums.get("vocals"),
             accompaniment_CN=sums.get("accompaniment"),
             mixture_CN=sums.get("mixture"),
+            truth=truth,
+            truth_fault=truth_fault,
         )
     except (SongError, AudioError, MissingObjectError) as error:
         return ReadSong(identity=identity, reject=Reject(stage=stage, reason=str(error)))
