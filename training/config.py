@@ -3,9 +3,12 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+from cyclopts import Parameter
 
 from model.diffusion.objective import DiffusionLossConfig
 from model.dimensions import SEGMENT_FRAMES
@@ -35,6 +38,11 @@ PRESET_VALUES: dict[str, dict[str, float]] = {
 DataMode = Literal["auto", "memory", "stream"]
 
 
+def _one_or_several(_: Any, tokens: Sequence[Any]) -> str | tuple[str, ...]:
+    named = tuple(token.value for token in tokens)
+    return named[0] if len(named) == 1 else named
+
+
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
     """What the checkpoint that a training begins from teaches its student; `backline distil` sets it phase by phase."""
@@ -54,8 +62,10 @@ class Distillation:
 class TrainConfig:
     """A training run; fields that are 0 take the preset's value, so that a config in hand is always whole."""
 
-    data: str
-    """The latent dataset: a folder or an S3 URI."""
+    data: Annotated[str | tuple[str, ...], Parameter(converter=_one_or_several, consume_multiple=True, n_tokens=-1, negative="")]
+    """The latent dataset, a folder or an S3 URI; or several, each with a weight: URI[=WEIGHT] and again. A weight is a dataset's share of
+    the samples that the network sees, whatever the dataset's size: `--data band=3 demo=1` draws three of four samples from band. Without
+    one it is 1. All must hold latents of one codec."""
     out: str
     """The run's place: best/, last/, metrics.jsonl and, without a tracking server, mlflow.db."""
     preset: Literal["paper", "small"] = "paper"
@@ -132,6 +142,7 @@ class TrainConfig:
     """Lost workers that Ray Train replaces, going on from the last save."""
 
     def __post_init__(self) -> None:
+        datasets_of(self.data)  # says what is wrong with them
         if self.preset not in PRESET_VALUES:
             raise ValueError(f"preset is {self.preset!r}, which is not one of {', '.join(PRESET_VALUES)}: choose one of these")
         for name, value in PRESET_VALUES[self.preset].items():
@@ -185,6 +196,11 @@ class TrainConfig:
             raise ValueError("anneal_by_time is set without max_minutes: give the minutes that the annealing should follow")
 
     @property
+    def data_names(self) -> str:
+        """The datasets as a message names them."""
+        return self.data if isinstance(self.data, str) else " ".join(self.data)
+
+    @property
     def micro_batch(self) -> int:
         """The most segments that go through the network at once."""
         return self.micro_batch_size or self.batch_size
@@ -202,6 +218,37 @@ class TrainConfig:
         usual = before_sizes(self.preset)  # the hashes of these are older than the fields
         values = {name: value for name, value in self.to_dict().items() if name not in WATCHING and (name, value) not in usual.items()}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def datasets_of(data: str | Sequence[str]) -> list[tuple[str, float]]:
+    """(URI, weight) of each dataset that `data` names. ValueError for none, one that is named twice, or a weight that is not above 0."""
+    found = [parse_dataset(spec) for spec in ([data] if isinstance(data, str) else data)]
+    if not found:
+        raise ValueError("data names no dataset: give at least one")
+    uris = [uri for uri, _ in found]
+    if twice := {uri for uri in uris if uris.count(uri) > 1}:
+        raise ValueError(f"data names {min(twice)} twice: name it once, with a larger weight")
+    return found
+
+
+def parse_dataset(spec: str) -> tuple[str, float]:
+    """URI and weight of `URI[=WEIGHT]`; what follows an equals sign and is no number is the URI's own. ValueError for a weight that is not
+    above 0."""
+    uri, equals, weight = spec.rpartition("=")
+    try:
+        number = float(weight)
+    except ValueError:
+        return spec, 1.0
+    if not equals:
+        return spec, 1.0  # a folder whose name is a number
+    if not (uri and 0 < number < math.inf):
+        raise ValueError(f"data is {spec}, whose weight is not above 0: give for example {uri or 'latents'}=1")
+    return uri, number
+
+
+def named_dataset(uri: str, weight: float) -> str:
+    """Inverse of `parse_dataset`."""
+    return uri if weight == 1 and parse_dataset(uri) == (uri, 1.0) else f"{uri}={weight!r}"
 
 
 # Fields that may differ between a run and its resumption: how long, how many hands, how it is watched.

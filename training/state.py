@@ -190,7 +190,9 @@ def check_resumable(saved: SavedState, config: TrainConfig, codec: CodecIdentity
     mend = "choose another --out, or the dataset that it began with"
     if saved.codec != codec:
         was, now = (f"{identity.id} ({identity.weights_sha256[:8]})" for identity in (saved.codec, codec))
-        raise UserError(f"the run at {config.out} was trained on latents of codec {was}, and {config.data} holds latents of {now}: {mend}")
+        raise UserError(
+            f"the run at {config.out} was trained on latents of codec {was}, and {config.data_names} holds latents of {now}: {mend}"
+        )
     if saved.dataset.digest != dataset.digest:
         was, now = (f"{identity.uri} ({identity.digest[:8]})" for identity in (saved.dataset, dataset))
         raise UserError(f"the run at {config.out} was trained on the dataset {was}, and was given {now}: {mend}")

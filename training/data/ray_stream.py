@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from infra.cluster import connect
 from infra.dataset.splits import SplitIndex
 from infra.errors import UserError
+from training.data.mixture import Part
 from training.data.ray_shuffle import LATENTS, Course, Shuffler, epochs_of_span
 from training.data.segments import Segment, refuse_empty
 from training.ranks import Workers
@@ -85,8 +86,11 @@ class Streamed:
         return value
 
 
-def stream_segments(index: SplitIndex, workers: Workers, *, seed: int, batch_size: int, begin: int, end: int) -> Streamed:
+def stream_segments(
+    index: SplitIndex, workers: Workers, *, seed: int, batch_size: int, begin: int, end: int, part: Part | None = None
+) -> Streamed:
     """The split's segments for this rank, samples `begin` to before `end`; all ranks call it at once, and the leader runs the shuffler.
+    `part`: of several datasets, which this is; the samples are its own.
 
     Joins or starts a cluster where this process is on none.
 
@@ -110,7 +114,7 @@ def stream_segments(index: SplitIndex, workers: Workers, *, seed: int, batch_siz
             )
         course = Course(
             seed=seed, segments=len(index), batch_size=batch_size, world_size=workers.size, begin=begin, end=end,
-            epochs=epochs_of_span(len(index), index.row_bytes),
+            epochs=epochs_of_span(len(index), index.row_bytes), part=part,
         )  # fmt: skip
         name = f"shuffler-{uuid4().hex}"
         shuffler: Any

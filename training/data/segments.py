@@ -3,6 +3,7 @@
 Shapes: C channels, T frames.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from infra.dataset.splits import LatentTable
 from infra.errors import UserError
+from training.data.mixture import Mixture
 from training.data.random_streams import epoch_order
 
 
@@ -22,7 +24,8 @@ class Segment(NamedTuple):
 
 
 class Segments(Protocol):
-    """A training split in the order of a run: sample n of epoch n // R is row epoch_order(seed, epoch)[n mod R], in every mode."""
+    """A training split in the order of a run: sample n of epoch n // R is row epoch_order(seed, epoch)[n mod R], in every mode. Of several
+    datasets each has samples and epochs of its own, and a `Mixture` says which of them a sample of the run is."""
 
     frames: int
     """T."""
@@ -47,6 +50,21 @@ class InMemory:
 
     def close(self) -> None:
         """Nothing is held elsewhere."""
+
+
+class Mixed:
+    """Several datasets' segments, each in the order of its own samples."""
+
+    def __init__(self, mixture: Mixture, each: Sequence[Segments]) -> None:
+        self.mixture, self.each, self.frames = mixture, each, each[0].frames
+
+    def row(self, sample: int) -> Segment:
+        dataset, own = self.mixture.draw(sample)
+        return self.each[dataset].row(own)
+
+    def close(self) -> None:
+        for segments in self.each:
+            segments.close()
 
 
 def segment_of(table: LatentTable, row: int) -> Segment:

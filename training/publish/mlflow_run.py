@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,12 +28,12 @@ ARTIFACT = "checkpoint"
 COMMON_NAMES = ("latents", "data", "dataset")
 
 
-def run_name(config: TrainConfig, data: Place) -> str:
+def run_name(config: TrainConfig, data: Sequence[Place]) -> str:
     """What runs, for a list of runs: preset, dataset, workers, recipe. The run's place is the tag backline.run."""
     size = size_name(config.to_dict())
     what = size if config.distillation is None else f"{size} student of {config.distillation.steps} steps"
     hands = f", {config.workers} workers" if config.workers > 1 else ""
-    return f"{what} on {dataset_name(data)}{hands} · {config.hash()}"
+    return f"{what} on {' + '.join(dataset_name(place) for place in data)}{hands} · {config.hash()}"
 
 
 def dataset_name(data: Place) -> str:

@@ -2,15 +2,16 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from infra.dataset.format import MANIFEST, Manifest, code_version, read_manifest
+from infra.dataset.format import MANIFEST, Manifest, code_version
 from infra.errors import UserError
-from infra.storage.place import Place
 from model.checkpoint import Checkpoint
 from model.network.unet import AccompanimentUNet, count_parameters
-from training.config import TrainConfig, size_name
+from training.config import TrainConfig, datasets_of, named_dataset, size_name
+from training.data.datasets import open_datasets
 from training.evaluation.markdown import markdown
 from training.evaluation.report import EvaluationReport
 
@@ -37,7 +38,7 @@ def card(about: About, checkpoint: Checkpoint, state: dict[str, Any], report: Ev
         "codec": f"{checkpoint.codec.id} ({checkpoint.codec.weights_sha256[:12]})",
         "sampling": f"{sampling.solver}, {sampling.steps} steps, guidance {sampling.guidance:g}",
         "data": about.data,
-        "dataset": _dataset(given["data"], checkpoint),
+        "dataset": _datasets(given["data"], checkpoint),
         "training": (
             f"{checkpoint.step:,} steps of {given['batch_size']} × {given['crop_frames']} frames "
             f"({checkpoint.step * given['batch_size']:,} samples), the best of {progress['step']:,} in {progress['minutes']:.0f} minutes"
@@ -57,25 +58,32 @@ def card(about: About, checkpoint: Checkpoint, state: dict[str, Any], report: Ev
     return "\n".join(lines) + "\n"
 
 
-def _dataset(uri: str, checkpoint: Checkpoint) -> str:
-    """Counts, where the dataset is still there and the same; its digest in any case."""
-    try:
-        manifest: Manifest | None = read_manifest(Place(uri))
-    except UserError:
-        manifest = None
+def _datasets(data: str | Sequence[str], checkpoint: Checkpoint) -> str:
+    """Counts, where the datasets are still there and the same; the digest in any case."""
     known = f"digest {checkpoint.dataset.digest[:12]}"
-    if manifest is None or manifest.digest != checkpoint.dataset.digest:
+    try:
+        found = open_datasets(TrainConfig(data=data if isinstance(data, str) else tuple(data), out=""))
+    except UserError:
+        found = None
+    if found is None or found.identity.digest != checkpoint.dataset.digest:
         return f"{known} ({MANIFEST} no longer at hand)"
+    if len(found.members) == 1:
+        return f"{known}, {_counts(found.members[0].manifest)}"
+    parts = (f"{member.share:.0%} from {last_part(member.place.uri)} ({_counts(member.manifest)})" for member in found.members)
+    return f"{known}; {'; '.join(parts)}"
+
+
+def _counts(manifest: Manifest) -> str:
     counts = manifest.counts
-    return f"{known}, {counts.train_songs} songs to learn from, {counts.validation_songs} held out, {manifest.duration_h:.1f} h"
+    return f"{counts.train_songs} songs to learn from, {counts.validation_songs} held out, {manifest.duration_h:.1f} h"
 
 
 def command(given: dict[str, Any]) -> str:
     """The command line of a run: what differs from the preset, places by their last part. A phase of a distillation names its teacher."""
-    usual = dict(_flat(json.loads(json.dumps(TrainConfig(data="", out="", preset=given["preset"]).to_dict()))))
+    usual = dict(_flat(json.loads(json.dumps(TrainConfig(data="data", out="", preset=given["preset"]).to_dict()))))
     words = [
         "python -m training train",
-        f"--data {last_part(given['data'])}",
+        f"--data {_named(given['data'])}",
         f"--out {last_part(given['out'])}",
         f"--preset {given['preset']}",
     ]
@@ -84,7 +92,7 @@ def command(given: dict[str, Any]) -> str:
         words = [
             "python -m training distil",
             f"--teacher {last_part(given['init'])}",
-            f"--data {last_part(given['data'])}",
+            f"--data {_named(given['data'])}",
             "--out students",
         ]
         words += [f"--first-steps {lesson['steps']}", f"--student-steps {lesson['steps']}", f"--guidance {lesson['guidance']:g}"]
@@ -109,6 +117,11 @@ def _flat(given: dict[str, Any]) -> list[tuple[str, Any]]:
     for name, value in given.items():
         rows += [(f"{name}.{inner}", part) for inner, part in value.items()] if isinstance(value, dict) else [(name, value)]
     return rows
+
+
+def _named(data: str | Sequence[str]) -> str:
+    """Datasets as --data takes them, places by their last part."""
+    return " ".join(named_dataset(last_part(uri), weight) for uri, weight in datasets_of(data))
 
 
 def last_part(uri: str) -> str:

@@ -3,7 +3,7 @@
 import logging
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from infra.dataset.format import Manifest, read_latents, read_manifest
 from infra.errors import UserError
 from infra.storage.place import Place, localise
 from infra.tracking.tracking import Tracker
@@ -20,7 +19,8 @@ from model.codec.base import CodecIdentity, tensors_sha256
 from model.diffusion.objective import DiffusionLoss, Schedule, velocity_loss
 from model.network.unet import AccompanimentUNet
 from training.config import TrainConfig
-from training.data.batches import Batch, Batches, statistics_of, validation_batches
+from training.data.batches import Batch, Batches, validation_batches
+from training.data.datasets import Datasets, open_datasets
 from training.data.open import open_segments
 from training.data.teacher import Teacher
 from training.ranks import Workers
@@ -30,8 +30,6 @@ from training.state import (
     Average,
     Progress,
     check_resumable,
-    codec_identity,
-    dataset_identity,
     read_metrics,
     read_saved,
     restore,
@@ -58,7 +56,7 @@ class Outcome:
 def run(
     config: TrainConfig,
     *,
-    data: Place | None = None,
+    data: Sequence[Place] | None = None,
     out: Place | None = None,
     init: Place | None = None,
     workers: Workers | None = None,
@@ -72,15 +70,15 @@ def run(
     data, out, init: the config's places with their access, in a process that may not have it. report: called at each validation, by
     every worker. heard: given the averaged network at each validation, once it is saved, in the leading worker.
     """
-    workers, data, place = workers or Workers(), data or Place(config.data), out or Place(config.out)
+    workers, place = workers or Workers(), out or Place(config.out)
     notices = notices or Notices()
 
     # Load
-    manifest = read_manifest(data)
-    codec, dataset = codec_identity(manifest), dataset_identity(config.data, manifest)
+    datasets = open_datasets(config, data)
+    codec, dataset = datasets.codec, datasets.identity
     schedule = Schedule(steps=config.network.diffusion_steps).to(workers.device)
     initial = None if config.init is None else initial_checkpoint(config, init or Place(config.init), codec)
-    statistics = statistics_of(manifest) if initial is None else initial.statistics
+    statistics = datasets.statistics if initial is None else initial.statistics
     began_from = None if initial is None else tensors_sha256(initial.state)
     network, average, optimizer = build(config, workers.device, initial)
     saved, progress, history = read_saved(place), Progress(), list[dict[str, float]]()
@@ -99,12 +97,12 @@ def run(
     shared = {"crop_frames": config.crop_frames, "timesteps": timesteps, "micro_batch": config.micro_batch}
     ranks = {"rank": workers.rank, "world_size": workers.size}
     held_out = validation_batches(
-        read_latents(data, "validation", manifest, at_most=config.validation_segments), statistics, segments=config.validation_segments,
+        datasets.held_out(config.validation_segments), statistics, segments=config.validation_segments,
         per_segment=config.validation_timesteps, **shared, **ranks,
     )  # fmt: skip
     held_out = [[at_work(config, batch, teacher, workers.device) for batch in group] for group in held_out]
     batches = Batches(
-        open_segments(config, data, manifest, workers, begin=progress.step), statistics, seed=config.seed, batch_size=config.batch_size,
+        open_segments(config, datasets, workers, begin=progress.step), statistics, seed=config.seed, batch_size=config.batch_size,
         condition_dropout=config.condition_dropout, pin=workers.device.type == "cuda", **shared, **ranks,
     )  # fmt: skip
     stream = batches.ahead(progress.step, config.steps)
@@ -165,7 +163,7 @@ def run(
                 progress.best, progress.stale = (measure, 0) if best else (progress.best, progress.stale + 1)
                 history.append(record(tracker, workers, progress.step, row))
             if saves and workers.leads:
-                checkpoint = checkpoint_of(config, average.network, manifest, progress.step, latest(history), statistics, began_from)
+                checkpoint = checkpoint_of(config, average.network, datasets, progress.step, latest(history), statistics, began_from)
                 if teacher is not None:
                     checkpoint = replace(checkpoint, sampling=teacher.sampling, name=f"{checkpoint.name}-in-{teacher.config.steps}")
                 save(
@@ -194,8 +192,8 @@ def initial_checkpoint(config: TrainConfig, place: Place, codec: CodecIdentity) 
         )
     if checkpoint.codec != codec:
         raise UserError(
-            f"--init {place} belongs to codec {checkpoint.codec.id} ({checkpoint.codec.weights_sha256[:8]}), {config.data} holds latents "
-            f"of {codec.id} ({codec.weights_sha256[:8]}): prepare the songs with the checkpoint's codec"
+            f"--init {place} belongs to codec {checkpoint.codec.id} ({checkpoint.codec.weights_sha256[:8]}), {config.data_names} holds "
+            f"latents of {codec.id} ({codec.weights_sha256[:8]}): prepare the songs with the checkpoint's codec"
         )
     return checkpoint
 
@@ -288,17 +286,17 @@ def learning_rate(config: TrainConfig, progress: Progress) -> float:
 
 
 def checkpoint_of(
-    config: TrainConfig, network: AccompanimentUNet, manifest: Manifest, step: int, metrics: dict[str, float],
+    config: TrainConfig, network: AccompanimentUNet, datasets: Datasets, step: int, metrics: dict[str, float],
     statistics: LatentStatistics, began_from: str | None = None,
 ) -> Checkpoint:  # fmt: skip
     """Its name tells apart any two models: config, dataset, what it began from, and step."""
-    dataset = dataset_identity(config.data, manifest)
+    dataset = datasets.identity
     return Checkpoint(
         name="-".join((config.preset, config.hash(), dataset.digest[:8], *([began_from[:8]] if began_from else []), str(step))),
         network=network.config,
         state=network.state_dict(),
         statistics=statistics,
-        codec=codec_identity(manifest),
+        codec=datasets.codec,
         dataset=dataset,
         step=step,
         metrics=metrics,
