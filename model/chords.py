@@ -12,6 +12,8 @@ from model.errors import ModelError
 
 NO_CHORD = -1
 """Root, quality and bass where no chord sounds; spelt N."""
+UNTOLD = -2
+"""As a root: nobody has said what sounds there."""
 ROOTS = ("C", "Db", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 _INTERVALS: dict[str, tuple[int, ...]] = {
     "maj": (0, 4, 7),

@@ -12,7 +12,8 @@ from cyclopts import Parameter
 
 from model.diffusion.objective import DiffusionLossConfig
 from model.dimensions import SEGMENT_FRAMES
-from model.network.unet import PRESETS, UNetConfig, sized
+from model.network.conditions import CONTROLS
+from model.network.unet import PRESETS, UNetConfig, sized, with_controls
 
 # What a field left at 0 becomes. `paper` is the paper's training on a GPU (method: AdamW 3.5e-4, batch 16); `small` learns on two CPU
 # cores in minutes: short crops, a higher rate, and an average of the weights that forgets within the run.
@@ -109,6 +110,12 @@ class TrainConfig:
     ema_decay: float = 0.0
     condition_dropout: float = 0.1
     """Share of samples that see no vocal, so that guidance has something to lean on."""
+    controls: tuple[str, ...] = ()
+    """What the network learns to follow beside the vocal, where the data know it: style, chords, beats. None adds nothing to it."""
+    styles: tuple[str, ...] = ()
+    """Names of the styles that it learns; by default those of the checkpoint it begins from, else of the training songs."""
+    control_dropout: float = 0.4
+    """Share of the samples from which each control is hidden, independently, so that any of them may be left out."""
     loss: DiffusionLossConfig = field(default_factory=DiffusionLossConfig)
     distillation: Distillation | None = None
     """Learn from `init` as a teacher instead of from the latents alone."""
@@ -143,6 +150,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         datasets_of(self.data)  # says what is wrong with them
+        if unknown := [name for name in self.controls if name not in CONTROLS]:
+            raise ValueError(f"controls holds {', '.join(unknown)}: choose among {', '.join(CONTROLS)}")
+        object.__setattr__(self, "controls", tuple(name for name in CONTROLS if name in self.controls))
         if self.preset not in PRESET_VALUES:
             raise ValueError(f"preset is {self.preset!r}, which is not one of {', '.join(PRESET_VALUES)}: choose one of these")
         for name, value in PRESET_VALUES[self.preset].items():
@@ -184,9 +194,9 @@ class TrainConfig:
             )
         if self.min_workers > self.workers:
             raise ValueError(f"min_workers is {self.min_workers}, above the {self.workers} workers: give at most that")
-        for name, low, high in (("condition_dropout", 0.0, 1.0), ("ema_decay", 0.0, 1.0), ("final_rate", 0.0, 1.0)):
-            if not low <= getattr(self, name) < high:
-                raise ValueError(f"{name} is {getattr(self, name)}, outside [{low}, {high}): choose a share inside")
+        for name in ("condition_dropout", "control_dropout", "ema_decay", "final_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, outside [0.0, 1.0): choose a share inside")
         for name in ("learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, not above 0: give a positive number")
@@ -208,7 +218,8 @@ class TrainConfig:
     @property
     def network(self) -> UNetConfig:
         """The sizes of the network."""
-        return sized(PRESETS[self.preset](), depth=self.depth, width=self.width)
+        plain = sized(PRESETS[self.preset](), depth=self.depth, width=self.width)
+        return with_controls(plain, styles=self.styles, controls=self.controls) if self.controls else plain
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -260,8 +271,8 @@ MAY_CHANGE = (*WATCHING, "steps", "validate_every", "validation_segments", "anne
 
 
 def before_sizes(preset: str) -> dict[str, Any]:
-    """The values, in runs that were saved before they could be chosen, of the network's sizes."""
-    return {"depth": len(PRESETS[preset]().channels), "width": 1.0}
+    """The values, in runs that were saved before they could be chosen, of the network's sizes and controls."""
+    return {"depth": len(PRESETS[preset]().channels), "width": 1.0, "controls": (), "styles": (), "control_dropout": 0.4}
 
 
 def size_name(given: Mapping[str, Any]) -> str:

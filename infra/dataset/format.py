@@ -25,10 +25,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from infra.dataset.parquet import read_tables
+from infra.dataset.parquet import read_table, read_tables
 from infra.dataset.snapshots import read_rows
 from infra.dataset.splits import LatentTable, SplitIndex
-from infra.dataset.truth import FRAME_FIELDS, SONG_FIELDS
+from infra.dataset.truth import FRAME_FIELDS, SONG_FIELDS, SplitTruth, read_frames
 from infra.errors import UserError
 from infra.settings import Settings
 from infra.storage.place import MissingObjectError, Place
@@ -231,6 +231,29 @@ def read_latents(place: Place, split: Split | str, manifest: Manifest | None = N
             if attempt == READ_ATTEMPTS or manifest is not None or read_manifest(place) == commit:
                 raise UserError(f"{place} lacks a file that its {MANIFEST} counts on ({error}): run prepare again") from error
     raise AssertionError("the last attempt returns or raises")
+
+
+def read_truth(place: Place, split: str, manifest: Manifest) -> SplitTruth | None:
+    """The truth of a split's rows, as `manifest` vouches for them; None in a dataset without any. Raises what `split_index` raises."""
+    if manifest.truth_sha256 is None:
+        return None
+    index = split_index(place, split, manifest)
+    named = [pa.field("song_id", pa.string(), nullable=False), pa.field("segment", pa.int32(), nullable=False)]
+    tables = read_tables([place / part.file for part in index.parts], pa.schema([*named, *FRAME_FIELDS]))
+    order = []
+    for part, table in zip(index.parts, tables, strict=True):
+        # A joined file may hold songs that are gone since.
+        kept = table.filter(pc.is_in(table["song_id"], pa.array(part.song_ids, pa.string())))
+        order.append(kept.sort_by([("song_id", "ascending"), ("segment", "ascending")]))
+    rows = pa.concat_tables(order) if order else pa.schema([*named, *FRAME_FIELDS]).empty_table()
+    if len(rows) != len(index):
+        raise UserError(f"{place} holds {len(rows)} segments with truth for {split}, its {MANIFEST} counts {len(index)}: run prepare again")
+    rows = rows.sort_by([("song_id", "ascending"), ("segment", "ascending")])
+    songs = read_table((place / "songs").list(suffix=".parquet"), pa.schema([named[0], pa.field("style", pa.string())]))
+    styles = dict(zip(songs["song_id"].to_pylist(), songs["style"].to_pylist(), strict=True))
+    return SplitTruth(
+        frames=read_frames(rows, manifest.segment_frames), styles_R=tuple(styles.get(song) for song in rows["song_id"].to_pylist())
+    )
 
 
 def split_index(place: Place, split: str, manifest: Manifest) -> SplitIndex:

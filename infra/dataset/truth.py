@@ -78,6 +78,14 @@ class FrameTruth:
         return len(self.known_R)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SplitTruth:
+    """The truth of a split's rows, in their order."""
+
+    frames: FrameTruth
+    styles_R: tuple[str | None, ...]
+
+
 def read_frames(table: pa.Table, frames: int) -> FrameTruth:
     """The truth in rows of latents/; UserError when a list has another length than `frames`."""
     arrays: dict[str, NDArray[Any]] = {}

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.chords import NO_CHORD, quality_chroma
+from model.chords import NO_CHORD, UNTOLD, quality_chroma
 from model.controls import Controls, phases
 from model.dimensions import HOP_SAMPLES, SAMPLE_RATE_HZ
 from model.errors import ModelError
@@ -65,10 +65,6 @@ class Conditions:
             return F.pad(part_BCT, (0, frames - part_BCT.shape[2]))
 
         return type(self)(style_B=self.style_B, chords_BCT=cut(self.chords_BCT), beats_BCT=cut(self.beats_BCT))
-
-
-UNTOLD = NO_CHORD - 1
-"""A chord's root where the network is told nothing, and chooses."""
 
 
 def chord_frames(root_T: Tensor, quality_T: Tensor, bass_T: Tensor) -> Tensor:

@@ -102,6 +102,11 @@ def with_controls(config: UNetConfig, *, styles: tuple[str, ...] = (), controls:
     return replace(config, controls=controls, styles=styles, condition_channels=max(config.groups, sum(config.channels) // 12))
 
 
+def without_controls(config: UNetConfig) -> UNetConfig:
+    """The same network told of the vocal alone."""
+    return replace(config, controls=(), styles=(), condition_channels=UNetConfig.condition_channels)
+
+
 @dataclass(frozen=True, kw_only=True)
 class VocalFeatures:
     """What the network knows of a vocal that depends on neither x nor t: computed once a request, used at every step."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.chords import NO_CHORD, QUALITIES
+from model.chords import NO_CHORD, QUALITIES, UNTOLD
 from model.controls import Controls, read_beats, read_chords
 from model.errors import ModelError
 from model.inference.network_runner import BatchedEvaluator, Evaluation, ThreadedEvaluator
@@ -14,7 +14,6 @@ from model.network.conditions import (
     BEAT_CHANNELS,
     CHORD_CHANNELS,
     CONTROLS,
-    UNTOLD,
     Conditions,
     beat_frames,
     chord_frames,

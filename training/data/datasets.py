@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from infra.dataset.format import Manifest, read_latents, read_manifest
+from infra.dataset.format import Manifest, read_latents, read_manifest, read_truth
 from infra.dataset.splits import LatentTable
 from infra.errors import UserError
 from infra.storage.place import Place
@@ -63,6 +63,11 @@ class Datasets:
         level_db = float(shares_D @ [one.vocal_level_db for one in each])
         return LatentStatistics(**moments, vocal_level_db=level_db)
 
+    def styles(self) -> tuple[str, ...]:
+        """Names of all styles that a training song has, sorted."""
+        truths = [read_truth(member.place, "train", member.manifest) for member in self.members]
+        return tuple(sorted({style for truth in truths if truth is not None for style in truth.styles_R if style}))
+
     def held_out(self, at_most: int) -> LatentTable:
         """Held-out segments, of each dataset its share of `at_most` and one at least, where it has so many."""
         tables = [
@@ -106,6 +111,24 @@ def open_datasets(config: TrainConfig, places: Sequence[Place] | None = None) ->
                 "train on datasets of one shape"
             )
     return Datasets(members=members)
+
+
+def with_styles(config: TrainConfig, datasets: Datasets, initial: tuple[str, ...]) -> TrainConfig:
+    """The config with the names of its styles. `initial`: those of the checkpoint that it begins from.
+
+    Raises: UserError when something is to be learnt that no song says.
+    """
+    if config.controls and all(member.manifest.truth_sha256 is None for member in datasets.members):
+        raise UserError(
+            f"--controls {' '.join(config.controls)}: nothing is known of what the bands of {config.data_names} play; prepare them again "
+            "(prepare adds what is missing), or leave --controls out"
+        )
+    if "style" not in config.controls or config.styles:
+        return config
+    found = initial or datasets.styles()
+    if not found:
+        raise UserError(f"--controls style: no song of {config.data_names} says its style; leave style out")
+    return replace(config, styles=found)
 
 
 def with_uris(config: TrainConfig) -> TrainConfig:

@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 import torch
 
-from infra.dataset.format import Manifest, read_latents, split_index
+from infra.dataset.format import Manifest, read_latents, read_truth, split_index
 from infra.errors import UserError
 from infra.memory import available_bytes
 from training.config import TrainConfig
 from training.data.datasets import Dataset, Datasets
 from training.data.mixture import Mixture, Part
 from training.data.ray_stream import stream_segments
-from training.data.segments import InMemory, Mixed, Segments
+from training.data.segments import InMemory, Mixed, Segments, Truths
 from training.ranks import Workers
 
 log = logging.getLogger(__name__)
@@ -56,11 +56,13 @@ class Span(NamedTuple):
 def _open_one(config: TrainConfig, dataset: Dataset, workers: Workers, mode: str, span: Span, part: Part | None = None) -> Segments:
     """One dataset's training split."""
     try:
+        truth = read_truth(dataset.place, "train", dataset.manifest) if config.controls else None
+        truths = None if truth is None else Truths(truth)
         if mode == "memory":
-            return InMemory(read_latents(dataset.place, "train", dataset.manifest), config.seed)
+            return InMemory(read_latents(dataset.place, "train", dataset.manifest), config.seed, truths)
         return stream_segments(
             split_index(dataset.place, "train", dataset.manifest), workers, seed=config.seed, batch_size=config.batch_size,
-            begin=span.begin, end=span.end, part=part,
+            begin=span.begin, end=span.end, part=part, truths=truths,
         )  # fmt: skip
     except UserError as error:
         if part is None or str(dataset.place) in str(error):

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-STREAMS = ("order", "crop", "timestep", "noise", "dropout", "validation", "mixture")
+STREAMS = ("order", "crop", "timestep", "noise", "dropout", "validation", "mixture", "controls")
 
 
 def stream(seed: int, name: str, sample: int) -> np.random.Generator:

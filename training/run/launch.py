@@ -15,11 +15,12 @@ from infra.dataset.trained_on import note_training
 from infra.errors import UserError
 from infra.resolve import checkpoint_place
 from infra.settings import Settings
-from infra.storage.place import Place
+from infra.storage.place import Place, localise
 from infra.tracking.tracking import RunHandle, Store, Tracker, keep, open_run, send_untracked, store_of
+from model.checkpoint import load_checkpoint
 from model.errors import ModelError
 from training.config import TrainConfig
-from training.data.datasets import open_datasets, with_uris
+from training.data.datasets import open_datasets, with_styles, with_uris
 from training.evaluation.evaluate import device, run_handle
 from training.publish.mlflow_run import log_dataset, log_result, loss_of, replay, run_name
 from training.publish.sample_audio import Listener
@@ -74,6 +75,9 @@ def train(
     init = None if config.init is None else checkpoint_place(config.init, settings)
     config = replace(with_uris(config), out=out.uri, init=None if init is None else init.uri)
     datasets = open_datasets(config)
+    if config.controls:
+        before = () if init is None else load_checkpoint(localise(init, settings.cache)).network.styles
+        config = with_styles(config, datasets, before)
     data = [member.place for member in datasets.members]
     saved = read_saved(out)
     if saved is not None:

@@ -17,7 +17,7 @@ from infra.tracking.tracking import Tracker
 from model.checkpoint import Checkpoint, LatentStatistics, load_checkpoint
 from model.codec.base import CodecIdentity, tensors_sha256
 from model.diffusion.objective import DiffusionLoss, Schedule, velocity_loss
-from model.network.unet import AccompanimentUNet
+from model.network.unet import AccompanimentUNet, without_controls
 from training.config import TrainConfig
 from training.data.batches import Batch, Batches, validation_batches
 from training.data.datasets import Datasets, open_datasets
@@ -103,7 +103,8 @@ def run(
     held_out = [[at_work(config, batch, teacher, workers.device) for batch in group] for group in held_out]
     batches = Batches(
         open_segments(config, datasets, workers, begin=progress.step), statistics, seed=config.seed, batch_size=config.batch_size,
-        condition_dropout=config.condition_dropout, pin=workers.device.type == "cuda", **shared, **ranks,
+        condition_dropout=config.condition_dropout, controls=config.controls, styles=config.styles,
+        control_dropout=config.control_dropout, pin=workers.device.type == "cuda", **shared, **ranks,
     )  # fmt: skip
     stream = batches.ahead(progress.step, config.steps)
 
@@ -185,7 +186,12 @@ def run(
 def initial_checkpoint(config: TrainConfig, place: Place, codec: CodecIdentity) -> Checkpoint:
     """The checkpoint to begin from; UserError when its network is of another size or its latents are another codec's."""
     checkpoint = load_checkpoint(localise(place))
-    if checkpoint.network != config.network:
+    if checkpoint.network.controls and checkpoint.network != config.network:
+        raise UserError(
+            f"--init {place} follows {', '.join(checkpoint.network.controls)} in the styles {', '.join(checkpoint.network.styles)}: give "
+            "the same --controls, and its --styles or none"
+        )
+    if without_controls(checkpoint.network) != without_controls(config.network):
         raise UserError(
             f"--init {place} is not a checkpoint of preset {config.preset}, depth {config.depth}, width {config.width:g}: give the "
             f"--preset, --depth and --width that it was trained with"
@@ -206,7 +212,8 @@ def build(
         torch.manual_seed(config.seed)
         network = AccompanimentUNet(config.network)
     if initial is not None:
-        network.load_state_dict(initial.state)
+        # What is new in this network, its controls, begins at nothing.
+        network.load_state_dict({**network.state_dict(), **initial.state})
     network.to(device).train()
     matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
@@ -247,7 +254,8 @@ def saves_at(config: TrainConfig, step: int) -> bool:
 def batch_loss(config: TrainConfig, network: AccompanimentUNet, schedule: Schedule, batch: Batch) -> DiffusionLoss:
     """The velocity loss of one batch, in the config's precision."""
     with autocast(config, batch.t_B.device):
-        vocal = network.encode_vocal(batch.vocal_BCT, batch.valid_BT, batch.drop_B)
+        told = batch.conditions if network.config.controls else None
+        vocal = network.encode_vocal(batch.vocal_BCT, batch.valid_BT, batch.drop_B, told)
 
         def denoise(x_BCT: Tensor, t_B: Tensor) -> Tensor:
             return network(x_BCT, t_B, vocal)
