@@ -21,6 +21,7 @@ _FFT_BINS = 1_800  # up to 4.8 kHz
 _HARMONICS, _HARMONIC_DECAY = 12, 0.65
 _NNLS_ROUNDS = 25
 _BASS_BELOW_MIDI = 54
+_ROOT_POSITION = 2.0  # what another note must exceed the root by to be the bass
 _SILENT = 3e-7  # mean magnitude of a frame; the rounding noise of 16 bits lies below
 
 # Krumhansl and Kessler 1982, probe-tone ratings.
@@ -45,13 +46,15 @@ def chroma_of(notes_PT: np.ndarray) -> np.ndarray:
 
 
 def bass_of(notes_PT: np.ndarray, labels_T: np.ndarray) -> np.ndarray:
-    """(T,) pitch class at `CHROMA_RATE_HZ` that is strongest below MIDI 54 while a chord's label lasts; −1 where nothing low sounds, and
-    without a chord."""
+    """(T,) pitch class of each chord's bass at `CHROMA_RATE_HZ`: the root, for bass lines walk, unless another note below MIDI 54 is
+    stronger by far while the chord lasts; −1 where nothing low sounds, and without a chord."""
     midi_P = np.arange(_LOWEST_MIDI, _HIGHEST_NOTE_MIDI + 1)
     low_12T = _folded(notes_PT, (midi_P < _BASS_BELOW_MIDI).astype(float))
     changes_s = np.flatnonzero(np.diff(labels_T, prepend=labels_T[:1])) / CHROMA_RATE_HZ
     low_12T = _averaged_between(low_12T, changes_s)
-    return np.where((low_12T.sum(axis=0) > 0) & (labels_T >= 0), low_12T.argmax(axis=0), -1)
+    sounding_T = (low_12T.sum(axis=0) > 0) & (labels_T >= 0)
+    low_12T[labels_T // 2, np.arange(len(labels_T))] *= _ROOT_POSITION
+    return np.where(sounding_T, low_12T.argmax(axis=0), -1)
 
 
 def _folded(notes_PT: np.ndarray, weight_P: np.ndarray) -> np.ndarray:
