@@ -29,6 +29,7 @@ from pipelines.corpus import compose, render
 from pipelines.corpus.processes import in_processes
 from pipelines.corpus.score.record import GENERATOR_VERSION, as_json
 from pipelines.corpus.sound.banks.open import choose_banks, open_banks
+from pipelines.corpus.sound.voices.open import choose_voices, open_voices
 from pipelines.corpus.vocals.capture import apply_capture, draw_capture
 from pipelines.dataset import write as dataset
 from pipelines.dataset.commit import commit
@@ -58,6 +59,8 @@ class DemoLatentsConfig:
     speeds: tuple[float, ...] = (1.0, 0.944, 1.059)
     bank: Annotated[tuple[str, ...], LISTED] = ()
     """What plays, as of `corpus --bank`."""
+    voice: Annotated[tuple[str, ...], LISTED] = ()
+    """Who sings, as of `corpus --voice`."""
     capture: bool = True
     """Send each vocal through a microphone and a room of its own."""
     codec: str = "embedded"
@@ -105,7 +108,8 @@ def make_demo_latents(config: DemoLatentsConfig) -> DemoLatentsSummary:
 
     Raises: UserError when `out` was begun with another codec or settings; ModelError when the codec cannot be had.
     """
-    config = replace(config, bank=choose_banks(config.bank, Settings.from_environment()))
+    settings = Settings.from_environment()
+    config = replace(config, bank=choose_banks(config.bank, settings), voice=choose_voices(config.voice, settings))
     out = Place(config.out)
     out.check()
     codec = open_codec(config.codec, Settings.from_environment().s3, "cpu").identity
@@ -142,8 +146,9 @@ def take_url(seed: int, speed: float, config: DemoLatentsConfig) -> str:
 
 
 def take_version(config: DemoLatentsConfig) -> str:
-    """Changes with the generator and with what plays."""
-    return f"generator {GENERATOR_VERSION}, {open_banks(config.bank).renderer}"
+    """Changes with the generator, with what plays and with who sings; the computed voice, which was alone once, is not named."""
+    played, sung = open_banks(config.bank).renderer, open_voices(config.voice).renderer
+    return f"generator {GENERATOR_VERSION}, {played}" + ("" if sung == "numpy" else f", sung by {sung}")
 
 
 def take_seed(url: str) -> int | None:
@@ -189,8 +194,9 @@ def _write_takes(job: _Job, config: DemoLatentsConfig) -> int:
     if _encoder is None:
         raise RuntimeError("a worker began without its encoder")
     out = Place(config.out)
-    record = compose(job.seed, config.duration_s)
-    song = render(record, open_banks(config.bank))
+    voices = open_voices(config.voice)
+    record = voices.perform(compose(job.seed, config.duration_s))
+    song = render(record, open_banks(config.bank), voices)
     truth = parsed_truth(as_json(record))
     for speed in config.speeds:
         vocal_CN, accompaniment_CN = (at_speed(audio_CN, speed) for audio_CN in (song.vocals_CN, song.accompaniment_CN))

@@ -25,7 +25,9 @@ from pipelines.corpus.sound.banks.open import choose_banks, open_banks
 from pipelines.corpus.sound.dsp import level_db, loudness_lufs
 from pipelines.corpus.sound.mix import side_to_mid_db
 from pipelines.corpus.sound.render import RenderedSong, render
+from pipelines.corpus.sound.singer import SingerSet
 from pipelines.corpus.sound.voice import F0_RATE_HZ
+from pipelines.corpus.sound.voices.open import choose_voices, open_voices
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,9 @@ class CorpusConfig:
     bank: Annotated[tuple[str, ...], LISTED] = ()
     """What plays: URI[=WEIGHT] of soundfonts (.sf2, .sf3), folders of samples, or numpy, the computed instruments. Each part of a song is
     drawn from them by weight. Without any, BACKLINE_BANKS or the distribution's fonts, else numpy."""
+    voice: Annotated[tuple[str, ...], LISTED] = ()
+    """Who sings: NAME[=WEIGHT] of neural (needs the extra `voices`), syllables:FOLDER (recorded ones; needs the extra `syllables`), or
+    numpy, the computed voice. Each song is drawn one of them by weight. Without any, BACKLINE_VOICES or neural, else numpy."""
     band: Annotated[str | None, Parameter(show=False)] = None
 
     def __post_init__(self) -> None:
@@ -95,7 +100,8 @@ def write_corpus(config: CorpusConfig) -> CorpusSummary:
 
     A song is complete once its `song.json`, written last, holds its record's hash.
     """
-    config = replace(config, bank=choose_banks(config.bank, Settings.from_environment()))
+    settings = Settings.from_environment()
+    config = replace(config, bank=choose_banks(config.bank, settings), voice=choose_voices(config.voice, settings))
     done: list[SongDone] = []
     seeds = range(config.seed, config.seed + config.songs)
     with tqdm(total=config.songs, desc="corpus", unit="song", disable=None) as bar:
@@ -125,13 +131,13 @@ def _each_song(config: CorpusConfig, seeds: range) -> Iterator[SongDone]:
 
 
 def write_song(seed: int, config: CorpusConfig) -> SongDone:
-    """Composes, renders and stores one song, unless it is complete. `config.bank` names at least one bank."""
-    banks = open_banks(config.bank)
-    record = compose(seed, config.duration_s)
+    """Composes, renders and stores one song, unless it is complete. `config` names at least one bank and one voice."""
+    banks, voices = open_banks(config.bank), open_voices(config.voice)
+    record = voices.perform(compose(seed, config.duration_s))
     folder = Place(config.out) / record.song_id
-    if is_complete(folder, record, banks.renderer):
+    if is_complete(folder, record, banks.renderer, voices.renderer):
         return SongDone(record.song_id, record.style, record.duration_s, written=False)
-    song = render(record, banks)
+    song = render(record, banks, voices)
     files = {
         "vocals.wav": wav_bytes(song.vocals_CN),
         "accompaniment.wav": wav_bytes(song.accompaniment_CN),
@@ -142,12 +148,12 @@ def write_song(seed: int, config: CorpusConfig) -> SongDone:
     (folder / RECORD_FILE).delete()
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    (folder / RECORD_FILE).write_bytes(song_json(record, describe(song, banks.renderer, files)))
+    (folder / RECORD_FILE).write_bytes(song_json(record, describe(song, banks.renderer, voices, files)))
     return SongDone(record.song_id, record.style, record.duration_s, written=True)
 
 
-def is_complete(folder: Place, record: SongRecord, renderer: str) -> bool:
-    """Whether the folder holds this very record, rendered by these banks, with all of its files."""
+def is_complete(folder: Place, record: SongRecord, renderer: str, voices: str) -> bool:
+    """Whether the folder holds this very record, rendered by these banks and voices, with all of its files."""
     if not (folder / RECORD_FILE).exists():
         return False
     try:
@@ -156,10 +162,10 @@ def is_complete(folder: Place, record: SongRecord, renderer: str) -> bool:
         log.warning("%s is not a song record (%s): writing the song again", folder / RECORD_FILE, error)
         return False
     whole = all((folder / name).exists() for name in (*AUDIO_FILES, F0_FILE))
-    return whole and stored == record.sha256() and rendering.renderer == renderer
+    return whole and stored == record.sha256() and (rendering.renderer, rendering.voices) == (renderer, voices)
 
 
-def describe(song: RenderedSong, renderer: str, files: dict[str, bytes]) -> Rendering:
+def describe(song: RenderedSong, renderer: str, voices: SingerSet, files: dict[str, bytes]) -> Rendering:
     """Measured figures of a rendering and the hashes of its files."""
     mixture = song.mixture_CN.astype(np.float64)
     return Rendering(
@@ -173,6 +179,10 @@ def describe(song: RenderedSong, renderer: str, files: dict[str, bytes]) -> Rend
         f0_rate_hz=F0_RATE_HZ,
         sha256={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
         banks=song.banks,
+        voices=voices.renderer,
+        voice=song.voice,
+        timbre=song.timbre,
+        doubled=song.doubled,
     )
 
 

@@ -46,6 +46,8 @@ class VocalNote:
     phones: tuple[str, ...]
     """ARPAbet-like; exactly one vowel."""
     phrase: int
+    spoken: bool = False
+    """Half spoken, in time: the pitch falls through the syllable and is only near `midi`. `song.json` leaves it out where it is false."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,12 +170,23 @@ class Rendering:
     sha256: dict[str, str]
     banks: dict[str, str] = field(default_factory=dict)
     """Which bank played each part; empty in songs of generators 1 and 2."""
+    voices: str = "numpy"
+    """The singers that the song's was drawn from, with their weights."""
+    voice: str = "numpy"
+    """Who sang, with the version of what it sings with."""
+    timbre: dict[str, float] = field(default_factory=dict)
+    """How this song's voice differs from the singer's own."""
+    doubled: bool = False
+    """Whether the choruses have a second take behind the first."""
 
 
 def as_json(record: SongRecord) -> dict[str, Any]:
     """A dictionary ready for JSON; a track's notes are rows of onset, duration, MIDI, velocity and, where
     there is one, slide: there are thousands."""
     document = dataclasses.asdict(record)
+    for note in document["vocal"]:
+        if not note["spoken"]:
+            del note["spoken"]
     for track, row in zip(record.tracks, document["tracks"], strict=True):
         row["notes"] = [
             [note.onset_s, note.duration_s, note.midi, note.velocity, *([note.slide] if note.slide else ())] for note in track.notes

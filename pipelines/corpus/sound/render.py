@@ -9,8 +9,9 @@ from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.corpus.score.record import SongRecord
 from pipelines.corpus.score.styles import DRUM_KEYS
 from pipelines.corpus.sound.bank import NUMPY, BankSet
+from pipelines.corpus.sound.delivery import beside, doubled_part
 from pipelines.corpus.sound.mix import blend, master, place_vocal, quantise
-from pipelines.corpus.sound.voice import sing
+from pipelines.corpus.sound.singer import NUMPY_VOICE, Singer, SingerSet
 
 PCM_SCALE = 32768.0
 
@@ -28,13 +29,20 @@ class RenderedSong:
     accompaniment_gain_db: float
     banks: dict[str, str]
     """Which bank played each part."""
+    voice: str
+    """Who sang."""
+    timbre: dict[str, float]
+    doubled: bool
 
 
-def render(record: SongRecord, banks: BankSet = NUMPY) -> RenderedSong:
-    """Sings and plays a record at 44.1 kHz. Equal records and banks give equal audio, in any process and order."""
+def render(record: SongRecord, banks: BankSet = NUMPY, voices: SingerSet = NUMPY_VOICE) -> RenderedSong:
+    """Sings and plays a record at 44.1 kHz. Equal records, banks and voices give equal audio, in any process and order.
+
+    record: as composed, or as `voices.perform` changes it.
+    """
     samples = int(record.duration_s * SAMPLE_RATE_HZ)
-    dry, f0_hz = sing(record, samples)
-    vocals = place_vocal(dry, record.mix, 60 / record.tempo_bpm, str(record.seed))
+    singer = voices.draw(record.seed)
+    vocals, f0_hz, doubled = _sing(record, singer, samples)
     drawn = {track.name: banks.draw(track, record) for track in record.tracks}
     parts = {track.name: drawn[track.name].play(track, record, samples) for track in record.tracks}
     kicks = [note.onset_s for track in record.tracks if track.name == "drums" for note in track.notes if note.midi == DRUM_KEYS["kick"]]
@@ -54,4 +62,17 @@ def render(record: SongRecord, banks: BankSet = NUMPY) -> RenderedSong:
         vocal_gain_db=float(20 * np.log10(after[0] / before[0])),
         accompaniment_gain_db=float(20 * np.log10(after[1] / before[1])),
         banks={name: bank.name for name, bank in drawn.items()},
+        voice=singer.name,
+        timbre=singer.timbre(record),
+        doubled=doubled,
     )
+
+
+def _sing(record: SongRecord, singer: Singer, samples: int) -> tuple[NDArray[np.float64], NDArray[np.float64], bool]:
+    """The vocal in its room, shape (2, samples), its F0, and whether choruses are doubled."""
+    dry, f0_hz = singer.sing(record, samples)
+    second = doubled_part(record) if singer.performs else None
+    vocals = place_vocal(dry, record.mix, 60 / record.tempo_bpm, str(record.seed))
+    if second is not None:
+        vocals += beside(dry, singer.sing(second, samples)[0], record.seed)
+    return vocals, f0_hz, second is not None

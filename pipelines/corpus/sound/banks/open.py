@@ -67,7 +67,7 @@ def _in_setting(banks: tuple[str, ...]) -> tuple[str, ...]:
     """Each entry is a bank, or a folder of banks."""
     found: list[str] = []
     for spec in banks:
-        uri, weight = parse_bank(spec)
+        uri, weight = parse_weighted(spec)
         folder = localise(uri) if uri != "numpy" else Path(uri)
         inside = (
             [path for path in sorted(folder.iterdir()) if path.is_dir() or path.suffix.lower() in FONT_KINDS] if folder.is_dir() else []
@@ -79,7 +79,7 @@ def _in_setting(banks: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def parse_bank(spec: str) -> tuple[str, float]:
+def parse_weighted(spec: str, option: str = "--bank") -> tuple[str, float]:
     """URI and weight of `URI[=WEIGHT]`; the weight is 1 where none is given."""
     uri, equals, weight = spec.rpartition("=")
     if not equals:
@@ -89,7 +89,7 @@ def parse_bank(spec: str) -> tuple[str, float]:
     except ValueError:
         return spec, 1.0  # an equals sign of the path's own
     if not (uri and 0 < number < float("inf")):
-        raise UserError(f"--bank {spec}: the weight must be above 0, for example --bank {uri or 'numpy'}=1")
+        raise UserError(f"{option} {spec}: the weight must be above 0, for example {option} {uri or 'numpy'}=1")
     return uri, number
 
 
@@ -101,7 +101,7 @@ def open_banks(specs: tuple[str, ...]) -> BankSet:
     """
     if specs in ((), ("numpy",)):
         return NUMPY
-    parsed = [parse_bank(spec) for spec in specs]
+    parsed = [parse_weighted(spec) for spec in specs]
     return BankSet(banks=tuple(_open(uri) for uri, _ in parsed), weights=tuple(weight for _, weight in parsed))
 
 
