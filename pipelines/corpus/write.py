@@ -52,8 +52,9 @@ class CorpusConfig:
     """What plays: URI[=WEIGHT] of soundfonts (.sf2, .sf3), folders of samples, or numpy, the computed instruments. Each part of a song is
     drawn from them by weight. Without any, BACKLINE_BANKS or the distribution's fonts, else numpy."""
     voice: Annotated[tuple[str, ...], LISTED] = ()
-    """Who sings: NAME[=WEIGHT] of neural (needs the extra `voices`), syllables:FOLDER (recorded ones; needs the extra `syllables`), or
-    numpy, the computed voice. Each song is drawn one of them by weight. Without any, BACKLINE_VOICES or neural, else numpy."""
+    """Who sings: NAME[=WEIGHT] of neural (needs the extra `voices`; neural:emma and others once hibari has downloaded them),
+    syllables:FOLDER (recorded ones; needs the extra `syllables`), or numpy, the computed voice. Each song is drawn one of them by weight.
+    Without any, BACKLINE_VOICES or neural, else numpy."""
     band: Annotated[str | None, Parameter(show=False)] = None
 
     def __post_init__(self) -> None:

@@ -218,6 +218,30 @@ def test_another_version_of_the_network_is_refused(neural: str, monkeypatch: pyt
         opening._open(neural)
 
 
+def test_other_voices_of_the_network_sing_once_they_are_downloaded(neural: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not in the package: a copy of its own voice stands for one, under the name of a man's."""
+    import hibari
+    from hibari.voices import VOICES
+
+    monkeypatch.setenv("HIBARI_HOME", str(tmp_path))
+    for voice, said in (
+        ("neural:nobody", "no such voice; it has heart, emma"),
+        ("neural:fable", "not on this machine.*hibari --voice fable"),
+    ):
+        with pytest.raises(UserError, match=said):
+            open_voices((voice,))
+    (tmp_path / VOICES["emma"]["file"]).write_bytes(b"no network")
+    with pytest.raises(UserError, match=r"emma.* cannot be used.*download it again") as caught:
+        open_voices(("neural:emma",))
+    assert "\n" not in str(caught.value)
+    (tmp_path / VOICES["fable"]["file"]).write_bytes((Path(hibari.__file__).parent / "assets" / VOICES["heart"]["file"]).read_bytes())
+    record = compose(3, SHORT_S)
+    man, woman = (open_voices((voice,)).singers[0] for voice in ("neural:fable", neural))
+    assert man.name == f"hibari-tts {speech_network.VERSION} fable"
+    assert man.timbre(record)["formants"] == pytest.approx(1.16 * woman.timbre(record)["formants"], rel=0.001)
+    assert np.mean(cents_off(record, man.sing(record, int(record.duration_s * SAMPLE_RATE_HZ))[0]) < 50) >= 0.95
+
+
 def test_the_neural_voice_is_found_or_numpy_sings(neural: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     assert choose_voices((), Settings()) == (neural,)
     assert choose_voices((), Settings.from_environment({"BACKLINE_VOICES": "neural=2, numpy"})) == ("neural=2", "numpy")

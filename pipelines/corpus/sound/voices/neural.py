@@ -22,12 +22,14 @@ from pipelines.corpus.sound.voices.breath import air, breaths
 from pipelines.corpus.sound.voices.lines import lines_of
 from pipelines.corpus.sound.voices.speech_network import (
     BINS,
+    BUNDLED,
     FRAME_S,
     PACKAGE,
     RATE_HZ,
     VERSION,
     Floats,
     Frames,
+    is_man,
     open_network,
     say,
     sound,
@@ -49,6 +51,8 @@ _EARLIEST = 20
 _LATEST = 16
 _FADE_S = 0.06
 _EVENED, _EVENED_DB = 0.7, 9.0
+# Formants of the packages' speakers beside a grown man's, as of `Voice.tract`.
+_MAN_TRACT, _WOMAN_TRACT = 1.0, 1.16
 _USUAL_VELOCITY = 0.88
 _NEPER_DB = 20 / np.log(10)
 
@@ -65,23 +69,26 @@ class _SpokenLine:
 
 
 class NeuralSinger:
-    name = f"{PACKAGE} {VERSION} heart"
     performs = True
 
-    def __init__(self) -> None:
-        open_network()
+    def __init__(self, voice: str = BUNDLED) -> None:
+        """Raises: UserError when the voice's network is not on this machine or cannot be read."""
+        open_network(voice)
+        self.voice = voice
+        self.name = f"{PACKAGE} {VERSION} {voice}"
+        self._tract = _MAN_TRACT if is_man(voice) else _WOMAN_TRACT
 
     def timbre(self, record: SongRecord) -> dict[str, float]:
-        return timbre_of(record).as_figures()
+        return timbre_of(record, self._tract).as_figures()
 
     def sing(self, record: SongRecord, samples: int) -> tuple[Array, Array]:
-        timbre = timbre_of(record)
+        timbre = timbre_of(record, self._tract)
         f0_hz = hertz(pitch_curve(record, samples))
         voiced = np.zeros(f0_hz.size, bool)
         out = np.zeros(int(samples * RATE_HZ / SAMPLE_RATE_HZ) + 1, np.float32)
         starts_s: list[float] = []
         for index, notes in enumerate(lines_of(record.vocal)):
-            audio, voiced_S, origin_s = _sing_line(notes, f0_hz, timbre, f"{record.seed}/{index}")
+            audio, voiced_S, origin_s = _sing_line(notes, f0_hz, timbre, self.voice, f"{record.seed}/{index}")
             starts_s.append(origin_s)
             _add(out, audio, round(origin_s * RATE_HZ))
             times = np.arange(f0_hz.size) / F0_RATE_HZ - origin_s
@@ -107,9 +114,9 @@ def _add(out: Floats, audio: Floats, start: int) -> None:
         out[start + skip : start + stop] += audio[skip:stop]
 
 
-def _sing_line(notes: list[VocalNote], f0_hz: Array, timbre: Timbre, name: str) -> tuple[Floats, NDArray[np.bool_], float]:
+def _sing_line(notes: list[VocalNote], f0_hz: Array, timbre: Timbre, voice: str, name: str) -> tuple[Floats, NDArray[np.bool_], float]:
     """The line's audio at 24 kHz, which of its frames are voiced, and when it starts."""
-    line = _spoken(tuple(note.phones for note in notes))
+    line = _spoken(tuple(note.phones for note in notes), voice)
     times_s = [(note.onset_s, note.offset_s) for note in notes]
     position, origin_s = stretch(line.vowels, times_s, first=line.first, last=line.last, frame_s=FRAME_S, name=name)
     frames = _at(line.frames, position)
@@ -129,7 +136,7 @@ def _sing_line(notes: list[VocalNote], f0_hz: Array, timbre: Timbre, name: str) 
 
 
 @lru_cache(maxsize=32)
-def _spoken(syllables: tuple[tuple[str, ...], ...]) -> _SpokenLine:
+def _spoken(syllables: tuple[tuple[str, ...], ...], voice: str) -> _SpokenLine:
     """A line as the network speaks it, with each syllable's vowel found."""
     phonemes, vowel_at = "", []
     for index, phones in enumerate(syllables):
@@ -140,7 +147,7 @@ def _spoken(syllables: tuple[tuple[str, ...], ...]) -> _SpokenLine:
         phonemes += onset + (_STRESS if index % 2 == 0 else "")
         vowel_at.append((len(phonemes), len(phonemes) + len(vowel)))
         phonemes += vowel + coda
-    frames, slots = say(phonemes)
+    frames, slots = say(phonemes, voice)
     end = int(slots[-1])
     loud = np.log(np.exp(frames.harmonic_FT[_VOWEL_BINS]).sum(axis=0) + 1e-3) * _NEPER_DB
     level = np.convolve(np.where(frames.voiced, loud, loud - _UNVOICED_DB), (0.25, 0.5, 0.25), "same")

@@ -14,6 +14,7 @@ from pipelines.corpus.sound.voices.syllables import SyllableSinger
 
 log = logging.getLogger(__name__)
 
+_NEURAL = "neural:"
 _SYLLABLES = "syllables:"
 _BETTER = "the voice is computed; one that sings words sounds better: "
 
@@ -48,11 +49,11 @@ def open_voices(specs: tuple[str, ...]) -> SingerSet:
 def _open(name: str) -> Singer:
     if name == "numpy":
         return NumpySinger()
-    if name == "neural":
+    if name == "neural" or name.startswith(_NEURAL):
         lacking = speech_network.missing()
         if lacking:
-            raise UserError(f"--voice neural: {lacking}")
-        return NeuralSinger()
+            raise UserError(f"--voice {name}: {lacking}")
+        return NeuralSinger(name.removeprefix(_NEURAL) if name != "neural" else speech_network.BUNDLED)
     if name.startswith(_SYLLABLES):
         return SyllableSinger(localise(name.removeprefix(_SYLLABLES)))
-    raise UserError(f"--voice {name}: no such voice; choose numpy, neural, or syllables:FOLDER, each with =WEIGHT if you like")
+    raise UserError(f"--voice {name}: no such voice; choose numpy, neural, neural:NAME or syllables:FOLDER, each with =WEIGHT if you like")

@@ -25,6 +25,7 @@ FRAME_S = 0.0125
 BIN_HZ = 20.0
 BINS = 601
 PACKAGE, VERSION = "hibari-tts", "0.2.1"
+BUNDLED = "heart"
 REMEDY = f'pip install "{PACKAGE}=={VERSION}" onnxruntime, or take --voice numpy'
 # Of natural speech; slower, its phonemes are clearer, and its vowels leave more to stretch.
 _PACE = 0.8
@@ -67,22 +68,47 @@ def missing() -> str | None:
     return None
 
 
-@lru_cache(maxsize=1)
-def _session() -> tuple[Any, dict[str, int]]:
-    """The network on one thread, with its raw durations as an output too, and its alphabet."""
+def _file_of(voice: str) -> Path:
+    """Where a voice's network lies: one is in the package, the others are files that the package's own command downloads.
+
+    Raises: UserError for a voice that the package does not know, or that is not on this machine.
+    """
+    from hibari.voices import VOICES, voice_path
+
+    if voice not in VOICES:
+        raise UserError(f"--voice neural:{voice}: {PACKAGE} has no such voice; it has {', '.join(VOICES)}")
+    try:
+        return Path(voice_path(voice, download_missing=False))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"--voice neural:{voice}: its network is not on this machine ({error}): download it once with "
+            f"hibari --voice {voice} la -o la.wav, or take --voice neural"
+        ) from error
+
+
+def is_man(voice: str) -> bool:
+    from hibari.voices import VOICES
+
+    return bool(VOICES[voice]["gender"] == "male")
+
+
+@lru_cache(maxsize=8)
+def _session(voice: str) -> tuple[Any, dict[str, int]]:
+    """A voice's network on one thread, with its raw durations as an output too, and its alphabet."""
     import hibari
     import onnxruntime
 
-    assets = Path(hibari.__file__).parent / "assets"
+    path = _file_of(voice)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
-        model = with_output((assets / "hibari.onnx").read_bytes(), _DURATIONS)
+        model = with_output(path.read_bytes(), _DURATIONS)
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        return session, json.loads((assets / "vocab.json").read_text(encoding="utf-8"))
+        return session, json.loads((Path(hibari.__file__).parent / "assets" / "vocab.json").read_text(encoding="utf-8"))
     except Exception as error:  # of onnxruntime's own kinds
-        raise UserError(f"--voice neural: {assets} cannot be read ({error}): pip install --force-reinstall {PACKAGE}=={VERSION}") from error
+        remedy = f"pip install --force-reinstall {PACKAGE}=={VERSION}" if voice == BUNDLED else "remove the file and download it again"
+        raise UserError(f"--voice neural:{voice}: {path} cannot be used ({' '.join(str(error).split())}): {remedy}") from error
 
 
 def with_output(model: bytes, name: str) -> bytes:
@@ -97,18 +123,18 @@ def with_output(model: bytes, name: str) -> bytes:
     return model + field(7, field(12, field(1, name.encode())))
 
 
-def open_network() -> None:
-    """Loads the network (0.15 s, 75 MB). Raises: UserError when the installed package cannot be read."""
-    _session()
+def open_network(voice: str) -> None:
+    """Loads a voice's network (0.15 s, 75 MB). Raises: UserError when it cannot be read."""
+    _session(voice)
 
 
 @lru_cache(maxsize=32)
-def say(phonemes: str) -> tuple[Frames, Array]:
+def say(phonemes: str, voice: str) -> tuple[Frames, Array]:
     """A line as spoken, and the frame at which each phoneme's slot starts, shape (L + 1,); what follows the line is not part of it.
 
     A phoneme's sound comes some frames before its slot, and beside stress marks and stops up to a whole slot.
     """
-    session, alphabet = _session()
+    session, alphabet = _session(voice)
     ids = [0, *(alphabet[phoneme] for phoneme in phonemes + _CARRIER), 0]
     given = {"ids": np.array([ids], np.int64), "speed": np.array([_PACE], np.float32)}
     *spectra, durations = (np.asarray(value) for value in session.run([*_OUTPUTS, _DURATIONS], given))

@@ -14,8 +14,6 @@ from pipelines.corpus.score.record import SongRecord
 from pipelines.corpus.sound.voices.speech_network import BIN_HZ, BINS, Floats, Frames
 
 _NEPER_DB = 20 / np.log(10)
-# The network's speaker is a woman: formants this far above those of a grown man.
-_SPEAKER_TRACT = 1.16
 _TILT_FROM_HZ = 300.0
 # Ripple at the network's own pitch is no formant.
 _SMOOTH_HZ = 160.0
@@ -38,11 +36,11 @@ class Timbre:
         return {name: round(value, 4) for name, value in asdict(self).items()}
 
 
-def timbre_of(record: SongRecord) -> Timbre:
-    """From the song's voice, and a little from its seed: two songs with like voices are two people."""
+def timbre_of(record: SongRecord, speaker_tract: float) -> Timbre:
+    """From the song's voice, and a little from its seed: two songs with like voices are two people. speaker_tract: as of `Voice.tract`."""
     chance, voice = Chance("timbre", record.seed), record.voice
     return Timbre(
-        formants=voice.tract / _SPEAKER_TRACT * chance.uniform(0.97, 1.03),
+        formants=voice.tract / speaker_tract * chance.uniform(0.97, 1.03),
         tilt_db_per_octave=6.0 * (0.85 - voice.tilt) + chance.spread(0.5),
         breath_db=voice.breathiness_db + 10.0,
     )
