@@ -1,5 +1,7 @@
 """The records of a song on its way: FoundSong, ReadSong, SegmentedSong, EncodedSong, SongResult; and what its band plays, SongTruth."""
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,6 +68,11 @@ class Reject:
     stage: str
     reason: str
     segment: int | None = None
+
+
+def audio_identity(digests: Iterable[bytes]) -> str:
+    """`audio_sha256` of a song: over the SHA-256 of each of its files, vocals first."""
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

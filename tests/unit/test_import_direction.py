@@ -23,7 +23,7 @@ FLOORS = {
     "infra": ("errors", "settings", "logs", "plots", "memory", "audio", "storage", "dataset", "tracking", "resolve", "cluster", "cli"),
     "pipelines": (
         "song", "chance", "sources", "acquire", "stages", "dataset", "run", "report",
-        "corpus/score", "corpus/sound", "corpus/sound/banks", "corpus/sound/voices", "corpus/vocals", "corpus", "__main__",
+        "corpus/score", "corpus/bands", "corpus/sound", "corpus/sound/banks", "corpus/sound/voices", "corpus/vocals", "corpus", "__main__",
     ),
     "training": ("config", "ranks", "state", "data", "evaluation", "publish", "run", "codec", "sweep", "__main__"),
     "serving": (

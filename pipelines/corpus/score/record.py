@@ -145,10 +145,19 @@ class SongRecord:
     generator_version: str = GENERATOR_VERSION
     schema_version: int = SCHEMA_VERSION
     license: str = LICENSE
+    band: int = 0
+    """Which of the bands for this vocal: 0 is the one that the song was written with."""
+    vocal_of: str = ""
+    """The song, by its id, whose vocal this one shares; empty where the vocal is its own."""
 
     @property
     def song_id(self) -> str:
-        return f"song-{self.seed:06d}"
+        return f"song-{self.seed:06d}" + (f"-band-{self.band}" if self.band else "")
+
+    @property
+    def band_seed(self) -> int | str:
+        """What the band's draws are named after; the singer's are named after `seed`."""
+        return f"{self.seed}/{self.band}" if self.band else self.seed
 
     def sha256(self) -> str:
         """Identity of the composition: SHA-256 of its canonical JSON."""
@@ -178,6 +187,8 @@ class Rendering:
     """How this song's voice differs from the singer's own."""
     doubled: bool = False
     """Whether the choruses have a second take behind the first."""
+    vocal_of_audio_sha256: str = ""
+    """`audio_sha256` of the song that the vocal is shared with, as `prepare` calls it: vocals.wav and accompaniment.wav together."""
 
 
 def as_json(record: SongRecord) -> dict[str, Any]:
@@ -191,14 +202,19 @@ def as_json(record: SongRecord) -> dict[str, Any]:
         row["notes"] = [
             [note.onset_s, note.duration_s, note.midi, note.velocity, *([note.slide] if note.slide else ())] for note in track.notes
         ]
-    return document
+    return _without_empty(document, ("band", "vocal_of"))
+
+
+def _without_empty(document: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Songs with a vocal of their own say nothing of other bands: their records stay what they were."""
+    return {name: value for name, value in document.items() if value or name not in names}
 
 
 def song_json(record: SongRecord, rendering: Rendering) -> bytes:
     """The bytes of `song.json`."""
     document = {"song_id": record.song_id, **as_json(record)}
     document["record_sha256"] = record.sha256()
-    document["rendering"] = dataclasses.asdict(rendering)
+    document["rendering"] = _without_empty(dataclasses.asdict(rendering), ("vocal_of_audio_sha256",))
     return (json.dumps(document, indent=1) + "\n").encode()
 
 

@@ -51,7 +51,7 @@ class BankSet:
 
     def draw(self, track: Track, record: SongRecord) -> Bank:
         able = [(bank, weight) for bank, weight in zip(self.banks, self.weights, strict=True) if bank.plays(track.instrument)]
-        at = Chance("bank", record.seed, track.name).uniform(0, sum(weight for _, weight in able))
+        at = Chance("bank", record.band_seed, track.name).uniform(0, sum(weight for _, weight in able))
         for bank, weight in able:
             at -= weight
             if at < 0:

@@ -41,7 +41,7 @@ class DrumFolder:
 
     def play(self, track: Track, record: SongRecord, samples: int) -> Array:
         out = np.zeros((2, samples))
-        chance, last = Chance("drums", record.seed), dict.fromkeys(self._hits, -1)
+        chance, last = Chance("drums", record.band_seed), dict.fromkeys(self._hits, -1)
         full = self._hits[DRUM_KEYS["kick"]][-1]
         unit = float(np.max(np.abs(read_sample(full[1]))))
         computed = load_kit(record.mix.kit, record.mix.kit_tune, record.mix.kit_damp)

@@ -59,7 +59,7 @@ class NoteFolder:
         return instrument in self._instruments
 
     def play(self, track: Track, record: SongRecord, samples: int) -> Array:
-        chance = Chance("notes", record.seed, track.name)
+        chance = Chance("notes", record.band_seed, track.name)
         takes = self._short if track.instrument == "muted_guitar" else self._long
         first = chance.integer(0, len(takes) - 1)
         one = _perform(takes[first], track, samples, chance.integer(0, 3))

@@ -39,7 +39,7 @@ class SoundfontBank:
         player = _player(self.font)
         if track.name == "drums":
             kits = [kit for kit in _KITS[record.mix.kit] if (DRUM_BANK, kit) in self.font.presets]
-            player.select(DRUM_BANK, kits[record.seed % len(kits)] if kits else _STANDARD_KIT)
+            player.select(DRUM_BANK, kits[(record.seed + record.band) % len(kits)] if kits else _STANDARD_KIT)
             return _stream(player, track, samples)
         if track.instrument in AMPLIFIED:
             player.select(0, _CLEAN_GUITAR)
