@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.dataset.format import Split
 from infra.dataset.truth import TruthSource
 from infra.errors import UserError
 from model.dimensions import SAMPLE_RATE_HZ
@@ -51,6 +52,12 @@ class FoundSong:
     artist: str = ""
     license: str = ""
     """What the source itself says; song.json, where there is one, says it better."""
+    credit: str = ""
+    """The attribution that its licence asks for."""
+    page_url: str = ""
+    """Where it can be read about."""
+    split: Split | None = None
+    """The split that the source chose; None: by a hash of the song."""
     fault: str = ""
     listed_by: str = ""
     """The source that lists it, as KIND:PLACE."""
@@ -84,6 +91,15 @@ class SongIdentity:
     title: str = ""
     artist: str = ""
     license: str = ""
+    credit: str = ""
+    page_url: str = ""
+    vocal_of: str = ""
+    """The song id of the song that the vocal is shared with; empty where the vocal is its own."""
+
+    @property
+    def vocal_group(self) -> str:
+        """Equal for songs that share a vocal."""
+        return self.vocal_of or self.song_id
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@
     OUT/latents/split=S/ID.parquet        a row a segment
     OUT/rejects/….parquet                 a row a rejected song or segment, with stage and reason
     OUT/stems/ID/….flac                   what a song was separated into, where `prepare --keep-stems` was asked for
+    OUT/credits.json                      whose recordings these are, under which licences (`infra.dataset.credits`)
     OUT/snapshots/….parquet               which songs the manifest vouches for, and in which file each lies (`infra.dataset.snapshots`)
 
 ID is a song's, or part-… where `backline compact` joined many songs in one file.
@@ -35,16 +36,15 @@ from infra.storage.place import MissingObjectError, Place
 
 # Columns are only ever added, and may be null: who reads an older dataset finds nulls, an older reader passes over what it does not know.
 SCHEMA_VERSION = 1
+Split = Literal["train", "validation"]
 MANIFEST = "manifest.json"
 PREPARATION = "preparation.json"
-SPLITS = ("train", "validation")
+SPLITS: tuple[Split, ...] = ("train", "validation")
 # Demo songs of these seeds are for evaluation: no weights that ship may have heard them.
 RESERVED_SEEDS = range(1000)
 # A commit may replace files while a reader reads them: then it reads the newer snapshot.
 READ_ATTEMPTS = 3
 ROOT = Path(__file__).resolve().parents[2]
-
-Split = Literal["train", "validation"]
 
 _SUMS = [
     pa.field(f"{stem}_{sums}", pa.list_(pa.float64()))
@@ -72,6 +72,10 @@ SONGS = pa.schema(
         pa.field("separator_id", pa.string()),  # null: the stems came separate
         pa.field("fingerprint", pa.list_(pa.uint32())),  # of its middle; null: not taken
         *SONG_FIELDS,  # what the band plays: `infra.dataset.truth`
+        pa.field("credit", pa.string()),  # the attribution that its licence asks for, as its source words it
+        pa.field("page_url", pa.string()),  # where it can be read about
+        pa.field("vocal_of", pa.string()),  # the song, by id, whose vocal it shares: both are in one split
+        pa.field("split_given", pa.bool_()),  # whether its source chose the split
     ],
     metadata={"backline.schema_version": str(SCHEMA_VERSION)},
 )

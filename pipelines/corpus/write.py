@@ -47,8 +47,8 @@ class CorpusConfig:
     """Vocals: each is composed and sung once."""
     seed: int = 0
     bands_per_vocal: int = 1
-    """Bands for each vocal, 1 to 4. Those after the first lie in folders of their own (song-000007-band-1): another style, other instruments
-    and other chords under the same melody."""
+    """Bands for each vocal, 1 to 4. Those after the first lie in folders of their own (song-000007-band-1): another style, other
+    instruments and other chords under the same melody."""
     workers: int = 2
     """Processes."""
     duration_s: float = DEFAULT_DURATION_S
@@ -93,8 +93,8 @@ class CorpusSummary:
     def __str__(self) -> str:
         vocals = f" of {self.vocals} vocals" if self.vocals < self.songs else ""
         return (
-            f"{self.out}: {self.songs} songs{vocals} ({self.written} written, {self.reused} there already), {self.audio_s / 60:.1f} minutes; "
-            f"{', '.join(self.styles)}"
+            f"{self.out}: {self.songs} songs{vocals} ({self.written} written, {self.reused} there already), "
+            f"{self.audio_s / 60:.1f} minutes; {', '.join(self.styles)}"
         )
 
 

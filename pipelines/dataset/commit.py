@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from infra.dataset.credits import credits_of, stored_credits, write_credits
 from infra.dataset.format import MANIFEST, SPLITS, Counts, Manifest, code_version, latents
 from infra.dataset.parquet import read_table, write_table
 from infra.dataset.snapshots import read_rows, write_snapshot
@@ -50,6 +51,9 @@ def commit(out: Place, stored: Stored, codec: "CodecIdentity", *, keep: Set[str]
         unchanged = replace(before, commit=manifest.commit) == manifest
     except MissingObjectError:
         unchanged = False
+    credits = credits_of(stored.songs)
+    if stored_credits(out) != credits:
+        write_credits(out, credits)
     if not unchanged:
         (out / MANIFEST).write_bytes(manifest.to_json().encode())
     _collect(out, stored, keep | set(files.values()))

@@ -75,14 +75,26 @@ def _claim(place: Place, settings: dict[str, Any]) -> dict[str, Any]:
     return held
 
 
-def split_of(song_id: str, validation_share: float) -> Split:
-    """The split of a song, from its id alone: it stays when songs are added."""
-    return "validation" if position(song_id) < validation_share else "train"
+def split_of(group: str, validation_share: float) -> Split:
+    """The split of a song, from its id alone: it stays when songs are added. Songs that share a vocal are one group, under the id of the
+    song that the vocal was sung for."""
+    return "validation" if position(group) < validation_share else "train"
 
 
-def position(song_id: str) -> float:
+def position(group: str) -> float:
     """0 to 1, even over songs, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(song_id.encode()).digest()[:8], "big") / 2**64
+    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
+
+
+def group_of(row: Mapping[str, Any]) -> str:
+    """Equal for the rows of songs that share a vocal."""
+    return str(row.get("vocal_of") or row["song_id"])
+
+
+def moved_groups(stored: Stored, validation_share: float) -> dict[str, Split]:
+    """The split of each vocal group that is elsewhere than its hash says: what is added to it follows."""
+    splits = {group_of(row): row["split"] for row in stored.songs.values()}
+    return {group: split for group, split in splits.items() if split != split_of(group, validation_share)}
 
 
 def write_song(out: Place, found: FoundSong, song: EncodedSong, split: Split) -> None:
@@ -126,23 +138,29 @@ def settle_duplicate(out: Place, found: FoundSong, song_id: str, owner: str, how
 
 
 def balance(out: Place, stored: Stored, movable: Sequence[str]) -> bool:
-    """At least one song in each split, as soon as there are two: the lowest (for train: highest) hash among `movable` moves there.
+    """At least one song in each split, as soon as there are two: the lowest (for train: highest) hash among `movable` moves there, with
+    every song that shares its vocal. What its source gave a split stays there.
 
     Whether one moved. It moves only while its new split is empty, so that the next run finds it settled. Its latents come first, then its
     row, so that it is whole in the one split or in the other; the next commit removes the latents that it left.
     """
     moved = False
+    may_move = set(movable)
+    groups: dict[str, list[str]] = {}
+    for song_id, row in stored.songs.items():
+        groups.setdefault(group_of(row), []).append(song_id)
+    free = {group: set(members) for group, members in groups.items() if not any(stored.songs[one]["split_given"] for one in members)}
     for split, pick in (("validation", min), ("train", max)):
         held = [song_id for song_id, row in stored.songs.items() if row["split"] == split]
-        candidates = [song_id for song_id in movable if song_id in stored.songs] or list(stored.songs)
-        if held or not candidates or (split == "validation" and len(stored.songs) < 2):
+        candidates = [group for group, members in free.items() if members <= may_move] or list(free)
+        if held or not candidates or (split == "validation" and len(groups) < 2):
             continue
-        song_id = pick(candidates, key=position)
-        row = {**stored.whole_row(out, song_id), "split": split}
-        table = read_song(out, stored, song_id)
-        write_table(latents_place(out, song_id, split), table)
-        write_row(out, row)
-        remove_rows(out, stored, {song_id}, keep=[song_place(out, song_id)])
+        members = free[pick(candidates, key=position)]
+        for song_id in sorted(members):
+            row = {**stored.whole_row(out, song_id), "split": split}
+            write_table(latents_place(out, song_id, split), read_song(out, stored, song_id))
+            write_row(out, row)
+        remove_rows(out, stored, members, keep=[song_place(out, song_id) for song_id in members])
         moved = True
     return moved
 
@@ -241,6 +259,7 @@ def _song_row(found: FoundSong, song: EncodedSong, split: Split) -> dict[str, An
         "valid_frames": sum(segment.valid_frames for segment in song.segments),
         "vocal_levels_db": [segment.vocal_level_db for segment in song.segments],
         "separator_id": song.separator_id,
+        "split_given": found.split is not None,
         "fingerprint": song.fingerprint,
     }
     for stem in ("vocal", "accompaniment"):

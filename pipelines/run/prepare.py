@@ -69,6 +69,9 @@ class PrepareConfig:
     it; of other songs as it is heard (estimate) or not at all (composed). none stores no truth."""
     provider: str | None = None
     """For a catalogue, where its songs are: library:URI (a folder of finished songs), or a URL with {title} and {artist}."""
+    sheet: str | None = None
+    """For a folder of pairs: a CSV or Parquet file with the columns folder and license and, where they are known, title, artist, credit,
+    url, split (train or validation). Without it, songs.csv in the folder, where there is one."""
     validation_share: float = 0.1
     """Share of the songs held out, by a hash of each song; at least one song as soon as there are two."""
     encoders: int | None = None
@@ -159,7 +162,7 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
 def _prepare(config: PrepareConfig, stack: ExitStack) -> PrepareSummary:
     clock = Clock()
     source, out, access = parse_source(config.source), Place(config.out), Settings.from_environment().s3
-    listed = list_songs(source, provider=config.provider, catalogue=config.catalogue)
+    listed = list_songs(source, provider=config.provider, catalogue=config.catalogue, sheet=config.sheet)
     songs = [replace(song, listed_by=str(source)) for song in listed]
     out.check()
     if any(song.fetch for song in songs):
@@ -226,7 +229,7 @@ def run_wave(job: Job, config: PrepareConfig, wave: Sequence[FoundSong], stored:
     import ray
     from ray.data.exceptions import ExecutionTimeoutError
 
-    stops = Stops(known=frozenset(stored.songs), taken=stored.taken)
+    stops = Stops(known=frozenset(stored.songs), taken=stored.taken, splits=dataset.moved_groups(stored, config.validation_share))
     results: list[SongResult] = []
     try:
         for result in run_graph(job, _workers(config, wave), wave, stops):

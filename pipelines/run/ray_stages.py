@@ -262,13 +262,15 @@ class ReadEncodeRows(EncodeRows):
         return [songs[index] for index in range(len(found))]
 
 
-def write_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
+def write_row(row: dict[str, Any], job: Job, stops: Any) -> dict[str, Any]:
     """Reads found and encoded; commits the song and gives its `SongResult`."""
     begun = time.perf_counter()
     found: FoundSong = pickle.loads(row["found"])
     song: EncodedSong = pickle.loads(row["encoded"])
     song_id = song.identity.song_id
-    patiently(lambda: dataset.write_song(job.out, found, song, dataset.split_of(song_id, job.validation_share)), job)
+    group = song.identity.vocal_group
+    split = found.split or stops_of(stops).splits.get(group) or dataset.split_of(group, job.validation_share)
+    patiently(lambda: dataset.write_song(job.out, found, song, split), job)
     job.ledger.done.remote("write", 1, song.duration_s, time.perf_counter() - begun)
     whole = song.rejects[0] if song.rejects and not song.segments else None
     result = SongResult(

@@ -8,19 +8,21 @@ Shapes: C = 2 channels, N samples at 44.1 kHz.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infra.audio.decoder import Decoder
 from infra.audio.files import AudioError
+from infra.dataset.format import Split
 from infra.settings import S3Access
 from infra.storage.place import MissingObjectError, Place
 from model.dimensions import SAMPLE_RATE_HZ
-from pipelines.song import SONG_RECORD, FoundSong, MediaFile, ReadSong, Reject, Role, SongError, SongIdentity
+from pipelines.song import SONG_RECORD, FoundSong, MediaFile, ReadSong, Reject, Role, SongError, SongIdentity, audio_identity
 from pipelines.stages.segment import SegmentConfig
 from pipelines.stages.truth import composed_truth
 
@@ -30,6 +32,7 @@ DECODE_TIMEOUT_S = 600.0
 # Twenty minutes of stereo at 96 kHz in 32 bits are 0.92 GB.
 MAX_FILE_BYTES = 2**30
 MAX_RECORD_BYTES = 2**24
+SONG_ID_DIGITS = 16
 # What a song's files in S3 may take of a worker's memory between hashing and decoding; of a larger song each file is fetched twice.
 HELD_BYTES = 2**28
 
@@ -40,6 +43,8 @@ class Stops:
 
     known: frozenset[str] = frozenset()
     taken: frozenset[str] = frozenset()
+    splits: Mapping[str, Split] = field(default_factory=dict)
+    """Vocal group → its split, of stored songs that are elsewhere than their hash says."""
 
 
 def read_song(song: FoundSong, access: S3Access | None, config: SegmentConfig, decoder: Decoder, stops: Stops) -> ReadSong:
@@ -90,6 +95,8 @@ def unknown_identity(song: FoundSong) -> SongIdentity:
         title=song.title or name,
         artist=song.artist,
         license=song.license,
+        credit=song.credit,
+        page_url=song.page_url,
     )
 
 
@@ -186,19 +193,29 @@ def _identify(song: FoundSong, digests: Sequence[bytes], record: bytes, title: s
     """Hash of the files' bytes, and what song.json or the source says; SongError when song.json is no JSON object."""
     try:
         given = json.loads(record)
-        named = {name: _text(given.get(name)) for name in ("title", "artist", "license")} if isinstance(given, dict) else {}
+        named = {name: _text(given.get(name)) for name in ("title", "artist", "license", "credit")} if isinstance(given, dict) else {}
     except (ValueError, RecursionError) as error:
         raise SongError(f"{SONG_RECORD} is not JSON ({error}): mend or remove it") from error
     if not isinstance(given, dict):
         raise SongError(f"{SONG_RECORD} is not a JSON object: mend or remove it")
-    audio_sha256 = hashlib.sha256(b"".join(digests)).hexdigest()
+    audio_sha256 = audio_identity(digests)
     return SongIdentity(
-        song_id=audio_sha256[:16],
+        song_id=audio_sha256[:SONG_ID_DIGITS],
         audio_sha256=audio_sha256,
         title=named["title"] or title,
         artist=named["artist"] or song.artist,
         license=named["license"] or song.license,
+        credit=named["credit"] or song.credit,
+        page_url=song.page_url,
+        vocal_of=_vocal_of(given),
     )
+
+
+def _vocal_of(record: dict[str, Any]) -> str:
+    """The id of the song whose vocal this one shares, as song.json of a corpus with several bands a vocal says."""
+    rendering = record.get("rendering")
+    named = rendering.get("vocal_of_audio_sha256") if isinstance(rendering, dict) else None
+    return _text(named)[:SONG_ID_DIGITS]
 
 
 def _text(value: object) -> str:

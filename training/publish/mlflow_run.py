@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from infra.dataset.credits import stored_credits, write_credits
 from infra.dataset.format import Manifest, latents
 from infra.errors import UserError
 from infra.settings import Settings
@@ -70,11 +71,13 @@ def log_result(config: TrainConfig, tracker: Tracker, data: Place, run: Place, s
     tracker.content(figures.loss_curve(loss_of(history, "train/loss"), loss_of(history, "validation/loss")), "figures/loss.png")
     best = load_checkpoint(localise(run / "best", settings.cache))
     Listener(config, tracker, data, run).play(best, best.step)
-    text = card(About(name=best.name), best, json.loads((run / "last" / STATE_JSON).read_bytes()))
+    credits = stored_credits(run)
+    text = card(About(name=best.name), best, json.loads((run / "last" / STATE_JSON).read_bytes()), credits=credits)
     with TemporaryDirectory() as temporary:  # best/ may hold more than is meant
         folder = Path(temporary) / ARTIFACT
         save_checkpoint(folder, best)
         (folder / "README.md").write_text(text)
+        write_credits(Place(str(folder)), credits)
         tracker.folder(folder, ARTIFACT)
     tracker.tags({NOTE_TAG: text})
     if config.register is not None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from infra.dataset.credits import CREDITS, Credit
 from infra.dataset.format import MANIFEST, Manifest, code_version
 from infra.errors import UserError
 from model.checkpoint import Checkpoint
@@ -14,6 +15,8 @@ from training.config import TrainConfig, datasets_of, named_dataset, size_name
 from training.data.datasets import open_datasets
 from training.evaluation.markdown import markdown
 from training.evaluation.report import EvaluationReport
+
+SHOWN_CREDITS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +31,15 @@ class About:
     limits: str | None = None
 
 
-def card(about: About, checkpoint: Checkpoint, state: dict[str, Any], report: EvaluationReport | None = None) -> str:
-    """state: the training's, as in last/training_state.json."""
+def card(
+    about: About,
+    checkpoint: Checkpoint,
+    state: dict[str, Any],
+    report: EvaluationReport | None = None,
+    *,
+    credits: Sequence[Credit] = (),
+) -> str:
+    """state: the training's, as in last/training_state.json. credits: whose recordings it learnt from."""
     given, progress = state["config"], state["progress"]
     millions = count_parameters(AccompanimentUNet(checkpoint.network)) / 1e6
     sampling = checkpoint.sampling
@@ -49,6 +59,7 @@ def card(about: About, checkpoint: Checkpoint, state: dict[str, Any], report: Ev
         "licence": about.licence,
     }
     lines = [f"# {about.name}", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items() if value)]
+    lines += sources(credits)
     lines += ["", "## How it was made", "", "```sh", command(given), "```"]
     if about.limits:
         lines += ["", "## Limits", "", about.limits]
@@ -56,6 +67,35 @@ def card(about: About, checkpoint: Checkpoint, state: dict[str, Any], report: Ev
         named = replace(report, dataset=last_part(report.dataset))
         lines += ["", "## Figures", "", *markdown(named).splitlines()[2:]]
     return "\n".join(lines) + "\n"
+
+
+def sources(credits: Sequence[Credit]) -> list[str]:
+    """The card's sources with their licences, and the credits that these ask for."""
+    if not credits:
+        return []
+    totals: dict[tuple[str, str, str], list[Credit]] = {}
+    for credit in credits:
+        totals.setdefault((credit.source, credit.license, credit.split), []).append(credit)
+    lines = ["", "## Sources and credits", "", "| source | licence | songs | hours | used |", "|---|---|---|---|---|"]
+    for (source, licence, split), held in totals.items():
+        used = "learnt from" if split == "train" else "held out"
+        hours = sum(credit.duration_h for credit in held)
+        lines.append(f"| {source or 'unknown'} | {licence or 'unknown'} | {sum(credit.songs for credit in held)} | {hours:.2f} | {used} |")
+    named = [credit for credit in credits if credit.credit or credit.titles]
+    if named:
+        lines += ["", *(f"- {_named(credit)}" for credit in named[:SHOWN_CREDITS])]
+    if len(named) > SHOWN_CREDITS:
+        lines.append(f"- {len(named) - SHOWN_CREDITS} more in {CREDITS}")
+    return lines
+
+
+def _named(credit: Credit) -> str:
+    what = credit.credit or ", ".join(credit.titles)
+    return (
+        f"{what} ({credit.license})"
+        + (f", {credit.page_url}" if credit.page_url else "")
+        + ("" if credit.split == "train" else ", held out")
+    )
 
 
 def _datasets(data: str | Sequence[str], checkpoint: Checkpoint) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from infra.cluster import connect
+from infra.dataset.credits import Credit, joined, read_credits, stored_credits, write_credits
 from infra.dataset.trained_on import note_training
 from infra.errors import UserError
 from infra.resolve import checkpoint_place
@@ -20,7 +21,7 @@ from infra.tracking.tracking import RunHandle, Store, Tracker, keep, open_run, s
 from model.checkpoint import load_checkpoint
 from model.errors import ModelError
 from training.config import TrainConfig
-from training.data.datasets import open_datasets, with_styles, with_uris
+from training.data.datasets import Datasets, open_datasets, with_styles, with_uris
 from training.evaluation.evaluate import device, run_handle
 from training.publish.mlflow_run import log_dataset, log_result, loss_of, replay, run_name
 from training.publish.sample_audio import Listener
@@ -104,6 +105,7 @@ def train(
     for member in datasets.members:
         note_training(member.place, out.uri, member.manifest.digest)
         log_dataset(tracker, member.place, member.manifest)
+    note_credits(out, datasets, init)
     if len(data) > 1:
         tracker.tags({"backline.datasets": datasets.identity.uri})
     replay(tracker, out)
@@ -121,6 +123,15 @@ def train(
         if not outcome.stopped:  # whoever asked will not wait for pictures
             log_result(config, tracker, data[0], out, settings)
     return result_of(out, outcome, tracker.handle, tracker.left)
+
+
+def note_credits(out: Place, datasets: Datasets, init: Place | None) -> None:
+    """What the run learns from is to be named, and what the checkpoint that it begins with learnt from too."""
+    earlier: tuple[Credit, ...] = ()
+    if init is not None:
+        above = Place(init.uri.rstrip("/").rpartition("/")[0], init.access)  # a run's best/ has the run's credits
+        earlier = stored_credits(init) or stored_credits(above)
+    write_credits(out, joined(*(read_credits(member.place, member.manifest) for member in datasets.members), earlier))
 
 
 def run_on_ray(
