@@ -31,6 +31,7 @@ class Credit:
     duration_h: float
     credit: str = ""
     """What the licence asks to be said; empty where it asks for nothing."""
+    artist: str = ""
     page_url: str = ""
     titles: tuple[str, ...] = ()
     """Of the songs, where a page or a credit is known and they are few."""
@@ -47,13 +48,14 @@ def read_credits(data: Place, manifest: Manifest) -> tuple[Credit, ...]:
 
 def credits_of(songs: Mapping[str, Mapping[str, Any]]) -> tuple[Credit, ...]:
     """The credits of these rows of songs/, by song id, in a fixed order."""
-    groups: dict[tuple[str, str, str, str, str], list[dict[str, Any]]] = defaultdict(list)
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     for _, row in sorted(songs.items()):
         text = {name: str(row[name] or "") for name in ("source", "license", "split", "page_url", "title", "artist")}
         credit = str(row["credit"] or "")
         if not credit and text["artist"] and text["license"] and asks_for_credit(text["license"]):
             credit = f"{text['title']} by {text['artist']}"
-        groups[text["source"], text["license"], text["split"], credit, text["page_url"]].append({**row, **text})
+        artist = text["artist"] if credit or text["page_url"] else ""
+        groups[text["source"], text["license"], text["split"], credit, artist, text["page_url"]].append({**row, **text})
     return tuple(
         Credit(
             source=source,
@@ -62,10 +64,11 @@ def credits_of(songs: Mapping[str, Mapping[str, Any]]) -> tuple[Credit, ...]:
             songs=len(held),
             duration_h=round(sum(song["duration_s"] for song in held) / 3600, 4),
             credit=credit,
+            artist=artist,
             page_url=page_url,
             titles=_titles(held),
         )
-        for (source, licence, split, credit, page_url), held in sorted(groups.items())
+        for (source, licence, split, credit, artist, page_url), held in sorted(groups.items())
     )
 
 

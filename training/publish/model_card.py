@@ -90,7 +90,7 @@ def sources(credits: Sequence[Credit]) -> list[str]:
 
 
 def _named(credit: Credit) -> str:
-    what = credit.credit or ", ".join(credit.titles)
+    what = credit.credit or ", ".join(credit.titles) + (f" by {credit.artist}" if credit.artist else "")
     return (
         f"{what} ({credit.license})"
         + (f", {credit.page_url}" if credit.page_url else "")

@@ -118,8 +118,7 @@ def _melody_costs(pool: list[PlacedChord], spans: list[tuple[float, float]], mel
     unit = spans[0][1]
     clashes = np.array([[bears(chord, pc) == "avoid" for chord in pool] for pc in range(12)])
     colours = np.array([[bears(chord, pc) == "tension" for chord in pool] for pc in range(12)])
-    strong = strong_notes(melody, accent)
-    for note in strong:
+    for note in strong_notes(melody, accent):
         first = min(int((note.beat + 1e-6) / unit), len(spans) - 1)
         costs_UK[first] += _AVOID_STRONG * clashes[note.pitch_class] + _TENSION * colours[note.pitch_class]
         end = note.beat + note.beats
@@ -127,8 +126,8 @@ def _melody_costs(pool: list[PlacedChord], spans: list[tuple[float, float]], mel
             if end - spans[later][0] < _HELD_QUARTERS:
                 break
             costs_UK[later] += _AVOID_HELD * clashes[note.pitch_class]
-    for note in melody:
-        costs_UK[min(int((note.beat + 1e-6) / unit), len(spans) - 1)] += _AVOID_WEAK * clashes[note.midi % 12]
+    for sung in melody:
+        costs_UK[min(int((sung.beat + 1e-6) / unit), len(spans) - 1)] += _AVOID_WEAK * clashes[sung.midi % 12]
     return costs_UK
 
 
