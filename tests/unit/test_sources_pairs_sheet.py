@@ -92,7 +92,7 @@ def test_a_wrong_sheet_is_one_line_with_its_remedy(pairs: Path, rows: tuple[str,
 def test_licences_are_known_by_their_identifiers() -> None:
     assert known_licence("cc0-1.0") == "CC0-1.0"
     assert known_licence("LicenseRef-letter-of-May") == "LicenseRef-letter-of-May"
-    with pytest.raises(UserError, match="such as CC-BY-4.0"):
+    with pytest.raises(UserError, match=r"such as CC-BY-4\.0"):
         known_licence("CC BY 4.0")
     assert not asks_for_credit("CC0-1.0")
     assert not asks_for_credit("")
