@@ -22,6 +22,7 @@ from pipelines.corpus.bands.rearrange import MOST_BANDS, compose_bands
 from pipelines.corpus.processes import in_processes
 from pipelines.corpus.score.compose import DEFAULT_DURATION_S
 from pipelines.corpus.score.record import Rendering, SongRecord, read_song_json, song_json
+from pipelines.corpus.sound.banks.licence import bank_credit
 from pipelines.corpus.sound.banks.open import choose_banks, open_banks
 from pipelines.corpus.sound.dsp import level_db, loudness_lufs
 from pipelines.corpus.sound.mix import side_to_mid_db
@@ -257,6 +258,8 @@ def describe(song: RenderedSong, made_with: tuple[str, str], files: dict[str, by
         voice=song.voice,
         timbre=song.timbre,
         doubled=song.doubled,
+        bank_licences=song.bank_licences,
+        credit=bank_credit(song.bank_licences),
     )
 
 

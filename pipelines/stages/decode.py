@@ -205,17 +205,17 @@ def _identify(song: FoundSong, digests: Sequence[bytes], record: bytes, title: s
         title=named["title"] or title,
         artist=named["artist"] or song.artist,
         license=named["license"] or song.license,
-        credit=named["credit"] or song.credit,
+        credit=named["credit"] or _rendering(given, "credit") or song.credit,
         page_url=song.page_url,
-        vocal_of=_vocal_of(given),
+        # The song whose vocal this one shares: in a corpus with several bands a vocal.
+        vocal_of=_rendering(given, "vocal_of_audio_sha256")[:SONG_ID_DIGITS],
     )
 
 
-def _vocal_of(record: dict[str, Any]) -> str:
-    """The id of the song whose vocal this one shares, as song.json of a corpus with several bands a vocal says."""
+def _rendering(record: dict[str, Any], name: str) -> str:
+    """What song.json of the demo corpus says of how the song was played; empty where it does not."""
     rendering = record.get("rendering")
-    named = rendering.get("vocal_of_audio_sha256") if isinstance(rendering, dict) else None
-    return _text(named)[:SONG_ID_DIGITS]
+    return _text(rendering.get(name)) if isinstance(rendering, dict) else ""
 
 
 def _text(value: object) -> str:

@@ -187,6 +187,10 @@ class Rendering:
     """How this song's voice differs from the singer's own."""
     doubled: bool = False
     """Whether the choruses have a second take behind the first."""
+    bank_licences: dict[str, str] = field(default_factory=dict)
+    """Bank → the licence of its recordings, and whom to credit."""
+    credit: str = ""
+    """What the banks' licences ask to be said of the song."""
     vocal_of_audio_sha256: str = ""
     """`audio_sha256` of the song that the vocal is shared with, as `prepare` calls it: vocals.wav and accompaniment.wav together."""
 
@@ -214,7 +218,7 @@ def song_json(record: SongRecord, rendering: Rendering) -> bytes:
     """The bytes of `song.json`."""
     document = {"song_id": record.song_id, **as_json(record)}
     document["record_sha256"] = record.sha256()
-    document["rendering"] = _without_empty(dataclasses.asdict(rendering), ("vocal_of_audio_sha256",))
+    document["rendering"] = _without_empty(dataclasses.asdict(rendering), ("bank_licences", "credit", "vocal_of_audio_sha256"))
     return (json.dumps(document, indent=1) + "\n").encode()
 
 

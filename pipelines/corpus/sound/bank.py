@@ -18,6 +18,8 @@ from pipelines.corpus.sound.instruments import INSTRUMENTS, Key
 class Bank(Protocol):
     name: str
     """Names the bank's content in `song.json`: the same name, the same sound."""
+    licence: str
+    """Of its recordings, an SPDX identifier and behind a comma whom to credit; "unknown"; empty where there are none."""
 
     def plays(self, instrument: str) -> bool:
         """`instrument` is "drums" or a key of `styles.PROGRAMS`."""
@@ -63,6 +65,7 @@ class NumpyBank:
     """Sums of partials and shaped noise: no file, no package."""
 
     name = "numpy"
+    licence = ""
 
     def plays(self, instrument: str) -> bool:
         return instrument == "drums" or instrument in INSTRUMENTS

@@ -9,7 +9,7 @@ from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.chance import Array
 from pipelines.corpus.score.record import SongRecord
 from pipelines.corpus.score.styles import DRUM_KEYS
-from pipelines.corpus.sound.bank import NUMPY, BankSet
+from pipelines.corpus.sound.bank import NUMPY, Bank, BankSet
 from pipelines.corpus.sound.delivery import beside, doubled_part
 from pipelines.corpus.sound.dsp import db
 from pipelines.corpus.sound.mix import blend, master, master_band, place_vocal, quantise
@@ -31,6 +31,8 @@ class RenderedSong:
     accompaniment_gain_db: float
     banks: dict[str, str]
     """Which bank played each part."""
+    bank_licences: dict[str, str]
+    """Each of these banks that holds recordings → their licence."""
     voice: str
     """Who sang."""
     timbre: dict[str, float]
@@ -72,7 +74,8 @@ def render(record: SongRecord, banks: BankSet = NUMPY, voices: SingerSet = NUMPY
         f0_hz=f0_hz.astype(np.float32),
         vocal_gain_db=float(20 * np.log10(after[0] / before[0])),
         accompaniment_gain_db=float(20 * np.log10(after[1] / before[1])),
-        banks=played_by,
+        banks={name: bank.name for name, bank in played_by.items()},
+        bank_licences={bank.name: bank.licence for bank in played_by.values() if bank.licence},
         voice=singer.name,
         timbre=singer.timbre(record),
         doubled=doubled,
@@ -100,7 +103,8 @@ def render_band(record: SongRecord, sung: SungVocal, banks: BankSet = NUMPY) -> 
         f0_hz=sung.f0_hz,
         vocal_gain_db=sung.gain_db,
         accompaniment_gain_db=float(20 * np.log10(after / before)),
-        banks=played_by,
+        banks={name: bank.name for name, bank in played_by.items()},
+        bank_licences={bank.name: bank.licence for bank in played_by.values() if bank.licence},
         voice=sung.voice,
         timbre=sung.timbre,
         doubled=sung.doubled,
@@ -117,12 +121,12 @@ def _sing(record: SongRecord, singer: Singer, samples: int) -> tuple[NDArray[np.
     return vocals, f0_hz, second is not None
 
 
-def _play(record: SongRecord, banks: BankSet, samples: int) -> tuple[Array, dict[str, str]]:
+def _play(record: SongRecord, banks: BankSet, samples: int) -> tuple[Array, dict[str, Bank]]:
     """The band in its room beside a vocal of active level 1, shape (2, samples), and which bank played each part."""
     drawn = {track.name: banks.draw(track, record) for track in record.tracks}
     parts = {track.name: drawn[track.name].play(track, record, samples) for track in record.tracks}
     kicks = [note.onset_s for track in record.tracks if track.name == "drums" for note in track.notes if note.midi == DRUM_KEYS["kick"]]
-    return blend(record, parts, kicks), {name: bank.name for name, bank in drawn.items()}
+    return blend(record, parts, kicks), drawn
 
 
 def _ending(samples: int) -> Array:

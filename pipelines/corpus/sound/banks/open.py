@@ -39,8 +39,12 @@ def choose_banks(named: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
     """
     chosen = named or _in_setting(settings.banks)
     if not chosen:
-        fonts = {path.resolve(): path for folder in FONT_FOLDERS if folder.is_dir() for path in sorted(folder.iterdir()) if _is_known(path)}
-        chosen = tuple(str(path) for path in fonts.values() if _is_playable(path))
+        fonts = found_fonts()
+        faults = {path: font_fault(path) for path in fonts}
+        for path, fault in faults.items():
+            if fault:
+                log.info("%s is not played: %s", path, fault)
+        chosen = tuple(str(path) for path, fault in faults.items() if not fault)
         if not chosen:
             if not fonts:
                 log.info("%s", _BETTER if sys.version_info < (3, 13) else NO_WHEEL)
@@ -49,14 +53,32 @@ def choose_banks(named: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
     return chosen
 
 
-def _is_playable(path: Path) -> bool:
-    """Whether a font that was only found can play every part; else one line says why not."""
+def found_fonts() -> list[Path]:
+    """The known fonts in the distribution's folders, each once."""
+    fonts = {path.resolve(): path for folder in FONT_FOLDERS if folder.is_dir() for path in sorted(folder.iterdir()) if _is_known(path)}
+    return list(fonts.values())
+
+
+def font_fault(path: Path) -> str:
+    """Why a font that was only found cannot play every part, with the remedy; empty when it can."""
     try:
         open_banks((str(path),))
     except UserError as error:
-        log.info("%s is not played: %s", path, str(error).removeprefix(f"--bank {path}: "))
-        return False
-    return True
+        return str(error).removeprefix(f"--bank {path}: ")
+    return ""
+
+
+def describe_banks(settings: Settings) -> str:
+    """One line on what the corpus plays when no bank is named.
+
+    Raises: UserError when a bank of BACKLINE_BANKS is unusable, and when nothing but the computed instruments is there.
+    """
+    chosen = choose_banks((), settings)
+    passed = [f"{path}: {fault}" for path in found_fonts() if (fault := font_fault(path))] if not settings.banks else []
+    if chosen == ("numpy",) and not settings.banks:
+        raise UserError("; ".join(passed) or f"no soundfont in {', '.join(map(str, FONT_FOLDERS))}: the corpus computes its instruments")
+    played = [f"{spec} ({bank.licence or 'computed'})" for spec, bank in zip(chosen, open_banks(chosen).banks, strict=True)]
+    return "; ".join([", ".join(played), *(f"not played: {line}" for line in passed)])
 
 
 def _is_known(path: Path) -> bool:

@@ -9,6 +9,7 @@ from pipelines.chance import Array
 from pipelines.corpus.score.record import SongRecord, Track
 from pipelines.corpus.score.styles import PROGRAMS
 from pipelines.corpus.sound.amplifier import AMPLIFIED, amplify
+from pipelines.corpus.sound.banks.licence import bank_licence
 from pipelines.corpus.sound.banks.players import BLOCK, FluidPlayer, Player, TinyPlayer, needs_fluidsynth
 from pipelines.corpus.sound.banks.sf2 import DRUM_BANK, Soundfont
 
@@ -24,6 +25,7 @@ class SoundfontBank:
     def __init__(self, font: Soundfont) -> None:
         self.font = font
         self.name = f"{font.path.name}@{font.digest}"
+        self.licence = bank_licence(font.path)
 
     def plays(self, instrument: str) -> bool:
         return not self.missing(instrument)
