@@ -83,13 +83,13 @@ def sources(credits: Sequence[Credit]) -> list[str]:
         lines.append(f"| {source or 'unknown'} | {licence or 'unknown'} | {sum(credit.songs for credit in held)} | {hours:.2f} | {used} |")
     named = [credit for credit in credits if credit.credit or credit.titles]
     if named:
-        lines += ["", *(f"- {_named(credit)}" for credit in named[:SHOWN_CREDITS])]
+        lines += ["", *(f"- {_credit_line(credit)}" for credit in named[:SHOWN_CREDITS])]
     if len(named) > SHOWN_CREDITS:
         lines.append(f"- {len(named) - SHOWN_CREDITS} more in {CREDITS}")
     return lines
 
 
-def _named(credit: Credit) -> str:
+def _credit_line(credit: Credit) -> str:
     what = credit.credit or ", ".join(credit.titles) + (f" by {credit.artist}" if credit.artist else "")
     return (
         f"{what} ({credit.license})"
