@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_training_loop import config, states_of
+from test_training_loop import UNIFORM, config, states_of
 
 from infra.dataset.format import read_latents, read_manifest, read_truth
 from infra.errors import UserError
@@ -101,7 +101,7 @@ def test_a_resumed_run_with_controls_equals_an_uninterrupted_one(known: str, tmp
 
 def test_a_chord_that_is_told_is_obeyed_and_helps(known: str, tmp_path: Path) -> None:
     """The band depends on the chord and the vocal does not say it: told, the error at high noise is much smaller."""
-    values = {"steps": 250, "batch_size": 16, "validate_every": 250, "learning_rate": 3e-3, "log_every": 50, "ema_decay": 0.9}
+    values = {"steps": 250, "batch_size": 16, "validate_every": 250, "learning_rate": 3e-3, "ema_decay": 0.9, "loss": UNIFORM}
     run(controlled(known, tmp_path / "run", **values))  # type: ignore[arg-type]
     unet = load_checkpoint(tmp_path / "run").build()
     errors = {}
