@@ -113,6 +113,16 @@ def test_two_bands_of_one_vocal_alone_are_not_parted(out: Place) -> None:
     assert splits(out) == {song_id(vocal)[:8]: {"train"}}
 
 
+def test_a_takedown_names_the_songs_with_the_same_vocal(out: Place) -> None:
+    for vocal, band in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        write(out, vocal, band)
+    finish(out, read_stored(out), CODEC, ())
+    summary = takedown(TakedownConfig(data=str(out), song=song_id(0)))
+    assert summary.same_vocal == (song_id(0, 1),)
+    assert f"its vocal is in {song_id(0, 1)} too" in str(summary)
+    assert takedown(TakedownConfig(data=str(out), song=song_id(0, 1))).same_vocal == ()
+
+
 def test_a_split_that_the_source_chose_stays(out: Place) -> None:
     for vocal in range(3):
         write(out, vocal, found=FoundSong(url=f"/{vocal}", source="pairs", version="1", split="validation" if vocal == 2 else "train"))
