@@ -212,7 +212,7 @@ def _write_takes(job: _Job, config: DemoLatentsConfig) -> int:
     first = render(records[0], banks, voices)
     sung = SungVocal(
         vocals_CN=first.vocals_CN, f0_hz=first.f0_hz, gain_db=round(first.vocal_gain_db, 3),
-        voice=first.voice, timbre=first.timbre, doubled=first.doubled,
+        voice=first.voice, timbre=first.timbre, doubled=first.doubled, voice_licence=first.bank_licences.get(first.voice, ""),
     )  # fmt: skip
     songs = [first, *(render_band(record, sung, banks) for record in records[1:])]
     for speed in config.speeds:

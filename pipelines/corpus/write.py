@@ -193,6 +193,7 @@ def _read_vocal(folder: Place, rendering: Rendering) -> SharedVocal:
             voice=rendering.voice,
             timbre=rendering.timbre,
             doubled=rendering.doubled,
+            voice_licence=rendering.bank_licences.get(rendering.voice, ""),
         ),
         files=files,
         audio_sha256=_pair_sha256(rendering),

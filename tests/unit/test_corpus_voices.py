@@ -20,6 +20,7 @@ from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.chance import Array
 from pipelines.corpus import CorpusConfig, SongRecord, compose, read_song_json, render, write_corpus
 from pipelines.corpus.score.record import as_json
+from pipelines.corpus.sound.banks.licence import bank_credit
 from pipelines.corpus.sound.delivery import doubled_part, speak_verses
 from pipelines.corpus.sound.singer import NUMPY_VOICE
 from pipelines.corpus.sound.voice import F0_RATE_HZ
@@ -118,6 +119,17 @@ def test_a_song_has_the_same_bytes_whatever_was_sung_before(kind: str, request: 
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
     assert done.stdout.strip() == first
+
+
+def test_the_licence_of_recorded_syllables_is_carried(syllables: str, recorded: Path) -> None:
+    note = recorded / "bank.license"
+    note.write_text("SPDX-License-Identifier: CC-BY-4.0\nSPDX-FileCopyrightText: 2019 Someone\n")
+    open_voices.cache_clear()
+    song = render(compose(3, SHORT_S), voices=open_voices((syllables,)))
+    note.unlink()
+    open_voices.cache_clear()
+    assert song.bank_licences == {song.voice: "CC-BY-4.0, 2019 Someone"}
+    assert bank_credit(song.bank_licences) == "syllables tape (CC-BY-4.0, 2019 Someone)"
 
 
 def test_two_songs_are_two_people(neural: str) -> None:

@@ -61,7 +61,10 @@ def measure(seed: int, bands: int, duration_s: float, banks: "BankSet", stranger
     began = time.process_time()
     first = render(records[0], banks)
     first_s = composed_s + time.process_time() - began
-    sung = SungVocal(vocals_CN=first.vocals_CN, f0_hz=first.f0_hz, gain_db=round(first.vocal_gain_db, 3))
+    sung = SungVocal(
+        vocals_CN=first.vocals_CN, f0_hz=first.f0_hz, gain_db=round(first.vocal_gain_db, 3),
+        voice=first.voice, timbre=first.timbre, doubled=first.doubled,
+    )  # fmt: skip
     began = time.process_time()
     others = [render_band(record, sung, banks) for record in records[1:]]
     other_s = rearranged_s + (time.process_time() - began) / (bands - 1)

@@ -188,7 +188,7 @@ class Rendering:
     doubled: bool = False
     """Whether the choruses have a second take behind the first."""
     bank_licences: dict[str, str] = field(default_factory=dict)
-    """Bank → the licence of its recordings, and whom to credit."""
+    """Bank, or voice → the licence of its recordings, and whom to credit."""
     credit: str = ""
     """What the banks' licences ask to be said of the song."""
     vocal_of_audio_sha256: str = ""

@@ -32,7 +32,7 @@ class RenderedSong:
     banks: dict[str, str]
     """Which bank played each part."""
     bank_licences: dict[str, str]
-    """Each of these banks that holds recordings → their licence."""
+    """Each of these banks, and the voice, where it holds recordings → their licence."""
     voice: str
     """Who sang."""
     timbre: dict[str, float]
@@ -51,6 +51,8 @@ class SungVocal:
     voice: str
     timbre: dict[str, float]
     doubled: bool
+    voice_licence: str = ""
+    """Of the recordings that were sung with."""
 
 
 def render(record: SongRecord, banks: BankSet = NUMPY, voices: SingerSet = NUMPY_VOICE) -> RenderedSong:
@@ -75,7 +77,7 @@ def render(record: SongRecord, banks: BankSet = NUMPY, voices: SingerSet = NUMPY
         vocal_gain_db=float(20 * np.log10(after[0] / before[0])),
         accompaniment_gain_db=float(20 * np.log10(after[1] / before[1])),
         banks={name: bank.name for name, bank in played_by.items()},
-        bank_licences={bank.name: bank.licence for bank in played_by.values() if bank.licence},
+        bank_licences=_licences(played_by, singer.name, singer.licence),
         voice=singer.name,
         timbre=singer.timbre(record),
         doubled=doubled,
@@ -104,11 +106,16 @@ def render_band(record: SongRecord, sung: SungVocal, banks: BankSet = NUMPY) -> 
         vocal_gain_db=sung.gain_db,
         accompaniment_gain_db=float(20 * np.log10(after / before)),
         banks={name: bank.name for name, bank in played_by.items()},
-        bank_licences={bank.name: bank.licence for bank in played_by.values() if bank.licence},
+        bank_licences=_licences(played_by, sung.voice, sung.voice_licence),
         voice=sung.voice,
         timbre=sung.timbre,
         doubled=sung.doubled,
     )
+
+
+def _licences(played_by: dict[str, Bank], voice: str, voice_licence: str) -> dict[str, str]:
+    licences = {bank.name: bank.licence for bank in played_by.values() if bank.licence}
+    return licences | ({voice: voice_licence} if voice_licence else {})
 
 
 def _sing(record: SongRecord, singer: Singer, samples: int) -> tuple[NDArray[np.float64], NDArray[np.float64], bool]:

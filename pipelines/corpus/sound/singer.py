@@ -12,6 +12,8 @@ from pipelines.corpus.sound.voice import sing
 class Singer(Protocol):
     name: str
     """Names the voice's content in `song.json`: the same name, the same sound."""
+    licence: str
+    """Of the recordings that it sings with, and whom to credit; empty for a voice that is computed."""
     performs: bool
     """Whether it speaks some songs' verses and doubles some songs' choruses."""
 
@@ -56,6 +58,7 @@ class NumpySinger:
     """A glottal source through formants: no file, no package."""
 
     name = "numpy"
+    licence = ""
     performs = False
 
     def timbre(self, record: SongRecord) -> dict[str, float]:

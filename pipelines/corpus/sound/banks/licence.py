@@ -6,6 +6,7 @@ from infra.dataset.licences import known_licence
 from infra.errors import UserError
 
 UNKNOWN = "unknown"
+VOICE = "syllables "
 # How the names of fonts begin whose licence is known.
 _KNOWN = {"fluidr3": "MIT", "musescore_general": "MIT"}
 _LICENCE, _COPYRIGHT = "SPDX-License-Identifier:", "SPDX-FileCopyrightText:"
@@ -37,4 +38,4 @@ def bank_licence(bank: Path) -> str:
 def bank_credit(licences: dict[str, str]) -> str:
     """What songs played by these banks have to say; empty where no licence asks for it. Bank names end with @ and a digest."""
     asked = [(name.partition("@")[0], licence) for name, licence in sorted(licences.items()) if licence.startswith("CC-BY")]
-    return "; ".join(f"instruments of {name} ({licence})" for name, licence in asked)
+    return "; ".join(f"{name if name.startswith(VOICE) else f'instruments of {name}'} ({licence})" for name, licence in asked)

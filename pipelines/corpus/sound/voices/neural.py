@@ -69,6 +69,7 @@ class _SpokenLine:
 
 
 class NeuralSinger:
+    licence = ""
     performs = True
 
     def __init__(self, voice: str = BUNDLED) -> None:

@@ -15,6 +15,7 @@ from infra.errors import UserError
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.chance import Array, Chance, noise
 from pipelines.corpus.score.record import SongRecord, VocalNote
+from pipelines.corpus.sound.banks.licence import bank_licence
 from pipelines.corpus.sound.banks.samples import audio_files, digest
 from pipelines.corpus.sound.dsp import hertz
 from pipelines.corpus.sound.mix import active_rms
@@ -75,6 +76,7 @@ class SyllableSinger:
         lacks = missing()
         if lacks:
             raise UserError(f"{_OPTION}{folder}: {lacks}")
+        self.licence = bank_licence(folder)
         self.name = f"syllables {folder.name}@{digest(folder, files)}"
 
     def timbre(self, record: SongRecord) -> dict[str, float]:
