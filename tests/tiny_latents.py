@@ -61,8 +61,9 @@ def write_latents(
         }
         write_table(place / f"latents/split={split}/song-{song:03d}.parquet", pa.table(rows, schema=latents(CHANNELS, frames)))
         if styles:
-            style = {"song_id": pa.array([f"song-{song:03d}"]), "style": pa.array([styles[song % len(styles)]])}
-            write_table(place / f"songs/song-{song:03d}.parquet", pa.table(style))
+            said = {"song_id": f"song-{song:03d}", "title": f"Song {song}", "artist": "tiny", "source": "tiny", "license": "CC0-1.0"}
+            said |= {"duration_s": segments * frames / 21.5, "split": split, "style": styles[song % len(styles)]}
+            write_table(place / f"songs/song-{song:03d}.parquet", pa.Table.from_pylist([said]))
         levels["vocal"].append(vocal_RCT)
         levels["accompaniment"].append(accompaniment_RCT)
     statistics = {}
@@ -84,8 +85,8 @@ def write_latents(
 
 
 def known_truth(random: np.random.Generator, segments: int, frames: int) -> FrameTruth:
-    """A major triad of a drawn root for 16 frames each, beats of 8 frames, bars of 32."""
-    roots_RT = np.repeat(random.integers(0, 12, (segments, -(-frames // 16))), 16, axis=1)[:, :frames].astype(np.int8)
+    """A major triad on C, E or G for 16 frames each, beats of 8 frames, bars of 32."""
+    roots_RT = np.repeat(random.choice((0, 4, 7), (segments, -(-frames // 16))), 16, axis=1)[:, :frames].astype(np.int8)
     place_RT = np.tile(np.arange(frames), (segments, 1))
     sure_R = np.ones(segments, np.float32)
     return FrameTruth(

@@ -116,22 +116,24 @@ def conditions_of(controls: Controls, frames: int, *, styles: tuple[str, ...], d
 
 
 class ConditionStream(nn.Module):
-    """Conditions → what is added to the vocal stream at the beginning of each level; nothing, before training."""
+    """Conditions → what is added to the vocal stream, at the beginning and at the end of each level; nothing, before training.
+
+    At the beginning they meet the vocal before it is looked at; from the end the way to every block's scale and shift is one product.
+    """
 
     def __init__(self, widths: tuple[int, ...], controls: tuple[str, ...], styles: int, channels: int) -> None:
         super().__init__()
         self.controls = controls
         self.style = nn.Embedding(styles + 1, channels, padding_idx=0) if "style" in controls else None
-        self.chords = nn.Conv1d(CHORD_CHANNELS, channels, 3, padding=1, bias=False) if "chords" in controls else None
-        self.beats = nn.Conv1d(BEAT_CHANNELS, channels, 3, padding=1, bias=False) if "beats" in controls else None
-        # Without biases up to here, so that what is not given is 0; with one, two notes of a chord could not be told from either alone.
+        self.chords = _entrance(CHORD_CHANNELS, channels) if "chords" in controls else None
+        self.beats = _entrance(BEAT_CHANNELS, channels) if "beats" in controls else None
         self.mix = nn.Conv1d(channels, channels, 3, padding=1)
-        self.levels = nn.ModuleList(nn.Conv1d(channels, width, 1) for width in widths)
-        for parameter in self.levels.parameters():
+        self.starts, self.ends = (nn.ModuleList(nn.Conv1d(channels, width, 1) for width in widths) for _ in range(2))
+        for parameter in (*self.starts.parameters(), *self.ends.parameters()):
             nn.init.zeros_(parameter)
 
-    def forward(self, conditions: Conditions, valid_B1T: Tensor | None) -> list[Tensor]:
-        """(B, C, T) of each level, finest first; frames must be a multiple of the coarsest level's."""
+    def forward(self, conditions: Conditions, valid_B1T: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        """(B, C, T) for the beginning and the end of each level, finest first; frames must be a multiple of the coarsest level's."""
         given = []
         if self.style is not None:
             given.append(self.style(conditions.style_B)[:, :, None].expand(-1, -1, conditions.chords_BCT.shape[2]))
@@ -142,12 +144,19 @@ class ConditionStream(nn.Module):
         mask_B1T = 1.0 if valid_B1T is None else valid_B1T.to(given[0].dtype)
         sum_BCT = torch.stack(given).sum(0) * mask_B1T
         h_BCT = (sum_BCT + self.mix(F.silu(sum_BCT))) * mask_B1T
-        found: list[Tensor] = []
-        for level in self.levels:
+        found: list[tuple[Tensor, Tensor]] = []
+        for start, end in zip(self.starts, self.ends, strict=True):
             if found:
                 h_BCT = F.avg_pool1d(h_BCT, 2)
-            found.append(level(h_BCT))
+            found.append((start(h_BCT), end(h_BCT)))
         return found
+
+
+def _entrance(inputs: int, channels: int) -> nn.Conv1d:
+    """Of about six values in three frames that are told, it makes values of deviation 1; without a bias, nothing of nothing."""
+    entrance = nn.Conv1d(inputs, channels, 3, padding=1, bias=False)
+    nn.init.normal_(entrance.weight, std=18**-0.5)
+    return entrance
 
 
 def check_controls(controls: tuple[str, ...], styles: tuple[str, ...]) -> None:

@@ -97,9 +97,9 @@ def sized(config: UNetConfig, *, depth: int = 0, width: float = 1.0) -> UNetConf
 
 
 def with_controls(config: UNetConfig, *, styles: tuple[str, ...] = (), controls: tuple[str, ...] = CONTROLS) -> UNetConfig:
-    """The same network told of `controls` too; without styles, of all but these. A twelfth of its widths together is for them."""
+    """The same network told of `controls` too; without styles, of all but these. A sixteenth of its widths together is for them."""
     controls = tuple(name for name in controls if name != "style" or styles)
-    return replace(config, controls=controls, styles=styles, condition_channels=max(config.groups, sum(config.channels) // 12))
+    return replace(config, controls=controls, styles=styles, condition_channels=max(config.groups, sum(config.channels) // 16))
 
 
 def without_controls(config: UNetConfig) -> UNetConfig:
@@ -196,8 +196,10 @@ class VocalStream(nn.Module):
         self.norms = nn.ModuleList(MaskedGroupNorm(groups, width) for width in widths)
         self.downs = nn.ModuleList(nn.Conv1d(fine, coarse, 4, stride=2, padding=1) for fine, coarse in pairwise(widths))
 
-    def forward(self, vocal_BCT: Tensor, valid: tuple[Tensor, ...] | None, added: list[Tensor] | None = None) -> list[Tensor]:
-        """added: of each level, what the conditions add to it."""
+    def forward(
+        self, vocal_BCT: Tensor, valid: tuple[Tensor, ...] | None, added: list[tuple[Tensor, Tensor]] | None = None
+    ) -> list[Tensor]:
+        """added: what conditions add to each level, at its beginning and to its features."""
         h_BCT = self.stem(masked(vocal_BCT, None if valid is None else valid[0]))
         features = []
         for level, norm in enumerate(self.norms):
@@ -205,11 +207,12 @@ class VocalStream(nn.Module):
             if level:
                 h_BCT = self.downs[level - 1](h_BCT)
             if added is not None:
-                h_BCT = h_BCT + masked(added[level], mask)
+                h_BCT = h_BCT + masked(added[level][0], mask)
             for block in self.levels[level].children():
                 h_BCT = block(h_BCT, mask)
             h_BCT = masked(h_BCT, mask)
-            features.append(masked(F.silu(norm(h_BCT, mask)), mask))
+            feature_BCT = F.silu(norm(h_BCT, mask))
+            features.append(masked(feature_BCT if added is None else feature_BCT + added[level][1], mask))
         return features
 
 
@@ -290,7 +293,9 @@ class AccompanimentUNet(nn.Module):
             valid=valid,
         )
 
-    def _added(self, conditions: Conditions | None, batch: int, frames: int, pad: int, valid_B1T: Tensor | None) -> list[Tensor] | None:
+    def _added(
+        self, conditions: Conditions | None, batch: int, frames: int, pad: int, valid_B1T: Tensor | None
+    ) -> list[tuple[Tensor, Tensor]] | None:
         if self.condition_stream is None:
             if conditions is not None:
                 raise ModelError("this network knows no controls: give the vocal alone, or a checkpoint that was trained with them")

@@ -382,7 +382,7 @@ def with_styles() -> Checkpoint:
     torch.nn.init.normal_(unet.output.weight, std=0.05)
     torch.nn.init.normal_(unet.null_vocal_C)
     assert unet.condition_stream is not None
-    for parameter in unet.condition_stream.levels.parameters():
+    for parameter in (*unet.condition_stream.starts.parameters(), *unet.condition_stream.ends.parameters()):
         torch.nn.init.normal_(parameter, std=0.1)
     return replace(tiny_checkpoint(), network=network, state=unet.state_dict())
 

@@ -33,7 +33,7 @@ def network(config: UNetConfig = GIVEN, *, trained: bool = True) -> Accompanimen
     torch.nn.init.normal_(unet.output.weight, std=0.1)
     torch.nn.init.normal_(unet.null_vocal_C)
     if trained and unet.condition_stream is not None:
-        for parameter in unet.condition_stream.levels.parameters():
+        for parameter in (*unet.condition_stream.starts.parameters(), *unet.condition_stream.ends.parameters()):
             torch.nn.init.normal_(parameter, std=0.1)
     return unet
 

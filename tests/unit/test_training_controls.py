@@ -101,7 +101,15 @@ def test_a_resumed_run_with_controls_equals_an_uninterrupted_one(known: str, tmp
 
 def test_a_chord_that_is_told_is_obeyed_and_helps(known: str, tmp_path: Path) -> None:
     """The band depends on the chord and the vocal does not say it: told, the error at high noise is much smaller."""
-    values = {"steps": 250, "batch_size": 16, "validate_every": 250, "learning_rate": 3e-3, "ema_decay": 0.9, "loss": UNIFORM}
+    values = {
+        "steps": 250,
+        "batch_size": 16,
+        "validate_every": 250,
+        "learning_rate": 3e-3,
+        "ema_decay": 0.9,
+        "loss": UNIFORM,
+        "control_dropout": 0.2,
+    }
     run(controlled(known, tmp_path / "run", **values))  # type: ignore[arg-type]
     unet = load_checkpoint(tmp_path / "run").build()
     errors = {}
@@ -110,12 +118,12 @@ def test_a_chord_that_is_told_is_obeyed_and_helps(known: str, tmp_path: Path) ->
     schedule = Schedule()
     x_BCT = schedule.add_noise(held.accompaniment_BCT, held.noise_BCT, t_B)
     wanted_BCT = schedule.velocity(held.accompaniment_BCT, held.noise_BCT, t_B)
-    other = replace(held.conditions, chords_BCT=held.chords_BCT.roll(1, dims=1))
+    other = replace(held.conditions, chords_BCT=held.chords_BCT.roll(1, dims=0))
     for name, told in (("told", held.conditions), ("nothing", None), ("another", other)):
         with torch.inference_mode():
             found_BCT = unet(x_BCT, t_B, unet.encode_vocal(held.vocal_BCT, held.valid_BT, conditions=told))
         # The channels that a root moves.
-        errors[name] = float((found_BCT - wanted_BCT)[:, :12].square().mean())
+        errors[name] = float((found_BCT - wanted_BCT)[:, [0, 4, 7]].square().mean())
     assert errors["told"] < 0.7 * errors["nothing"]
     assert errors["another"] > errors["nothing"]
 
