@@ -197,14 +197,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.reply(int(self.options.get("status", 429)), b"busy", {"Retry-After": after} if after else {})
 
     def be_status(self) -> None:
-        """Always /status/N."""
-        self.reply(int(self.name), b"<html>sorry</html>", {"Content-Type": "text/html"})
+        """Always /status/N; ?coded=TEXT: said to be encoded so."""
+        coded = {"Content-Encoding": self.options["coded"]} if "coded" in self.options else {}
+        self.reply(int(self.name), b"<html>sorry</html>", {"Content-Type": "text/html", **coded})
 
     def be_typed(self) -> None:
-        """The file under ?type; ?gzip: said to be compressed."""
-        self.reply(
-            200, self.data, {"Content-Type": self.options["type"], **({"Content-Encoding": "gzip"} if "gzip" in self.options else {})}
-        )
+        """The file under ?type; ?coded=TEXT: its Content-Encoding."""
+        coded = {"Content-Encoding": self.options["coded"]} if "coded" in self.options else {}
+        self.reply(200, self.data, {"Content-Type": self.options["type"], **coded})
 
     def be_page(self) -> None:
         """One of `server.pages`."""

@@ -199,8 +199,6 @@ def _attempt(partial: Partial, client: HttpClient, transfer: _Transfer, check: C
         if answer.content_type in PAGE_TYPES:
             partial.remove()
             return Page(url=answer.url)
-        if answer.headers.get("content-encoding", "identity").lower() != "identity":
-            raise SongError(f"{answer.url} comes as {answer.headers['content-encoding']}, though asked not to: give another address")
         expected = _begin(partial, answer)
         limit = client.config.max_bytes
         if expected is not None and expected > limit:
@@ -255,7 +253,7 @@ def _receive(partial: Partial, answer: Answer, check: Check, check_time: Callabl
         partial.file.seek(0)
         start = partial.file.read(START_BYTES)
         partial.file.seek(partial.download.bytes)
-    for piece in answer.raw():
+    for piece in answer.body():
         check_time()
         partial.write(piece)
         if partial.file.tell() > limit:

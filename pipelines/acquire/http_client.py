@@ -44,10 +44,10 @@ class Answer:
     """After redirects."""
     status: int
     headers: httpx.Headers
-    raw: Callable[[], Iterator[bytes]]
-    """The body as it was sent, in the pieces in which it arrives."""
-    decoded: Callable[[], Iterator[bytes]]
-    """The body without its Content-Encoding."""
+    body: Callable[[], Iterator[bytes]]
+    """In the pieces in which it arrives. SongError under a Content-Encoding: none was asked for, and few bytes may decode to gigabytes."""
+    page: Callable[[], Iterator[bytes]]
+    """The same, within `max_answer_s`."""
 
     @property
     def content_type(self) -> str:
@@ -55,9 +55,9 @@ class Answer:
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
     def read(self, limit: int) -> bytes:
-        """The decoded body, at most its first `limit` bytes."""
+        """The body, at most its first `limit` bytes."""
         body = bytearray()
-        for piece in self.decoded():
+        for piece in self.page():
             body += piece
             if len(body) >= limit:
                 break
@@ -146,8 +146,8 @@ class HttpClient:
                         url=url,
                         status=response.status_code,
                         headers=response.headers,
-                        raw=self._body(parsed, response.iter_raw, keep_turn),
-                        decoded=self._body(parsed, response.iter_bytes, keep_turn, self.clock() + self.config.max_answer_s),
+                        body=self._body(parsed, response, keep_turn),
+                        page=self._body(parsed, response, keep_turn, self.clock() + self.config.max_answer_s),
                     )
                     return
                 with sorted_faults(url, self.config):
@@ -167,13 +167,16 @@ class HttpClient:
             response.close()
 
     def _body(
-        self, url: httpx.URL, read: Callable[[], Iterator[bytes]], keep_turn: Callable[[], None], deadline: float | None = None
+        self, url: httpx.URL, response: httpx.Response, keep_turn: Callable[[], None], deadline: float | None = None
     ) -> Callable[[], Iterator[bytes]]:
         """The pieces of a body. The timeout of each is no limit for all: a host may send a byte at a time."""
 
         def pieces() -> Iterator[bytes]:
+            coding = response.headers.get("content-encoding", "identity").strip()
+            if coding.lower() not in ("", "identity"):
+                raise SongError(f"{url} comes as {coding[:40]}, though asked not to: give another address")
             with sorted_faults(str(url), self.config):
-                for piece in read():
+                for piece in response.iter_raw():
                     keep_turn()
                     if deadline is not None and self.clock() > deadline:
                         raise PassingFault(f"{url}: not whole within max_answer_s = {self.config.max_answer_s:g}")

@@ -50,8 +50,6 @@ def sorted_faults(url: str, config: HttpConfig) -> Iterator[None]:
                 "certificate is valid, or name your own authority's file in SSL_CERT_FILE"
             ) from error
         raise PassingFault(f"{url}: no connection ({error})") from error
-    except httpx.DecodingError as error:
-        raise SongError(f"{url}: its Content-Encoding cannot be decoded ({error}): tell its owner") from error
     except httpx.TransportError as error:
         raise PassingFault(f"{url}: the connection broke ({error or type(error).__name__})") from error
 

@@ -172,7 +172,7 @@ class _PoliteRH(RequestHandler):
         with self._client.open(request.url, headers, method=request.method, body=body) as answer:
             is_media = answer.content_type.startswith(("audio/", "video/", "application/octet-stream"))
             data = answer.read(MEDIA_START_BYTES if is_media else PAGE_BYTES)
-            kept = {name: value for name, value in answer.headers.items() if name not in ("content-encoding", "set-cookie")}
+            kept = {name: value for name, value in answer.headers.items() if name != "set-cookie"}
             return Response(io.BytesIO(data), url=answer.url, headers=kept, status=answer.status)
 
 

@@ -140,7 +140,7 @@ def test_the_bytes_say_what_kind_of_file_it_is(run: Run, web: WebServer) -> None
     web.files["tagged"] = b"ID3\x04\x00\x00\x00\x00\x10\x00" + bytes(2_048) + encode(tone_CN, "mp3")
     assert run(web.url("typed/tagged?type=audio/mpeg")).file.endswith(".mp3")
     with pytest.raises(SongError, match="comes as gzip, though asked not to"):
-        run(web.url("typed/mp3.bin?type=audio/mpeg&gzip=1"))
+        run(web.url("typed/mp3.bin?type=audio/mpeg&coded=gzip"))
     with pytest.raises(SongError, match=r"1 s are more than max_duration_s = 0.5"):
         run(web.url("typed/flac.bin?type=audio/flac"), max_duration_s=0.5)
 

@@ -1,11 +1,14 @@
 """One request and many: rate, connections, robots.txt, redirects, pauses and refusals, by what a real server saw."""
 
+import gzip
 import ssl
 import time
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -125,6 +128,31 @@ def test_robots_may_lie_elsewhere_but_not_nowhere(run: Run, web: WebServer) -> N
         run(web.url("file/song.wav"))
     web.robots["127.0.0.1"] = (302, "/robots.txt")  # RFC 9309, section 2.3.1.2: after five of these there is none
     assert run(web.url("file/song.wav"), hosts=HostLimits(requests_per_s=1_000)).bytes
+
+
+@pytest.mark.parametrize("coding", ["gzip, gzip", "deflate", "x-unknown"])
+def test_robots_and_pages_that_come_compressed_are_not_unpacked(run: Run, web: WebServer, coding: str) -> None:
+    web.files["bomb"] = gzip.compress(gzip.compress(bytes(2**26)))
+    bomb = f"/typed/bomb?type=text/html&coded={quote(coding)}"
+    with pytest.raises(SongError, match=rf"comes as {coding}, though asked not to") as page:
+        run(web.url(bomb[1:]), pages="always", read_timeout_s=30)
+    web.robots["localhost"] = (302, bomb)
+    tracemalloc.start()
+    try:
+        with pytest.raises(SongError, match=rf"localhost:\d+/typed/bomb\S* comes as {coding}, though asked not to") as robots:
+            run(web.url("file/song.wav", host="localhost"), read_timeout_s=30)
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
+    assert not isinstance(page.value, Unavailable)
+    assert not isinstance(robots.value, Unavailable)
+    assert len(web.files["bomb"]) < 1_000, "of 64 MiB"
+    assert web.asked("file") == []
+
+
+def test_an_error_page_that_comes_compressed_is_still_the_error(run: Run, web: WebServer) -> None:
+    with pytest.raises(SongError, match="404 Not Found: check the address"):
+        run(web.url("status/404?coded=gzip"))
 
 
 def test_a_host_whose_robots_fail_is_left_alone_for_now(run: Run, web: WebServer) -> None:
