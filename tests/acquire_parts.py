@@ -1,7 +1,9 @@
 """What the tests of acquisition share: a server with one song, a run with its limits, cache and store, and a clock that waits at once."""
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ QUICK: dict[str, Any] = {
     "read_timeout_s": 0.3,
     "connect_timeout_s": 2,
     "connections_per_host": 4,
+    "private_hosts": ("127.0.0.1", "localhost"),
 }
 SONG = encode(np.random.default_rng(0).uniform(-0.5, 0.5, (2, 88_200)).astype(np.float32))
 """Two seconds of noise as WAV, 353 kB."""
@@ -83,3 +86,34 @@ def assert_rate(web: WebServer, begun: float, interval_s: float) -> None:
     """A request may come late, on a busy machine; before its slot it never does."""
     for number, seen in enumerate(web.seen):
         assert seen.at >= begun + number * interval_s
+
+
+def self_signed(folder: Path, host: str = "localhost") -> ssl.SSLContext:
+    """For a server of this name; `server.pem` in the folder is its certificate."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = folder / "server.pem"
+    pem.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        + certificate.public_bytes(serialization.Encoding.PEM)
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    return context

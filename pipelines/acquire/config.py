@@ -39,6 +39,9 @@ class HttpConfig:
     max_bytes: int = 2**28
     """One file: 25 minutes of WAV from a CD. It is held in memory once, when it is stored."""
     max_redirects: int = 5
+    private_hosts: tuple[str, ...] = ()
+    """Names or addresses that may lead to loopback, private and other addresses which are not public; no other host may, after a redirect
+    neither. Through a proxy (HTTPS_PROXY) names are looked up by the proxy, whose rules hold instead."""
 
     def __post_init__(self) -> None:
         if (

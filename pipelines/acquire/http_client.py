@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import httpx
 from protego import Protego
 
+from pipelines.acquire.addresses import checked_addresses, proxy_for
 from pipelines.acquire.config import PRODUCT, HttpConfig
 from pipelines.acquire.host_limits import HostGate, Robots
 from pipelines.acquire.http_faults import PassingFault, TooManyRedirects, Unavailable, asked_pause_s, sorted_faults, status_text
@@ -85,21 +86,31 @@ class HttpClient:
         self.config, self.hosts, self.clock, self.sleep = config, hosts, clock, sleep
         # A lease outlives the longest silence that is borne; a living worker renews it in time.
         self._lease_s = 2 * (config.connect_timeout_s + config.read_timeout_s) + 30
-        self._http = httpx.Client(
-            # Content as it is: a length and a range mean nothing under a Content-Encoding.
-            headers={"User-Agent": config.user_agent, "Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close"},
-            verify=_trust(),
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-            timeout=httpx.Timeout(config.read_timeout_s, connect=config.connect_timeout_s),
-            limits=httpx.Limits(max_keepalive_connections=0),  # no connection outlives its lease
-            follow_redirects=False,
-        )
+        # Content as it is: a length and a range mean nothing under a Content-Encoding.
+        self._headers = {"User-Agent": config.user_agent, "Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close"}
+        self._by_proxy: dict[str, httpx.Client] = {}
 
     def __enter__(self) -> "HttpClient":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._http.close()
+        for client in self._by_proxy.values():
+            client.close()
+
+    def _through(self, proxy: str) -> httpx.Client:
+        """A client that connects to what it is told, or to this proxy of the environment."""
+        if proxy not in self._by_proxy:
+            self._by_proxy[proxy] = httpx.Client(
+                headers=self._headers,
+                verify=_trust(),
+                proxy=proxy or None,
+                trust_env=False,
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+                timeout=httpx.Timeout(self.config.read_timeout_s, connect=self.config.connect_timeout_s),
+                limits=httpx.Limits(max_keepalive_connections=0),  # no connection outlives its lease
+                follow_redirects=False,
+            )
+        return self._by_proxy[proxy]
 
     def persist(self, name: str, attempt: Callable[[], T]) -> T:
         """`attempt` until it succeeds, `attempts` times at most, pausing in between; Unavailable names the last cause.
@@ -159,12 +170,28 @@ class HttpClient:
     @contextmanager
     def _sent(self, url: httpx.URL, headers: Mapping[str, str] | None, method: str, body: bytes | None) -> Iterator[httpx.Response]:
         with sorted_faults(str(url), self.config), _Cut(str(url), self.config.max_answer_s) as cut:
-            request = self._http.build_request(method, url, headers=headers, content=body, extensions={"trace": cut.trace})
-            response = self._http.send(request, stream=True)
+            response = self._connected(url, headers, method, body, cut)
         try:
             yield response
         finally:
             response.close()
+
+    def _connected(self, url: httpx.URL, headers: Mapping[str, str] | None, method: str, body: bytes | None, cut: "_Cut") -> httpx.Response:
+        """Sent to the first address of the host that takes it. A proxy is sent the name, which is its own to look up."""
+        proxy = proxy_for(url)
+        addresses = checked_addresses(url, self.config.private_hosts, names=not proxy)
+        targets = [url.host] if proxy else addresses
+        client = self._through(proxy)
+        named = {**(headers or {}), "Host": url.netloc.decode("ascii")}
+        extensions = {"trace": cut.trace, "sni_hostname": url.raw_host.decode("ascii")}
+        for number, address in enumerate(targets, 1):
+            request = client.build_request(method, url.copy_with(host=address), headers=named, content=body, extensions=extensions)
+            try:
+                return client.send(request, stream=True)
+            except (httpx.ConnectError, httpx.ConnectTimeout):
+                if number == len(targets):
+                    raise
+        raise AssertionError("a host that is found has an address")
 
     def _body(
         self, url: httpx.URL, response: httpx.Response, keep_turn: Callable[[], None], deadline: float | None = None

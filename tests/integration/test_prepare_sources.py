@@ -106,7 +106,7 @@ def test_songs_from_the_web_become_latents_once_and_can_be_taken_down(
         separator=str(repository),
         encoders=1,
         batch_songs=2,
-        acquire=AcquireConfig(operator="tests@example.org", requests_per_s=50, backoff_s=0.1),
+        acquire=AcquireConfig(operator="tests@example.org", requests_per_s=50, backoff_s=0.1, private_hosts=("127.0.0.1",)),
     )
     with pytest.raises(UserError, match="operator"):
         prepare(PrepareConfig(source=config.source, out=config.out, codec=config.codec, separator=config.separator))

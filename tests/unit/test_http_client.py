@@ -6,7 +6,6 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,7 +16,7 @@ from pipelines.acquire.host_limits import HostLimits
 from pipelines.acquire.http_client import HttpClient
 from pipelines.acquire.http_faults import Unavailable
 from pipelines.song import FoundSong, SongError
-from tests.acquire_parts import BAD_DATE, QUICK, SONG, Run, Waiting, assert_rate, song_server
+from tests.acquire_parts import BAD_DATE, QUICK, SONG, Run, Waiting, assert_rate, self_signed, song_server
 from tests.http_server import WebServer, serve
 
 
@@ -176,7 +175,7 @@ def test_a_robots_that_drips_is_given_up(run: Run, web: WebServer) -> None:
 
 @pytest.mark.parametrize("tls", [False, True])
 def test_headers_that_drip_are_given_up(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tls: bool) -> None:
-    with serve(_self_signed(tmp_path) if tls else None) as web:
+    with serve(self_signed(tmp_path) if tls else None) as web:
         if tls:
             trust = ssl.create_default_context(cafile=str(tmp_path / "server.pem"))
             trust.check_hostname = False
@@ -319,7 +318,7 @@ def test_only_web_addresses_are_fetched(run: Run, url: str) -> None:
 
 
 def test_an_untrusted_certificate_is_final(run: Run, web: WebServer, tmp_path: Path) -> None:
-    with serve(_self_signed(tmp_path)) as secure:
+    with serve(self_signed(tmp_path)) as secure:
         secure.files["song.wav"] = b""
         with pytest.raises(SongError, match=r"no trusted TLS connection \(.*self.signed.*SSL_CERT_FILE") as caught:
             run(secure.url("file/song.wav"))
@@ -327,32 +326,3 @@ def test_an_untrusted_certificate_is_final(run: Run, web: WebServer, tmp_path: P
         assert secure.seen == []
     with pytest.raises(SongError, match="no trusted TLS connection"):
         run(web.url("file/song.wav").replace("http:", "https:"))
-
-
-def _self_signed(folder: Path) -> ssl.SSLContext:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    pem = folder / "server.pem"
-    pem.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        + certificate.public_bytes(serialization.Encoding.PEM)
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pem)
-    return context

@@ -133,7 +133,8 @@ def test_a_killed_download_goes_on_where_it_was(run: Run, web: WebServer, tmp_pa
         "import sys; from pathlib import Path; from infra.storage.place import Place; from pipelines.song import FoundSong\n"
         "from pipelines.acquire.acquire import AcquireConfig, acquire_media; from pipelines.acquire.host_limits import HostLimits\n"
         "acquire_media(FoundSong(url=sys.argv[1], source='urls', version='1', fetch=sys.argv[1]), Place(sys.argv[2] + '/store'),\n"
-        f"    AcquireConfig(operator={OPERATOR!r}), HostLimits(requests_per_s=1000), Path(sys.argv[2] + '/cache'))"
+        f"    AcquireConfig(operator={OPERATOR!r}, private_hosts=('127.0.0.1',)), HostLimits(requests_per_s=1000),\n"
+        "    Path(sys.argv[2] + '/cache'))"
     )
     process = subprocess.Popen([sys.executable, "-c", script, url, str(tmp_path)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
