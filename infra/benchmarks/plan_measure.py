@@ -76,13 +76,15 @@ def timed_song(song: "FoundSong", out: str, stems: "tuple[np.ndarray, np.ndarray
 def begin(out: Path) -> Any:
     """An empty dataset at `out` for the embedded codec, whose identity it gives."""
     from infra.settings import Settings
+    from infra.storage.lease import held
     from infra.storage.place import Place
     from pipelines.dataset import write as dataset
     from pipelines.stages.encode import open_codec
     from pipelines.stages.segment import SegmentConfig
 
     identity = open_codec("embedded", Settings.from_environment().s3, "cpu").identity
-    dataset.begin(Place(str(out)), identity, SegmentConfig(), 0.1)
+    with held(Place(str(out)), "benchmark"):
+        dataset.begin(Place(str(out)), identity, SegmentConfig(), 0.1)
     return identity
 
 

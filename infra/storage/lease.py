@@ -119,6 +119,19 @@ def held(
         lease.end()
 
 
+def check_held(out: Place) -> None:
+    """UserError unless a lease of this process is the newest on `out`. Whatever changes what is stored asks, so that no command can forget
+    its lease, or go on after another took it over.
+    """
+    newest = max(_leases(out).items(), key=lambda item: item[0].name, default=None)
+    if newest is None or newest[1].machine != _machine() or newest[1].pid != os.getpid() or not _is_renewed_here(newest[1]):
+        raise UserError(f"{out} is not, or no longer, held by this command, so another may change it: nothing is written; run it again")
+
+
+def _is_renewed_here(lease: Lease) -> bool:
+    return any(thread.name == f"{THREAD}{lease.id}" for thread in threading.enumerate())
+
+
 def _take(out: Place, work: str, renew_s: float, stale_s: float, sleep: Callable[[float], None]) -> Held:
     while True:
         dead = _none_alive(out, renew_s, stale_s, sleep)
@@ -158,7 +171,7 @@ def _none_alive(out: Place, renew_s: float, stale_s: float, sleep: Callable[[flo
 def _is_alive(lease: Lease, place: Place, renew_s: float, stale_s: float, sleep: Callable[[float], None]) -> bool:
     if lease.machine == _machine():
         if lease.pid == os.getpid():
-            return any(thread.name == f"{THREAD}{lease.id}" for thread in threading.enumerate())
+            return _is_renewed_here(lease)
         return _runs(lease.pid, lease.started)
     log.warning("%s is held by %s on %s: looking for up to %g s whether it is alive", place, lease.work, lease.host, stale_s)
     waited_s = 0.0

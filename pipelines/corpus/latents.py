@@ -22,6 +22,7 @@ from infra.cli.exit_codes import LISTED
 from infra.dataset.format import RESERVED_SEEDS, Manifest, Split
 from infra.errors import UserError
 from infra.settings import Settings
+from infra.storage.lease import held
 from infra.storage.place import Place
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.chance import Chance
@@ -113,13 +114,18 @@ class DemoLatentsSummary:
 def make_demo_latents(config: DemoLatentsConfig) -> DemoLatentsSummary:
     """Makes the songs that are missing and writes the manifest last.
 
-    Raises: UserError when `out` was begun with another codec or settings; ModelError when the codec cannot be had.
+    Raises: UserError when `out` was begun with another codec or settings, or is being changed; ModelError when the codec cannot be had.
     """
     settings = Settings.from_environment()
     config = replace(config, bank=choose_banks(config.bank, settings), voice=choose_voices(config.voice, settings))
     out = Place(config.out)
     out.check()
     codec = open_codec(config.codec, Settings.from_environment().s3, "cpu").identity
+    with held(out, "demo-latents"):
+        return _make(config, out, codec)
+
+
+def _make(config: DemoLatentsConfig, out: Place, codec: "CodecIdentity") -> DemoLatentsSummary:
     dataset.begin(out, codec, config.segment, config.validation_share)
     version = take_version(config)
     wanted = {url: version for seed in seeds_of(config) for url in take_urls(seed, config)}

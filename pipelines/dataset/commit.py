@@ -1,7 +1,8 @@
 """Commits of a dataset: the statistics, the snapshot, the manifest, and what goes once nothing counts on it any more.
 
 The order is the contract: new files, then the manifest that names them, then the removal of what it does without. Whoever reads through
-the manifest sees one commit, before or after; a kill at any point leaves one of them, and the next commit removes what lies around.
+the manifest sees one commit, before or after; a kill at any point leaves one of them, and the next commit removes what lies around. What
+lies around may also be another command's work in progress, so only who holds the dataset's lease commits, removes rows or begins.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from infra.dataset.credits import credits_of, stored_credits, write_credits
 from infra.dataset.format import MANIFEST, SPLITS, Counts, Manifest, code_version, latents
 from infra.dataset.parquet import read_table, write_table
 from infra.dataset.snapshots import read_rows, write_snapshot
+from infra.storage.lease import check_held
 from infra.storage.place import MissingObjectError, Place
 from model.chords import QUALITIES
 from model.dimensions import HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ, SEGMENT_FRAMES
@@ -35,6 +37,7 @@ LEAST_DEVIATION = 1e-4
 
 def commit(out: Place, stored: Stored, codec: "CodecIdentity", *, keep: Set[str] = frozenset()) -> Manifest | None:
     """Make `stored` what readers see, and remove the rest but for `keep`; None, and no manifest, when not one song is left."""
+    check_held(out)
     if not stored.songs:
         (out / MANIFEST).delete()  # an earlier one would vouch for songs that are gone
         _collect(out, stored, keep)
@@ -64,6 +67,7 @@ def finish(
     out: Place, stored: Stored, codec: "CodecIdentity", prepared: Sequence[str], *, keep: Set[str] = frozenset()
 ) -> tuple[Stored, Manifest | None]:
     """Balance the splits and commit; what is stored after it, and the manifest. `keep` are files of songs that wait for another commit."""
+    check_held(out)
     # Before the first manifest nobody has trained on a split, so any song may move.
     movable = prepared if (out / MANIFEST).exists() else list(stored.songs)
     if balance(out, stored, movable):

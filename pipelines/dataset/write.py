@@ -20,6 +20,7 @@ from infra.dataset.format import PREPARATION, REJECTS, SONGS, Split, latents, te
 from infra.dataset.parquet import read_table, write_table
 from infra.dataset.truth import frame_columns, read_frames, truth_sha256
 from infra.errors import UserError
+from infra.storage.lease import check_held
 from infra.storage.place import MissingObjectError, Place
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines.dataset.contents import DUPLICATE, PART, Stored, read_song
@@ -35,6 +36,7 @@ SEPARATION = "separation.json"
 
 def begin(out: Place, codec: "CodecIdentity", segment: SegmentConfig, validation_share: float) -> None:
     """Claim `out` for this codec and these settings; UserError when it was begun with others."""
+    check_held(out)
     chosen = {**segment.__dict__, "validation_share": validation_share}
     settings = {**chosen, "codec_id": codec.id, "codec_weights_sha256": codec.weights_sha256}
     before = _claim(out / PREPARATION, settings)
@@ -120,6 +122,7 @@ def write_row(out: Place, row: Mapping[str, Any]) -> None:
 
 def remove_rows(out: Place, stored: Stored, song_ids: Set[str], *, keep: Sequence[Place] = ()) -> None:
     """Take songs' rows away: without it their latents do not count. A joined file is written anew without them, then the old one goes."""
+    check_held(out)
     for file in sorted({file for song_id in song_ids for file in stored.row_files.get(song_id, ())}):
         place = out / file
         if place in keep:

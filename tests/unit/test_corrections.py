@@ -19,7 +19,6 @@ from pipelines.acquire.provenance import record_place
 from pipelines.dataset import write as dataset
 from pipelines.dataset.belonging import without_left
 from pipelines.dataset.check import CheckConfig, check
-from pipelines.dataset.commit import finish
 from pipelines.dataset.compact import CompactConfig, compact
 from pipelines.dataset.contents import read_stored
 from pipelines.dataset.kept_stems import NAMES, kept_stems, remove_stems_but
@@ -29,6 +28,7 @@ from pipelines.run.prepare import PrepareConfig, prepare
 from pipelines.song import EncodedSong, FoundSong, Reject, SongResult
 from pipelines.sources import list_songs, parse_source
 from pipelines.stages.decode import unknown_identity
+from tests.dataset_parts import finished
 
 GATE = Reject(stage="gate", reason="silence", segment=7)
 A, B, COPY = "https://h/a", "https://h/b", "https://h/copy"
@@ -130,7 +130,7 @@ def test_a_kill_while_a_forbidden_song_leaves_is_mended_by_the_same_run(
         if results:
             run.settled(results, before)
         else:
-            finish(run.out, before, CODEC, ())
+            finished(run.out, before, CODEC)
         assert urls(run.read()) == ({COPY, B} if with_copy else {B}), operation
         assert (run.missing(), run.media.list()) == (set(), []), operation
         assert (A, "license", None) in rejects(run), operation
@@ -217,7 +217,7 @@ def test_a_reject_goes_when_its_address_leaves_the_folder_and_no_other_does(tmp_
     stored = without_left(out, read_stored(out), parse_source("folder:/songs"), {"/songs/bad.wav", "/songs/there"})
     assert {row["url"] for row in stored.rejects} == kept
     assert {row["url"] for row in read_stored(out).rejects} == kept
-    _, manifest = finish(out, stored, CODEC, ())
+    manifest = finished(out, stored, CODEC)
     assert manifest is not None
     assert (manifest.counts.rejected_songs, manifest.counts.rejected_segments) == (4, 1)
 
@@ -250,7 +250,7 @@ def test_half_a_pair_of_stems_goes_with_the_next_commit_though_its_song_is_store
     hold_stems(run.out, 2)
     (fault,) = check(CheckConfig(data=str(run.out))).faults
     assert fault == f"stems/{1:016x} holds vocals.flac, not vocals.flac and accompaniment.flac: the next prepare removes what is amiss"
-    finish(run.out, run.read(), CODEC, ())
+    finished(run.out, run.read(), CODEC)
     assert kept_stems(run.out) == {f"{2:016x}": set(NAMES)}
     assert check(CheckConfig(data=str(run.out))).faults == ()
 
@@ -265,7 +265,7 @@ def test_what_a_killed_write_of_stems_left_goes_too(tmp_path: Path, way: str) ->
     assert all(part.exists() for part in parts)
     assert set(kept_stems(run.out)) == {f"{1:016x}", f"{2:016x}", f"{9:016x}", "empty"}
     if way == "commit":
-        finish(run.out, run.read(), CODEC, ())
+        finished(run.out, run.read(), CODEC)
     elif way == "licence":
         run.settled([forbid(run)], run.read())
     else:

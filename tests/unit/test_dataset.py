@@ -8,6 +8,7 @@ import pytest
 from infra.dataset.format import REJECTS
 from infra.dataset.parquet import read_table
 from infra.errors import UserError
+from infra.storage.lease import held
 from infra.storage.place import Place
 from model.codec.base import CodecIdentity
 from pipelines.dataset.contents import DUPLICATE, Stored
@@ -53,7 +54,8 @@ def test_touching_a_known_song_keeps_its_rejected_segments_and_ends_a_duplicate(
 
 def test_another_validation_share_is_refused(tmp_path: Path) -> None:
     codec = CodecIdentity(id="tiny", weights_sha256="ab" * 32)
-    begin(Place(str(tmp_path)), codec, SegmentConfig(), 0.1)
-    begin(Place(str(tmp_path)), codec, SegmentConfig(), 0.1)
-    with pytest.raises(UserError, match=r"validation_share 0\.1 → 0\.2"):
+    with held(Place(str(tmp_path)), "test"):
+        begin(Place(str(tmp_path)), codec, SegmentConfig(), 0.1)
+        begin(Place(str(tmp_path)), codec, SegmentConfig(), 0.1)
+    with held(Place(str(tmp_path)), "test"), pytest.raises(UserError, match=r"validation_share 0\.1 → 0\.2"):
         begin(Place(str(tmp_path)), codec, SegmentConfig(), 0.2)

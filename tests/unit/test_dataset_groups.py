@@ -12,12 +12,12 @@ from model.codec.base import CodecIdentity
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines.dataset import write as dataset
 from pipelines.dataset.check import CheckConfig, check
-from pipelines.dataset.commit import finish
 from pipelines.dataset.compact import CompactConfig, compact
 from pipelines.dataset.contents import read_stored
 from pipelines.dataset.reconcile import adopt
 from pipelines.dataset.takedown import TakedownConfig, takedown
 from pipelines.song import EncodedSegment, EncodedSong, FoundSong, SongIdentity
+from tests.dataset_parts import finished
 from training.publish.model_card import sources
 
 CODEC = CodecIdentity(id="tiny", weights_sha256="ab" * 32)
@@ -66,7 +66,7 @@ def test_the_songs_of_a_vocal_are_in_one_split(out: Place) -> None:
     for vocal in range(24):
         for band in range(3):
             write(out, vocal, band)
-    finish(out, read_stored(out), CODEC, ())
+    finished(out, read_stored(out), CODEC)
     held = splits(out)
     assert {len(where) for where in held.values()} == {1}
     assert 2 <= sum(where == {"validation"} for where in held.values()) <= 10
@@ -88,19 +88,19 @@ def test_an_empty_split_is_given_a_whole_vocal(out: Place, split: str, joined_fi
         for band in range(3):
             write(out, vocal, band)
     if joined_files:  # rows of several songs in one file, and one split emptied
-        finish(out, read_stored(out), CODEC, ())
+        finished(out, read_stored(out), CODEC)
         compact(CompactConfig(data=str(out)))
         other = "validation" if split == "train" else "train"
         for name in [name for name, row in read_stored(out).songs.items() if row["split"] == other]:
             takedown(TakedownConfig(data=str(out), song=name))
         compact(CompactConfig(data=str(out)))
-    finish(out, read_stored(out), CODEC, list(read_stored(out).songs))
+    finished(out, read_stored(out), CODEC, list(read_stored(out).songs))
     held = splits(out)
     assert {len(where) for where in held.values()} == {1}
     assert {next(iter(where)) for where in held.values()} == {"train", "validation"}
     moved = next(vocal for vocal in vocals if held.get(song_id(vocal)[:8]) not in (None, {split}))
     write(out, moved, 3)
-    finish(out, read_stored(out), CODEC, [song_id(moved, 3)])
+    finished(out, read_stored(out), CODEC, [song_id(moved, 3)])
     assert splits(out)[song_id(moved)[:8]] == held[song_id(moved)[:8]], "what is added to a vocal that was moved follows it"
     assert check(CheckConfig(data=str(out))).faults == ()
 
@@ -109,14 +109,14 @@ def test_two_bands_of_one_vocal_alone_are_not_parted(out: Place) -> None:
     vocal = one_split_only("train")[0]
     write(out, vocal, 0)
     write(out, vocal, 1)
-    finish(out, read_stored(out), CODEC, ())
+    finished(out, read_stored(out), CODEC)
     assert splits(out) == {song_id(vocal)[:8]: {"train"}}
 
 
 def test_a_takedown_names_the_songs_with_the_same_vocal(out: Place) -> None:
     for vocal, band in ((0, 0), (0, 1), (1, 0), (1, 1)):
         write(out, vocal, band)
-    finish(out, read_stored(out), CODEC, ())
+    finished(out, read_stored(out), CODEC)
     summary = takedown(TakedownConfig(data=str(out), song=song_id(0)))
     assert summary.same_vocal == (song_id(0, 1),)
     assert f"its vocal is in {song_id(0, 1)} too" in str(summary)
@@ -126,14 +126,14 @@ def test_a_takedown_names_the_songs_with_the_same_vocal(out: Place) -> None:
 def test_a_split_that_the_source_chose_stays(out: Place) -> None:
     for vocal in range(3):
         write(out, vocal, found=FoundSong(url=f"/{vocal}", source="pairs", version="1", split="validation" if vocal == 2 else "train"))
-    finish(out, read_stored(out), CODEC, ())
+    finished(out, read_stored(out), CODEC)
     assert splits(out) == {song_id(0)[:8]: {"train"}, song_id(1)[:8]: {"train"}, song_id(2)[:8]: {"validation"}}
     stored = read_stored(out)
     assert {row["split_given"] for row in stored.songs.values()} == {True}
     # The sheet changes its mind: the song moves, nothing is encoded anew.
     found = FoundSong(url="/1", source="pairs", version="2", split="validation", license="CC-BY-4.0", credit="One by Ann")
     adopt(out, stored, {song_id(1): (found, identity_of(1, credit="One by Ann", page_url="https://a.example"))})
-    finish(out, read_stored(out), CODEC, ())
+    finished(out, read_stored(out), CODEC)
     assert splits(out)[song_id(1)[:8]] == {"validation"}
     row = read_stored(out).songs[song_id(1)]
     assert (row["credit"], row["page_url"], row["split_given"]) == ("One by Ann", "https://a.example", True)
@@ -146,7 +146,7 @@ def test_credits_are_stored_with_each_commit_and_reach_the_card(out: Place, tmp_
     )
     write(out, 1, found=FoundSong(url="/1", source="demo", version="1", split="train"))
     write(out, 2, found=FoundSong(url="/2", source="demo", version="1", split="validation"))
-    finish(out, read_stored(out), CODEC, ())
+    finished(out, read_stored(out), CODEC)
     manifest = read_manifest(out)
     credits = read_credits(out, manifest)
     assert {(credit.source, credit.split, credit.songs, credit.credit) for credit in credits} == {

@@ -1,31 +1,36 @@
 """A dataset through its life: commits, joined files, takedowns, checks, and a kill before any single write or removal."""
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from test_lease import another_process
 
 from infra.dataset.format import MANIFEST, SPLITS, read_latents, read_manifest
 from infra.dataset.trained_on import note_training
 from infra.errors import UserError
+from infra.storage.lease import FOLDER, held
 from infra.storage.place import Place
 from model.codec.base import CodecIdentity
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines.acquire.provenance import AcquiredMedia, record_place
 from pipelines.dataset import write as dataset
 from pipelines.dataset.check import CheckConfig, check
-from pipelines.dataset.commit import finish
+from pipelines.dataset.commit import commit, finish
 from pipelines.dataset.compact import CompactConfig, compact
 from pipelines.dataset.contents import read_stored
 from pipelines.dataset.kept_stems import kept_stems
 from pipelines.dataset.takedown import TakedownConfig, takedown
 from pipelines.song import EncodedSegment, EncodedSong, FoundSong, Reject, SongIdentity
+from pipelines.stages.segment import SegmentConfig
+from tests.dataset_parts import finished
 
 CODEC = CodecIdentity(id="tiny", weights_sha256="ab" * 32)
 
@@ -55,7 +60,7 @@ def write(out: Place, *seeds: int) -> None:
 
 
 def commit_all(out: Place) -> None:
-    finish(out, read_stored(out), CODEC, ())
+    finished(out, read_stored(out), CODEC)
 
 
 def seen(out: Place) -> list[str]:
@@ -82,6 +87,33 @@ def out(tmp_path: Path) -> Place:
     write(place, *range(8))
     commit_all(place)
     return place
+
+
+CHANGES: dict[str, Callable[[Place], object]] = {
+    "begin": lambda out: dataset.begin(out, CODEC, SegmentConfig(), 0.1),
+    "commit": lambda out: commit(out, read_stored(out), CODEC),
+    "finish": lambda out: finish(out, read_stored(out), CODEC, ()),
+    "remove rows": lambda out: dataset.remove_rows(out, read_stored(out), {f"{1:016x}"}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("holder", ["nobody", "another process", "whoever took it over"])
+def test_whoever_does_not_hold_a_dataset_cannot_change_it(out: Place, change: Callable[[Place], object], holder: str) -> None:
+    (out / "latents/split=train/in-flight.parquet").write_bytes(b"")
+    before = {place.uri: place.version() for place in out.list()}
+    with ExitStack() as stack:
+        if holder == "another process":
+            stack.enter_context(another_process(out))
+        if holder == "whoever took it over":
+            stack.enter_context(held(out, "compact"))
+            (lease,) = (out / FOLDER).list()
+            taken = json.loads(lease.read_bytes()) | {"id": "b", "machine": "node-7"}
+            (out / FOLDER / "99999999.json").write_bytes(json.dumps(taken).encode())
+        with pytest.raises(UserError, match=r"not, or no longer, held by this command.*: nothing is written; run it again"):
+            change(out)
+        assert {uri: version for uri, version in before.items() if Place(uri).version() != version} == {}
+        assert {place.uri for place in out.list() if f"/{FOLDER}/" not in place.uri} == before.keys()
 
 
 def test_songs_that_are_not_committed_yet_are_not_seen_and_break_nothing(out: Place) -> None:

@@ -23,7 +23,6 @@ from model.errors import CodecUnavailable
 from pipelines.__main__ import app
 from pipelines.corpus import compose, render
 from pipelines.dataset import write as dataset
-from pipelines.dataset.commit import finish
 from pipelines.dataset.compact import CompactConfig, compact
 from pipelines.dataset.contents import read_stored
 from pipelines.report.page import DatasetReportConfig, dataset_report, render_page
@@ -32,6 +31,7 @@ from pipelines.report.sample import draw_songs
 from pipelines.song import EncodedSegment, EncodedSong, FoundSong, Reject, SongIdentity
 from pipelines.stages.encode import Encoder
 from pipelines.stages.segment import SegmentConfig, segment_audio
+from tests.dataset_parts import finished
 
 TITLE = """<script>alert("title")</script> & 'quotes'"""
 ADDRESSES = ("https://example.org/1.flac?q=<b>&x", "javascript:alert(1)")
@@ -57,7 +57,7 @@ def songs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, dict[str, np
         found = FoundSong(url=f"/rejected/{index}", source="pairs", version="1")
         gate = [Reject(stage="gate", segment=index, reason=f"segment {index} at 0.0 s: voice in {index}.1% of it, less than 5%")]
         dataset.write_rejects(out, found, f"rejected-{index}", gate if index else [Reject(stage="decode", reason="<img src=x onerror=y>")])
-    finish(out, read_stored(out), codec, ())
+    finished(out, read_stored(out), codec)
     return out, heard
 
 
@@ -94,7 +94,7 @@ def tiny(out: Place, songs: int = 6, train: int = 4) -> Place:
         identity = SongIdentity(song_id=f"{seed:016x}", audio_sha256=f"{seed:064x}", title=f"song {seed}")
         song = EncodedSong(identity=identity, duration_s=150.0, segments=tuple(segments), rejects=())
         dataset.write_song(out, FoundSong(url=f"/{seed}", source="pairs", version="1"), song, "train" if seed < train else "validation")
-    finish(out, read_stored(out), UNKNOWN, ())
+    finished(out, read_stored(out), UNKNOWN)
     return out
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from infra.dataset.format import RESERVED_SEEDS, read_latents, read_manifest
 from infra.errors import UserError
+from infra.storage.lease import FOLDER, held
 from infra.storage.place import Place
 from model import listen
 from pipelines.corpus import compose, render
@@ -35,6 +36,17 @@ def test_every_song_is_there_once_at_each_speed_and_a_second_run_makes_nothing(c
     assert again.manifest == manifest
     more = make_demo_latents(DemoLatentsConfig(**{**vars(config), "songs": 4}))
     assert (more.made, more.manifest.counts.songs) == (1, 8)
+
+
+def test_nothing_is_touched_while_another_command_is_at_work_there(config: DemoLatentsConfig, tmp_path: Path) -> None:
+    """It would remove what a prepare has written and not committed yet."""
+    out = Place(str(tmp_path / "latents"))
+    with held(out, "prepare"):
+        in_flight = dataset.latents_place(out, "0" * 16, "train")
+        in_flight.write_bytes(b"latents of a song whose row comes next")
+        with pytest.raises(UserError, match=r"is being changed by prepare on .*: wait until that ends"):
+            make_demo_latents(DemoLatentsConfig(**{**vars(config), "out": out.uri}))
+        assert [place for place in out.list() if f"/{FOLDER}/" not in place.uri] == [in_flight]
 
 
 def test_a_song_that_was_cut_short_is_made_again(config: DemoLatentsConfig) -> None:
@@ -91,7 +103,8 @@ def test_takes_of_another_generator_are_made_again_in_their_split(config: DemoLa
     row = min(stored.songs.values(), key=lambda row: row["url"])
     dataset.write_row(out, {**stored.whole_row(out, row["song_id"]), "song_id": "0" * 16, "source_version": "generator 0"})
     dataset.latents_place(out, "0" * 16, row["split"]).write_bytes(b"")
-    dataset.remove_rows(out, stored, {row["song_id"]})
+    with held(out, "test"):
+        dataset.remove_rows(out, stored, {row["song_id"]})
     again = make_demo_latents(config)
     assert again.made == 1
     assert again.manifest == made.manifest

@@ -11,6 +11,7 @@ import pytest
 from test_dataset_life import CODEC, encoded, hold_media, killed_before
 
 from infra.errors import UserError
+from infra.storage.lease import held
 from infra.storage.place import Place
 from model.listen.fingerprint import MOST_BIT_ERRORS
 from pipelines.dataset import write as dataset
@@ -49,8 +50,9 @@ class Run:
 
     def settled(self, results: Sequence[SongResult], before: Stored, *, elsewhere: bool = False) -> Stored:
         recordings = Recordings(self.out, MOST_BIT_ERRORS)
-        stored = settle(self.out, self.present, results, before, recordings, lambda _: elsewhere, self.tables, self.media)
-        finish(self.out, stored, CODEC, ())
+        with held(self.out, "test"):
+            stored = settle(self.out, self.present, results, before, recordings, lambda _: elsewhere, self.tables, self.media)
+            finish(self.out, stored, CODEC, ())
         return self.read()
 
     def missing(self) -> set[str]:
@@ -143,7 +145,8 @@ def test_what_a_killed_run_wrote_is_settled_by_the_next_though_nothing_is_missin
     with pytest.raises(UserError, match="1 songs that are in no commit yet"):
         compact(CompactConfig(data=str(run.out)))
     present = {url: FoundSong(url=url, source="pairs", version="1", listed_by="pairs:/") for url in ("/a", "/copy")}
-    stored = without_copies(run.out, present, stored, Recordings(run.out, MOST_BIT_ERRORS), lambda _: False, run.tables, run.media)
+    with held(run.out, "test"):
+        stored = without_copies(run.out, present, stored, Recordings(run.out, MOST_BIT_ERRORS), lambda _: False, run.tables, run.media)
     assert urls(stored) == {"/a"}
     assert [(row["url"], row["stage"], row["listed_by"]) for row in stored.rejects] == [("/copy", "duplicate", "pairs:/")]
 
@@ -285,8 +288,9 @@ def test_a_kill_while_a_recording_follows_its_copy_is_mended_by_the_same_run(tmp
             run(*[(url, {"/b": 2, "/c": 3}[url]) for url in sorted(missing)], words=same)
         else:
             recordings = Recordings(run.out, MOST_BIT_ERRORS)
-            stored = without_copies(run.out, run.present, run.read(), recordings, lambda _: False, run.tables, run.media)
-            finish(run.out, stored, CODEC, ())
+            with held(run.out, "test"):
+                stored = without_copies(run.out, run.present, run.read(), recordings, lambda _: False, run.tables, run.media)
+                finish(run.out, stored, CODEC, ())
         stored = run.read()
         assert (len(urls(stored) & {"/a", "/b", "/c"}), len(stored.songs), run.missing()) == (1, 2, set()), operation
         assert check(CheckConfig(data=str(run.out))).faults == (), operation

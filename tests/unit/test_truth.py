@@ -25,13 +25,13 @@ from pipelines.corpus import compose
 from pipelines.corpus.score.record import as_json
 from pipelines.dataset import write as dataset
 from pipelines.dataset.check import CheckConfig, check
-from pipelines.dataset.commit import finish
 from pipelines.dataset.compact import CompactConfig, compact
 from pipelines.dataset.contents import read_stored
 from pipelines.dataset.takedown import TakedownConfig, takedown
 from pipelines.report.page import DatasetReportConfig, dataset_report
 from pipelines.song import Beat, ChordSpan, FoundSong, SongTruth
 from pipelines.stages.truth import at_speed, composed_truth, estimated_truth, frames_of, parsed_truth, truth_of
+from tests.dataset_parts import finished
 from tests.unit.listen_songs import compose as play
 
 SEED = 1002  # latin, its tempo drifts
@@ -278,7 +278,7 @@ def test_an_older_dataset_stays_readable_by_everything_and_grows(tmp_path: Path,
     assert not frames.known_R.any()
     song = replace(encoded(50), truth=truth)
     dataset.write_song(out, FoundSong(url="/songs/50", source="demo", version="1"), song, "train")
-    finish(out, read_stored(out), CODEC, ())
+    finished(out, read_stored(out), CODEC)
     assert check(CheckConfig(data=str(out))).faults == ()
     assert read_manifest(out).truth_sha256 is not None
     assert read_manifest(out).digest != digest

@@ -63,6 +63,7 @@ def write_songs(folder: Path, songs: int, duration_s: float) -> None:
 def bare_loop(songs: Sequence["FoundSong"], out: Path, codec: str, workers: int) -> tuple[float, float]:
     """(seconds in all, seconds a song): the stages of `prepare` one after another, in plain processes."""
     from infra.settings import Settings
+    from infra.storage.lease import held
     from infra.storage.place import Place
     from pipelines.corpus.processes import in_processes
     from pipelines.dataset import write as dataset
@@ -71,7 +72,8 @@ def bare_loop(songs: Sequence["FoundSong"], out: Path, codec: str, workers: int)
 
     begun = time.perf_counter()
     identity = open_codec(codec, Settings.from_environment().s3, "cpu").identity
-    dataset.begin(Place(str(out)), identity, SegmentConfig(), 0.1)
+    with held(Place(str(out)), "benchmark"):
+        dataset.begin(Place(str(out)), identity, SegmentConfig(), 0.1)
     for _ in in_processes(partial(one_song, out=str(out)), songs, workers, initializer=open_encoder, initargs=(codec, identity)):
         pass
     return time.perf_counter() - begun, seconds_a_song(out)
