@@ -4,7 +4,6 @@ Imports no torch: behind Ray Serve this runs in the ingress replicas, which only
 """
 
 import asyncio
-import functools
 import math
 import secrets
 import time
@@ -27,7 +26,7 @@ from serving.http import openapi
 from serving.http.admission import Gate, Keys
 from serving.http.keeping import Keeper
 from serving.http.openapi import RequestId
-from serving.http.progress import Following, request_id
+from serving.http.progress import Following, Tell, request_id
 from serving.http.request_log import Account
 from serving.http.uploads import drop_upload, read_upload
 from serving.messages import Backend, Message
@@ -138,7 +137,7 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
                     place.enter_context(gate.admit(caller))
                     timeout_s = _timeout_s(request, config.request_timeout_s)
                 seen.pending(gate.pending)
-                stack.enter_context(following.request(id))
+                tell = stack.enter_context(following.request(caller, id))
                 with tracing.span("upload"):
                     try:
                         async with asyncio.timeout(timeout_s):
@@ -162,7 +161,7 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
             try:
                 # The replica counts from when it gets the request; who waits on the way there is counted here.
                 async with asyncio.timeout(left_s + DEADLINE_SLACK_S):
-                    result = await _result(messages, following, id)
+                    result = await _result(messages, tell)
             except TimeoutError:
                 result = problems.deadline_problem()
             if isinstance(result, Problem):
@@ -178,7 +177,6 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
             account.answered(result, total_s)
             if result.more:
                 # The place at the gate is held until the last byte.
-                tell = functools.partial(following.tell, id)
                 return _Held(result, messages, headers=headers, held=stack.pop_all(), tell=tell, account=account, sent=gate.served)
             await messages.aclose()
             gate.served()
@@ -196,9 +194,8 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
         dependencies=keyed,
     )
     async def progress(request: Request, id: RequestId) -> RequestProgress:
-        """How far a request is, by the X-Request-Id that it was sent with."""
-        keys.caller(request.headers)
-        found = following.of(id)
+        """How far a request is, by the X-Request-Id that it was sent with, and by the same key."""
+        found = following.of(keys.caller(request.headers), id)
         if found is None:
             raise ProblemError(Problem(status=404, detail="no request with this id is known here; it was never sent, or is long done"))
         return found
@@ -259,11 +256,11 @@ def _timeout_s(request: Request, most_s: float) -> float:
     return min(seconds, most_s)
 
 
-async def _result(messages: AsyncIterator[Message], following: Following, id: str) -> AccompanimentResult | Problem:
+async def _result(messages: AsyncIterator[Message], tell: Tell) -> AccompanimentResult | Problem:
     """The first message that is no progress; that is told."""
     async for message in messages:
         if isinstance(message, RequestProgress):
-            following.tell(id, message)
+            tell(message)
         elif not isinstance(message, bytes):
             return message
     raise RuntimeError("the backend ended a request without a result")
@@ -279,7 +276,7 @@ class _Held(StreamingResponse):
         *,
         headers: dict[str, str],
         held: ExitStack,
-        tell: Callable[[RequestProgress], None],
+        tell: Tell,
         account: Account,
         sent: Callable[[], None],
     ) -> None:

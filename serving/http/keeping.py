@@ -1,4 +1,6 @@
-"""Requests kept for debugging, where an operator has asked for it: the vocal, the fields and the answer, under the request's id.
+"""Requests kept for debugging, where an operator has asked for it: the vocal, the fields and the answer, each under its id and a mark.
+
+Callers choose ids, and two may choose the same: the mark keeps their files apart. `request.json` says whose it is.
 
 Nothing else in the service stores or logs any of them. On its way a vocal beyond 1 MiB passes through a temporary file without a name, and
 through Ray's object store, which a node short of memory writes to its own disk.
@@ -6,6 +8,7 @@ through Ray's object store, which a node short of memory writes to its own disk.
 
 import json
 import logging
+import secrets
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from datetime import UTC, datetime
@@ -30,14 +33,16 @@ class Keeper:
         self._room = BoundedSemaphore(MOST_WAITING)
 
     def keep(self, request_id: str, facts: dict[str, Any], vocal: bytes, answer: bytes, answer_name: str) -> None:
-        """Files `vocal`, `request.json` and the answer, which may be cut short; a request with the same id on the same day replaces it."""
+        """Files `vocal`, `request.json` and the answer, which may be cut short, in DAY/ID-MARK."""
         if not self._room.acquire(blocking=False):
             log.warning("not kept: %d requests wait to be written to %s", MOST_WAITING, self._place)
             return
         day = datetime.now(UTC)
         files = {"vocal": vocal, **({answer_name: answer} if answer else {})}
         told = {"time": day.isoformat(), **facts}
-        self._thread.submit(copy_context().run, self._write, self._place / f"{day:%Y-%m-%d}" / request_id, files, told)
+        self._thread.submit(
+            copy_context().run, self._write, self._place / f"{day:%Y-%m-%d}" / f"{request_id}-{secrets.token_hex(4)}", files, told
+        )
 
     def _write(self, folder: Place, files: dict[str, bytes], facts: dict[str, Any]) -> None:
         try:

@@ -46,7 +46,7 @@ def accompaniment() -> dict[str, Any]:
         _header(
             "X-Request-Id",
             "An id to follow the request by at `GET /v1/progress/{id}`: 1 to 64 letters, digits and `. _ -`, the first "
-            "a letter or digit; any other is not known there",
+            "a letter or digit; any other is not known there. It is the caller's own: another key's request with it is another one",
             {"type": "string"},
         ),
     ]

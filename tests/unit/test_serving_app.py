@@ -28,8 +28,9 @@ from serving.engine.engine import Engine, EngineConfig
 from serving.engine.load import load_engine
 from serving.http.admission import FIRST_GUESS_S, Gate, digest
 from serving.http.app import AppConfig, create_app
+from serving.http.progress import Following
 from serving.messages import Message
-from serving.schema import AccompanimentRequest, ModelInfo
+from serving.schema import AccompanimentRequest, ModelInfo, RequestProgress
 
 PROBLEM = "application/problem+json"
 HTTP_PATH = "/v1/accompaniments"
@@ -177,6 +178,43 @@ def test_a_request_is_followed_by_its_id(engine: Engine) -> None:
         assert client.get("/v1/progress/first-request").json()["state"] == "done"
         problem(client.get("/v1/progress/nobody-s-request"), 404)
         assert post(client, headers={"X-Request-Id": "a b\tc"}).headers["x-request-id"].isalnum()
+
+
+def test_an_id_is_its_callers(engine: Engine) -> None:
+    """Two callers choose the same id: each follows a request of its own, and who has none with it learns of neither."""
+    backend = EngineBackend(engine)
+    config = AppConfig(max_pending=4, api_key_digests=tuple(map(digest, ("alice", "bob", "eve"))))
+    alice, bob, eve = ({"X-Request-Id": "take-1", "X-API-Key": name} for name in ("alice", "bob", "eve"))
+    with TestClient(create_app(backend, config)) as client, ThreadPoolExecutor() as threads:
+
+        def state(headers: dict[str, str]) -> str:
+            return client.get("/v1/progress/take-1", headers=headers).json().get("state", "unknown")
+
+        assert post(client, headers=alice).status_code == 200
+        backend.hold.clear()
+        asked = threads.submit(post, client, headers=bob)
+        try:
+            assert backend.inside.acquire(timeout=30)
+            assert backend.inside.acquire(timeout=30)
+            assert [state(headers) for headers in (alice, bob, eve)] == ["done", "queued", "unknown"]
+            problem(client.get("/v1/progress/take-1", headers=eve), 404)
+        finally:
+            backend.hold.set()
+        assert asked.result().status_code == 200
+        assert [state(headers) for headers in (alice, bob, eve)] == ["done", "done", "unknown"]
+
+
+def test_an_id_that_is_used_again_follows_the_newer_request() -> None:
+    """As of a client that lost its connection and asks again, while the first one still ends."""
+    following = Following()
+    with ExitStack() as first, ExitStack() as second:
+        tell_first = first.enter_context(following.request(None, "take-1"))
+        tell_second = second.enter_context(following.request(None, "take-1"))
+        tell_second(RequestProgress(state="running", steps_done=1, steps=2))
+        tell_first(RequestProgress(state="running", steps_done=2, steps=2))
+        first.close()
+        assert following.of(None, "take-1") == RequestProgress(state="running", steps_done=1, steps=2)
+    assert following.of(None, "take-1") == RequestProgress(state="done", steps_done=1, steps=2)
 
 
 def test_progress_counts_steps(engine: Engine) -> None:

@@ -216,6 +216,33 @@ def wait_for(path: Path) -> Path:
     return path
 
 
+def kept_as(day: Path, id: str, number: int = 1) -> Path:
+    """The folder of a request, once as many with this id are there."""
+    until_s = time.monotonic() + 20
+    while len(found := sorted(day.glob(f"{id}-*/request.json"))) < number:
+        assert time.monotonic() < until_s, f"{id} was not kept"
+        time.sleep(0.02)
+    return found[number - 1].parent
+
+
+def test_kept_requests_with_one_id_do_not_mix(engine: Engine, tmp_path: Path) -> None:
+    config = AppConfig(keep_requests=Place(str(tmp_path / "kept")), api_key_digests=(digest("alice"), digest("bob")))
+    sent = {}
+    with TestClient(create_app(LocalBackend(engine), config)) as client:
+        for key, format, seconds in (("alice", "wav", 1.0), ("bob", "flac", 1.5), ("bob", "ogg", 2.0)):
+            vocal = parts.vocal(seconds)
+            answer = post(client, vocal, headers={"X-API-Key": key}, format=format)
+            sent[digest(key)[:8], format] = {"vocal": vocal, f"accompaniment.{format}": answer.content}
+    (day,) = (tmp_path / "kept").iterdir()
+    kept_as(day, ID, 3)
+    found = {}
+    for folder in day.iterdir():
+        facts = json.loads((folder / "request.json").read_text())
+        wait_for(folder / f"accompaniment.{facts['format']}")
+        found[facts["caller"], facts["format"]] = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".json"}
+    assert found == sent
+
+
 def test_requests_are_kept_where_that_is_asked_for(engine: Engine, tmp_path: Path) -> None:
     config = AppConfig(keep_requests=Place(str(tmp_path / "kept")))
     vocal = parts.vocal(16)
@@ -224,14 +251,15 @@ def test_requests_are_kept_where_that_is_asked_for(engine: Engine, tmp_path: Pat
         post(client, MARK, "a-bad-request")
         post(client, parts.vocal(), "../../etc")
     (day,) = (tmp_path / "kept").iterdir()
-    wait_for(day / ID / "accompaniment.flac")
-    wait_for(day / "a-bad-request" / "request.json")
-    assert (day / ID / "vocal").read_bytes() == vocal
-    assert (day / ID / "accompaniment.flac").read_bytes() == answer.content
-    facts = json.loads((day / ID / "request.json").read_text())
+    kept, bad = kept_as(day, ID), kept_as(day, "a-bad-request")
+    wait_for(kept / "accompaniment.flac")
+    wait_for(bad / "vocal")
+    assert (kept / "vocal").read_bytes() == vocal
+    assert (kept / "accompaniment.flac").read_bytes() == answer.content
+    facts = json.loads((kept / "request.json").read_text())
     assert facts.items() >= {"status": 200, "seed": 7, "steps": 2, "format": "flac", "stream": True, "model": parts.MODEL_NAME}.items()
-    assert (day / "a-bad-request" / "vocal").read_bytes() == MARK
-    assert json.loads((day / "a-bad-request" / "request.json").read_text())["status"] == 415
+    assert (bad / "vocal").read_bytes() == MARK
+    assert json.loads((bad / "request.json").read_text())["status"] == 415
     until_s = time.monotonic() + 20
     while len(list(day.iterdir())) < 3 and time.monotonic() < until_s:
         time.sleep(0.02)
