@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import unquote
 
 import httpx
 
@@ -158,7 +159,7 @@ class Client:
                     raise
                 asking.pause()
                 response = self._reach(asking, stack)
-                if response.headers["X-Backline-Model"] != model:
+                if _model(response) != model:
                     raise  # another model was rolled out meanwhile, and its bytes are others
 
 
@@ -202,13 +203,17 @@ def _raise_refusal(response: httpx.Response) -> None:
     raise RefusedError(response.status_code, detail, _retry_after_s(response))
 
 
+def _model(response: httpx.Response) -> str:
+    return unquote(response.headers["X-Backline-Model"])
+
+
 def _answer(response: httpx.Response, audio: bytes) -> Answer:
     headers = response.headers
     timing = (part.strip().split(";dur=") for part in headers["Server-Timing"].split(","))
     return Answer(
         audio=audio,
         media_type=headers["Content-Type"],
-        model=headers["X-Backline-Model"],
+        model=_model(response),
         seed=int(headers["X-Backline-Seed"]),
         fit=json.loads(headers["X-Backline-Fit"]),
         candidate_fits=json.loads(headers["X-Backline-Candidate-Fits"]),

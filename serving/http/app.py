@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
@@ -49,6 +50,8 @@ STREAM_CHUNK_BYTES = 64 * 1024
 DEADLINE_SLACK_S = 1.0
 # Refused uploads that are read to their end at a time: nobody fills the ingress by sending slowly what is refused anyway.
 DROPPED_AT_A_TIME = 100
+# A header holds ASCII on one line; of a model's name the rest, and "%", is percent-encoded UTF-8.
+UNENCODED = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 PAGE_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -308,7 +311,7 @@ class _Held(StreamingResponse):
 
 def _headers(result: AccompanimentResult, total_s: float) -> dict[str, str]:
     return {
-        "X-Backline-Model": result.model,
+        "X-Backline-Model": quote(result.model, safe=UNENCODED),
         "X-Backline-Seed": str(result.seed),
         "X-Backline-Fit": result.fit_header(),
         "X-Backline-Candidate-Fits": result.candidate_fits_header(),

@@ -13,7 +13,10 @@ TIMEOUT_HEADER = "X-Backline-Timeout-Seconds"
 ANSWER_TYPES = ("audio/wav", "audio/flac", "audio/mpeg", "audio/ogg", "application/zip")
 BINARY = {"type": "string", "format": "binary"}
 RESULT_HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "X-Backline-Model": ("The model that played", {"type": "string"}),
+    "X-Backline-Model": (
+        "The model that played; characters of its name beyond printable ASCII, and %, are percent-encoded as UTF-8",
+        {"type": "string"},
+    ),
     "X-Backline-Seed": ("The seed that was used", {"type": "integer", "minimum": 0}),
     "X-Backline-Fit": (
         "JSON: harmony, rhythm, overall, leakage, each 0 to 1 or null",

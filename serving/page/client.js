@@ -53,7 +53,7 @@ export function accompany({ vocal, fields, told, signal }) {
       const header = name => request.getResponseHeader(name);
       if (request.status === 200) {
         const numbers = name => JSON.parse(header(name) || "null");
-        return resolve({ zip: request.response, seed: header("X-Backline-Seed"), model: header("X-Backline-Model"), fit: numbers("X-Backline-Fit"), fits: numbers("X-Backline-Candidate-Fits") });
+        return resolve({ zip: request.response, seed: header("X-Backline-Seed"), model: decodeURIComponent(header("X-Backline-Model")), fit: numbers("X-Backline-Fit"), fits: numbers("X-Backline-Candidate-Fits") });
       }
       if (request.status === 0) return reject(new Refusal({ status: 0, title: "The service did not answer. Is it running?" }));
       reject(refusal(request.status, await request.response.text(), header("Retry-After")));

@@ -83,6 +83,12 @@ def test_a_run_that_is_none_or_scored_at_another_step_is_refused(trained: TrainC
         config_of(trained, tmp_path / "demo", limits=" ")
 
 
+@pytest.mark.parametrize("name", ["модель-1", "a\nb", "a\tb", "naïve", "x" * 101])
+def test_a_name_that_no_header_can_carry_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="printable ASCII, for it travels in HTTP headers"):
+        ReleaseConfig(run="r", out="o", name=name, licence="CC0-1.0", data="songs", limits="none", machine="this")
+
+
 def test_what_is_there_is_not_replaced_unless_it_is_a_release(trained: TrainConfig, tmp_path: Path) -> None:
     precious = tmp_path / "models" / "precious.txt"
     precious.parent.mkdir()

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import serving_parts as parts
@@ -22,7 +23,9 @@ from httpx import Response
 
 from infra.errors import UserError
 from model.accompany import Accompanist
+from model.checkpoint import load_checkpoint, save_checkpoint
 from model.errors import ModelError
+from serving.client import Client
 from serving.engine.async_engine import LocalBackend
 from serving.engine.engine import Engine, EngineConfig
 from serving.engine.load import load_engine
@@ -215,6 +218,21 @@ def test_an_id_that_is_used_again_follows_the_newer_request() -> None:
         first.close()
         assert following.of(None, "take-1") == RequestProgress(state="running", steps_done=1, steps=2)
     assert following.of(None, "take-1") == RequestProgress(state="done", steps_done=1, steps=2)
+
+
+@pytest.mark.parametrize("name", ["модель-1", "a\nb", "naïve", "100% 声", "plain name (2)"])
+def test_a_model_s_name_is_said_whatever_it_is(name: str, tmp_path: Path) -> None:
+    folder = parts.tiny_checkpoint(tmp_path / "tiny")
+    save_checkpoint(tmp_path / "named", replace(load_checkpoint(folder), name=name))
+    named = load_engine(checkpoint=str(tmp_path / "named"), codec=None, device="cpu", threads=1, max_duration_s=60.0, hang_after_s=60.0)
+    with TestClient(create_app(LocalBackend(named), AppConfig())) as client:
+        for stream in ("false", "true"):
+            answer = post(client, stream=stream)
+            assert answer.status_code == 200, answer.text
+            assert unquote(answer.headers["x-backline-model"]) == name
+        assert client.get("/v1/models").json()["models"][0]["id"] == name
+        assert Client(http=client).accompany(parts.vocal(), steps=2).model == name
+    assert answer.headers["x-backline-model"] == name or not name.startswith("plain")
 
 
 def test_progress_counts_steps(engine: Engine) -> None:

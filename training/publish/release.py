@@ -1,6 +1,7 @@
 """`release`: a run's best checkpoint as files small enough for a repository or a hub, with its model card."""
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,8 @@ from training.publish.model_card import About, card, last_part
 from training.state import STATE_JSON
 
 CARD = "README.md"
+MOST_LETTERS = 100
+NAME = re.compile(rf"[ -~]{{1,{MOST_LETTERS}}}")
 SHARD_BYTES = 16_000_000
 PRECISIONS = {"float16": torch.float16, "float32": torch.float32}
 
@@ -30,7 +33,7 @@ class ReleaseConfig:
     out: str
     """Folder for the checkpoint and its card."""
     name: str
-    """The model's name, as `X-Backline-Model` shows it."""
+    """The model's name, as `X-Backline-Model` shows it: letters, digits, spaces and signs of ASCII."""
     licence: str
     """Of the weights."""
     data: str
@@ -47,6 +50,8 @@ class ReleaseConfig:
         for name in ("name", "licence", "data", "limits", "machine"):
             if not getattr(self, name).strip():
                 raise UserError(f"--{name} is empty: the model card needs it")
+        if not NAME.fullmatch(self.name):
+            raise UserError(f"--name {self.name!r}: give 1 to {MOST_LETTERS} characters of printable ASCII, for it travels in HTTP headers")
         if self.precision not in PRECISIONS:
             raise UserError(f"--precision {self.precision}: must be one of {', '.join(PRECISIONS)}")
 
