@@ -58,6 +58,22 @@ def test_window_is_16_frames_around_each() -> None:
     assert reached == list(range(50 - 8 - 1, 50 + 7 + 1 + 1))  # the window, and one frame on either side by the projections
 
 
+@torch.no_grad()
+def test_what_is_heard_far_away_depends_on_the_distance_and_on_nothing_else() -> None:
+    """One vocal frame among silence, under a query that is the same everywhere: moved along, what is heard of it moves with it."""
+    module, moved = attention(), 25
+    assert module.global_key_value.bias is not None
+    module.global_key_value.bias.zero_()
+    x_BCT, pulse_BC = 3 * torch.randn(1, 16, 1).expand(-1, -1, FRAMES), 10 * torch.randn(1, 16)
+    heard = []
+    for frame in (40, 40 + moved):
+        vocal_BCT = torch.zeros(1, 16, FRAMES)
+        vocal_BCT[:, :, frame] = pulse_BC
+        heard.append(module(x_BCT, module.project_vocal(vocal_BCT), torch.zeros(1)))
+    torch.testing.assert_close(heard[1][:, :, moved:], heard[0][:, :, :-moved])
+    assert float(heard[0].std(dim=2).max()) > 0.01, "distances differ"
+
+
 class Largest(TorchDispatchMode):
     """Records the largest tensor that any operation yields."""
 

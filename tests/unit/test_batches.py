@@ -157,6 +157,7 @@ def test_crops_are_normalised_and_masked(place: Place) -> None:
     assert 0.7 < float(inside.std()) < 1.3
     # Every timestep region and both kinds of condition are drawn.
     assert 0.3 < float(together.drop_B.float().mean()) < 0.7
+    assert any(len(set(batch.drop_B.tolist())) == 2 for batch in seen), "each sample draws for itself, not its batch"
     assert together.t_B.min() < 100
     assert together.t_B.max() > 700
     assert abs(float(together.noise_BCT.mean())) < 0.01
