@@ -102,7 +102,7 @@ class Settings:
             mlflow_registry_uri=given.get("MLFLOW_REGISTRY_URI"),
             ray_address=given.get("RAY_ADDRESS"),
             in_ray_job="RAY_JOB_CONFIG_JSON_ENV_VAR" in given,
-            api_keys=tuple(key.strip() for key in given.get("BACKLINE_API_KEYS", "").split(",") if key.strip()),
+            api_keys=_api_keys(given.get("BACKLINE_API_KEYS", "")),
             log_level=given.get("BACKLINE_LOG_LEVEL", "INFO").upper(),
             log_format=given.get("BACKLINE_LOG_FORMAT", "text").lower(),
             otlp_endpoint=given.get("OTEL_EXPORTER_OTLP_ENDPOINT"),
@@ -112,6 +112,14 @@ class Settings:
             voices=tuple(voice.strip() for voice in given.get("BACKLINE_VOICES", "").split(",") if voice.strip()),
             cache=Path(given.get("BACKLINE_CACHE", "~/.cache/backline")).expanduser(),
         )
+
+
+def _api_keys(given: str) -> tuple[str, ...]:
+    """UserError for commas without a key: whoever sets the variable wants a service that asks for one."""
+    keys = tuple(key.strip() for key in given.split(",") if key.strip())
+    if given and not keys:
+        raise UserError(f"BACKLINE_API_KEYS is {given!r}, which holds no key: give one or more, or unset it, and everybody may ask")
+    return keys
 
 
 def ray_environment() -> dict[str, str]:

@@ -49,6 +49,8 @@ def test_every_variable_is_read() -> None:
     [
         ({"AWS_ENDPOINT_URL": "127.0.0.1:9000"}, "AWS_ENDPOINT_URL"),
         ({"AWS_ACCESS_KEY_ID": "id"}, "AWS_SECRET_ACCESS_KEY"),
+        ({"BACKLINE_API_KEYS": ","}, "BACKLINE_API_KEYS is ',', which holds no key.*everybody may ask"),
+        ({"BACKLINE_API_KEYS": " , ,"}, "BACKLINE_API_KEYS"),
         ({"BACKLINE_LOG_LEVEL": "loud"}, "BACKLINE_LOG_LEVEL"),
         ({"BACKLINE_LOG_FORMAT": "xml"}, "BACKLINE_LOG_FORMAT is 'xml'.*text, json"),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}, "OTEL_EXPORTER_OTLP_ENDPOINT"),
