@@ -26,7 +26,7 @@ def checkpoint_place(named: str, settings: Settings) -> Place:
 def pinned(named: str | None, settings: Settings) -> str | None:
     """What was named, or BACKLINE_CHECKPOINT, with an alias of the registry replaced by the version that it means now."""
     place = named or settings.checkpoint
-    return registry.pinned(place, settings) if place and is_registered(place) else named
+    return registry.pinned(place, settings) if place and is_registered(place) else place
 
 
 def codec_spec(spec: str | None, settings: Settings) -> str | None:

@@ -19,7 +19,8 @@ class ServeConfig:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     checkpoint: str | None = None
-    """Place of a checkpoint or of a training run, or models:/NAME@ALIAS; BACKLINE_CHECKPOINT, else the one that ships with backline."""
+    """Place of a checkpoint or of a training run, or models:/NAME@ALIAS; BACKLINE_CHECKPOINT where the service is started or deployed, else
+    the one that ships with backline."""
     models: tuple[str, ...] = ()
     """More models, each NAME=PLACE, which the form's field `model` chooses; each has replicas of its own, as many as `replicas` says."""
     models_per_replica: int = 0

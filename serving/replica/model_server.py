@@ -40,11 +40,14 @@ class ModelServer:
     """Reads all its models' checkpoints first, and holds the first model; the others when they are asked for."""
 
     def __init__(self, config: ServeConfig, places: dict[str, str | None], most: int, reporting: Reporting) -> None:
-        """places: of the models by their names. most: how many it holds, and one more while that makes room."""
+        """places: of the models by their names; None is what ships, whatever this machine's BACKLINE_CHECKPOINT says. most: how many it
+        holds, and one more while that makes room."""
+        from model.checkpoint import SHIPPED_CHECKPOINT
         from serving.engine.load import EngineLoader
 
         self._tracer = reporting.begin("model")
-        self._config, self._places, self._most = config, places, most
+        self._config, self._most = config, most
+        self._places = {name: place or str(SHIPPED_CHECKPOINT) for name, place in places.items()}
         self._loader = EngineLoader(
             codec=config.codec,
             device=config.device,
@@ -56,7 +59,9 @@ class ModelServer:
         self._metrics = ReplicaMetrics()
         self._first, *others = places
         self._held = {self._first: self._load(self._first)}
-        self._infos = {self._first: self._held[self._first].engine.info()} | {name: self._loader.info(places[name]) for name in others}
+        self._infos = {self._first: self._held[self._first].engine.info()} | {
+            name: self._loader.info(self._places[name]) for name in others
+        }
         self._loads = asyncio.Lock()
 
         async def load(name: str) -> Claim:

@@ -59,6 +59,8 @@ def test_the_champion_changes_only_for_one_that_is_better(tmp_path: Path, settin
     assert pinned("models:/backline@champion", settings) == "models:/backline/2"
     assert pinned(None, replace(settings, checkpoint="models:/backline@champion")) == "models:/backline/2"
     assert pinned("runs/x", settings) == "runs/x"
+    assert pinned(None, replace(settings, checkpoint="runs/x")) == "runs/x"
+    assert pinned(None, settings) is None
     tags = MlflowClient(uri).get_model_version("backline", "6").tags
     assert tags["backline.dataset"] == "d"
     assert float(tags["backline.validation_loss"]) == 0.4

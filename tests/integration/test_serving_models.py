@@ -92,6 +92,18 @@ def test_a_champion_is_rolled_out_without_a_lost_request(ray_cluster: Cluster, t
         assert ask().headers["x-backline-model"] == "second"
 
 
+def test_the_checkpoint_of_the_environment_is_served_on_a_cluster_that_was_started_elsewhere(
+    ray_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its workers have the variables of whoever started it."""
+    assert ray_cluster.address
+    monkeypatch.setenv("BACKLINE_CHECKPOINT", str(parts.tiny_checkpoint(tmp_path / "mine")))
+    with start(ServeConfig(port=parts.free_port(), replica_threads=1)) as service, httpx.Client(base_url=service.url) as client:
+        assert [model["id"] for model in client.get("/v1/models").json()["models"]] == [parts.MODEL_NAME]
+        answer = client.post("/v1/accompaniments", files={"vocal": ("v.wav", parts.vocal())}, data=parts.QUICK, timeout=TIMEOUT_S)
+        assert answer.headers["x-backline-model"] == parts.MODEL_NAME
+
+
 def test_models_share_a_replica_that_holds_one_at_a_time(ray_cluster: Cluster, tmp_path: Path) -> None:
     """A model that makes room for another still ends what it has begun, and comes back when it is asked for again."""
     assert ray_cluster.address

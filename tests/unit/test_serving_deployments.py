@@ -102,6 +102,13 @@ def test_every_model_has_a_deployment_of_its_own() -> None:
     ]
 
 
+def test_what_the_environment_names_is_what_replicas_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKLINE_CHECKPOINT", "/runs/mine")
+    models = deployed(ServeConfig(models=("tuned=runs/b",)))
+    assert [one.init_args[1] for one in models.values()] == [{"default": "/runs/mine"}, {"tuned": "runs/b"}]
+    assert deployed(ServeConfig(checkpoint="runs/a"))["default"].init_args[1] == {"default": "runs/a"}
+
+
 def test_models_may_share_replicas() -> None:
     models = deployed(ServeConfig(checkpoint="runs/a", models=("tuned=runs/b", "student=runs/c"), models_per_replica=2, replicas=3))
     assert list(models) == ["default", "tuned", "student"]

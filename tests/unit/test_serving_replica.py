@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 import serving_parts as parts
 
-from model.checkpoint import load_checkpoint, save_checkpoint
+from model.checkpoint import SHIPPED_CHECKPOINT, load_checkpoint, save_checkpoint
 from serving.config import ServeConfig
 from serving.observe.metrics import Reporting
 from serving.observe.tracing import Origin
@@ -126,6 +126,17 @@ def test_what_serve_lets_go_is_let_go_once(server: ModelServer) -> None:
     assert not closed(held)
     Claim(held).__del__()
     assert held.ended
+
+
+def test_a_replica_loads_what_ships_where_nothing_was_named_whatever_its_machine_says(
+    places: dict[str, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BACKLINE_CHECKPOINT", str(places["b"]))
+    server = ModelServer(ServeConfig(replica_threads=1), {"default": None}, 1, Reporting())
+    shipped = load_checkpoint(SHIPPED_CHECKPOINT).name
+    assert shipped not in NAMES
+    assert asyncio.run(server.info("default")).id == shipped
+    server._held["default"].close_if_idle()
 
 
 def refused(places: dict[str, str | None], spoil: Callable[[ModelServer], Awaitable[None] | None], timeout_s: float | None) -> Problem:
