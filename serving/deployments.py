@@ -79,8 +79,11 @@ MODEL: Deployment = ray_serve.deployment(name=MODEL_DEPLOYMENT)(ModelServer)
 INGRESS: Deployment = ray_serve.deployment(name=INGRESS_DEPLOYMENT)(ray_serve.ingress()(Ingress))
 
 
-def application(config: ServeConfig) -> Application:
-    """The ingress and the models, bound. API keys are those of BACKLINE_API_KEYS here; only their digests are deployed."""
+def application(config: ServeConfig, places: dict[str, str | None] | None = None) -> Application:
+    """The ingress and the models, bound. API keys are those of BACKLINE_API_KEYS here; only their digests are deployed.
+
+    places: the models' places as `versions_of` gave them; by default what they mean now.
+    """
     settings = Settings.from_environment()
     reporting = Reporting.of(settings)
     full = BackpressureConfig(status_code=503, retry_after_s=5)
@@ -96,8 +99,8 @@ def application(config: ServeConfig) -> Application:
                 downscale_delay_s=config.downscale_delay_s,
             )
         }
-    # Replicas start at different times, and must all load the version that the alias means now.
-    places = {name: pinned(place, settings) for name, place in config.places.items()}
+    # Replicas start at different times, and must all load the same version.
+    places = versions_of(config) if places is None else places
     groups = [places] if config.models_per_replica else [{name: place} for name, place in places.items()]
     models = dict[str, Application]()
     for group in groups:
@@ -169,6 +172,8 @@ class RunningService:
 
     url: str
     dashboard_url: str | None
+    places: dict[str, str | None]
+    """What its models were loaded from when it started, by their names."""
     _stack: ExitStack = field(repr=False)
 
     def stop(self) -> None:
@@ -193,7 +198,8 @@ def start(config: ServeConfig, *, wait_until_ready: bool = True) -> RunningServi
         shared = bool(ray_serve.status().proxies)
         if not shared and (config.address or Settings.from_environment().ray_address) in (None, "local"):
             require_free(config.host, config.port)
-        target = _target(config)
+        places = versions_of(config)
+        target = _target(config, places)
         if not shared:
             stack.callback(ray_serve.shutdown)
         try:
@@ -205,29 +211,31 @@ def start(config: ServeConfig, *, wait_until_ready: bool = True) -> RunningServi
         except (RuntimeError, TimeoutError, RayError) as error:
             raise UserError(f"the service did not start: {_reason(str(error))}") from error
         host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
-        return RunningService(url=f"http://{host}:{config.port}", dashboard_url=cluster.dashboard_url, _stack=stack.pop_all())
+        url = f"http://{host}:{config.port}"
+        return RunningService(url=url, dashboard_url=cluster.dashboard_url, places=places, _stack=stack.pop_all())
 
 
-def versions_of(config: ServeConfig) -> list[str | None]:
-    """What the places of the service's models mean now."""
+def versions_of(config: ServeConfig) -> dict[str, str | None]:
+    """What the places of the service's models mean now, by the models' names."""
     settings = Settings.from_environment()
-    return [pinned(place, settings) for place in config.places.values()]
+    return {name: pinned(place, settings) for name, place in config.places.items()}
 
 
-def reload(config: ServeConfig, served: list[str | None]) -> list[str | None]:
+def reload(config: ServeConfig, served: dict[str, str | None]) -> dict[str, str | None]:
     """Rolls out what aliases mean now, where it is no longer what is served: new replicas load it, and old ones finish what they have.
-    Returns what is served then. A registry that does not answer, or a version that cannot be loaded, leaves what there is."""
+    Returns what is served then. A registry that does not answer, or a version that cannot be loaded, leaves what there is; the next look
+    tries again."""
     from model.checkpoint import SHIPPED_CHECKPOINT, load_checkpoint  # torch, which an ingress does without
 
     try:
         found = versions_of(config)
         if found != served:
-            fresh = [place for place in found if place not in served]
+            fresh = [place for name, place in found.items() if place != served[name]]
             for place in fresh:
                 # A version that cannot be loaded must not cost the replicas that serve.
                 load_checkpoint(checkpoint_folder(place, Settings.from_environment(), SHIPPED_CHECKPOINT))
             log.info("rolling out %s", ", ".join(map(str, fresh)))
-            ray_serve.run_many([_target(config)], wait_for_applications_running=True)
+            ray_serve.run_many([_target(config, found)], wait_for_applications_running=True)
         return found
     except (UserError, ModelError, RuntimeError, TimeoutError, RayError) as error:
         log.warning("the models stay as they are: %s", _reason(str(error)))
@@ -260,8 +268,8 @@ def _drain(within_s: float) -> None:
         log.warning("the service's requests cannot be waited for: %s", _reason(str(error)))
 
 
-def _target(config: ServeConfig) -> ray_serve.RunTarget:
-    return ray_serve.RunTarget(target=application(config), name=APPLICATION, route_prefix="/", logging_config=_quiet())
+def _target(config: ServeConfig, places: dict[str, str | None]) -> ray_serve.RunTarget:
+    return ray_serve.RunTarget(target=application(config, places), name=APPLICATION, route_prefix="/", logging_config=_quiet())
 
 
 def _quiet() -> LoggingConfig:
@@ -295,10 +303,11 @@ def serve(config: ServeConfig, *, open_page: bool = False) -> None:
             log.info("backline answers at %s (the page), %s/docs (the interface); Ctrl-C ends it", service.url, service.url)
             if open_page and not _opened(service.url):
                 log.info("no browser with windows was found here: open %s yourself", service.url)
-            versions = versions_of(config)
+            # Not what aliases mean by now: they may have moved while the models were loaded.
+            served = service.places
             while config.reload_every_s:
                 time.sleep(config.reload_every_s)
-                versions = reload(config, versions)
+                served = reload(config, served)
             signal.pause()
     except KeyboardInterrupt:
         log.info("stopped")

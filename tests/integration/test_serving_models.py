@@ -1,6 +1,10 @@
 """Several models behind one service, and a new champion rolled out under load: real Ray Serve, real registry."""
 
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 import serving_parts as parts
+from test_serving_faults import wait_for
 from test_serving_http import TIMEOUT_S
+from test_submit import REPOSITORY
 
 from infra.cluster import Cluster
 from infra.settings import Settings
@@ -21,6 +27,7 @@ from serving.deployments import ServeConfig, reload, start, versions_of
 
 pytestmark = pytest.mark.ray
 BROKEN = "broken"
+STARTS_WITHIN_S = 300.0
 ALIKE = {
     "model": "backline", "folder": "checkpoint", "validation_loss": 1.0, "dataset_digest": "d", "codec": "c", "measure": "m",
     "description": "a card",
@@ -63,8 +70,8 @@ def test_a_champion_is_rolled_out_without_a_lost_request(ray_cluster: Cluster, t
         assert unknown.status_code == 422
         assert "other, first, second" in unknown.json()["detail"]
 
-        served = versions_of(config)
-        assert reload(config, served) == served
+        served = service.places
+        assert reload(config, served) == served == versions_of(config)
         promote("backline", "2", "champion", Settings.from_environment())
         over, answers = threading.Event(), []
 
@@ -74,7 +81,7 @@ def test_a_champion_is_rolled_out_without_a_lost_request(ray_cluster: Cluster, t
 
         asking = threads.submit(keep_asking)
         try:
-            assert reload(config, served) == ["models:/backline/2", served[1]]
+            assert reload(config, served) == {"default": "models:/backline/2", "other": served["other"]}
             until_s = time.monotonic() + 60
             while time.monotonic() < until_s and not (answers and answers[-1].headers.get("x-backline-model") == "second"):
                 time.sleep(0.2)
@@ -90,6 +97,59 @@ def test_a_champion_is_rolled_out_without_a_lost_request(ray_cluster: Cluster, t
         promote("backline", "3", "champion", Settings.from_environment())
         assert reload(config, served) == served
         assert ask().headers["x-backline-model"] == "second"
+
+
+AT_THE_LAST_MOMENT = """
+import sys
+from pathlib import Path
+
+import serving.deployments as deployments
+from infra.settings import Settings
+from infra.tracking.registry import promote
+
+database, address, checkpoint, port = sys.argv[1:]
+start = deployments.start
+
+
+def started(config):
+    service = start(config)
+    promote("backline", "2", "champion", Settings.from_environment())
+    Path(database).rename(f"{database}-away")
+    return service
+
+
+deployments.start = started
+config = deployments.ServeConfig(checkpoint=checkpoint, address=address, port=int(port), replica_threads=1, reload_every_s=0.5)
+deployments.serve(config)
+"""
+"""A service whose champion changes, and whose registry is away, before it looks for the first time."""
+
+
+def test_what_is_promoted_while_a_service_starts_is_rolled_out_once_the_registry_answers(ray_cluster: Cluster, tmp_path: Path) -> None:
+    database, port, log = tmp_path / "mlflow.db", parts.free_port(), tmp_path / "log"
+    register(tmp_path, f"sqlite:///{database}", ["first", "second"])
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{database}", "BACKLINE_CACHE": str(tmp_path / "cache")}
+    arguments = [str(database), ray_cluster.address, "models:/backline@champion", str(port)]
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-c", AT_THE_LAST_MOMENT, *arguments], env=environment, cwd=REPOSITORY, stdout=sink, stderr=subprocess.STDOUT
+        )
+    url = f"http://127.0.0.1:{port}"
+
+    def model() -> str:
+        files = {"vocal": ("v.wav", parts.vocal())}
+        return httpx.post(f"{url}/v1/accompaniments", files=files, data=parts.QUICK, timeout=TIMEOUT_S).headers["x-backline-model"]
+
+    try:
+        wait_for(lambda: process.poll() is not None or log.read_text().count("the models stay as they are") >= 2, STARTS_WITHIN_S)
+        assert process.poll() is None, log.read_text()
+        assert model() == "first"
+        Path(f"{database}-away").rename(database)
+        wait_for(lambda: process.poll() is not None or model() == "second", STARTS_WITHIN_S)
+        assert process.poll() is None, log.read_text()
+    finally:
+        process.send_signal(signal.SIGTERM)  # not killed: it takes its service down
+        assert process.wait(timeout=STARTS_WITHIN_S) == 0, log.read_text()
 
 
 def test_the_checkpoint_of_the_environment_is_served_on_a_cluster_that_was_started_elsewhere(
