@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,20 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 4
 READ_TIMEOUT_S = 60
 ATTEMPTS = 3
-BUSY = ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "500", "502", "503", "504")
+CONFLICTS, CONFLICT_PAUSE_S = 6, 0.1
+BUSY = (
+    "ConditionalRequestConflict",
+    "OperationAborted",
+    "409",
+    "SlowDown",
+    "ServiceUnavailable",
+    "InternalError",
+    "RequestTimeout",
+    "500",
+    "502",
+    "503",
+    "504",
+)
 WRONG_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "ExpiredToken", "InvalidToken", "403", "Forbidden")
 
 
@@ -116,15 +130,7 @@ class Place:
         """Write the object unless one is there already; whether this call wrote it. Of many at once exactly one writes."""
         with _explained(self):
             if self.is_s3:
-                from botocore.exceptions import ClientError
-
-                try:
-                    _client(self.access).put_object(Bucket=self.bucket, Key=self.key, Body=data, IfNoneMatch="*")
-                except ClientError as error:
-                    if error.response["Error"]["Code"] in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
-                        return False
-                    raise
-                return True
+                return self._put_if_absent_on_s3(data)
             partial = write_partial(self.path, data)
             try:
                 os.link(partial, self.path)
@@ -134,6 +140,24 @@ class Place:
                 partial.unlink()
             sync_folder(self.path.parent)
             return True
+
+    def _put_if_absent_on_s3(self, data: bytes) -> bool:
+        from botocore.exceptions import ClientError
+
+        for attempt in range(CONFLICTS):
+            try:
+                _client(self.access).put_object(Bucket=self.bucket, Key=self.key, Body=data, IfNoneMatch="*")
+                return True
+            except ClientError as error:
+                code = error.response["Error"]["Code"]
+                # A conflict says that another is at work on this name, which may come to nothing: S3 wants the put repeated.
+                conflict = code in ("ConditionalRequestConflict", "OperationAborted", "409")
+                if code in ("PreconditionFailed", "412") or (conflict and self.exists()):
+                    return False
+                if not conflict or attempt == CONFLICTS - 1:
+                    raise
+                time.sleep(CONFLICT_PAUSE_S * 2**attempt)
+        raise AssertionError("CONFLICTS is at least 1")
 
     def sha256(self) -> bytes:
         """Of the object, without holding a local file in memory; MissingObjectError when there is none."""

@@ -3,14 +3,20 @@
 import io
 import pickle
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from s3_server import S3Server
 
-from infra.storage.place import MissingObjectError, Place, StorageError, localise
+from infra.storage.place import MissingObjectError, Place, StorageError, UnreachableStorageError, localise
 
 
 def test_read_write_list_delete(bucket: str) -> None:
@@ -46,6 +52,74 @@ def test_of_many_writers_exactly_one_puts_if_absent(bucket: str) -> None:
         thread.join()
     assert len(wrote) == 1
     assert place.read_bytes() == str(wrote[0]).encode()
+
+
+CONFLICT = b"<Error><Code>ConditionalRequestConflict</Code><Message>a conflicting operation</Message></Error>"
+
+
+@contextmanager
+def conflicts_first(endpoint_url: str, conflicts: int) -> Iterator[tuple[str, list[str]]]:
+    """Before a server: its first puts meet a conflict, as S3 answers while another's put is under way. Gives its address, and what it was
+    asked."""
+    seen: list[str] = []
+
+    class Before(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            seen.append(self.command)
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.command == "PUT" and seen.count("PUT") <= conflicts:
+                status, headers, answer = 409, [("Content-Type", "application/xml")], CONFLICT
+            else:
+                server = HTTPConnection(urlsplit(endpoint_url).netloc, timeout=60)
+                server.request(self.command, self.path, body, dict(self.headers.items()))
+                response = server.getresponse()
+                status, headers, answer = response.status, response.getheaders(), response.read()
+                server.close()
+            self.send_response(status)
+            for name, value in headers:
+                if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                    self.send_header(name, value)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer if self.command != "HEAD" else b"")
+
+        do_GET = do_PUT = do_HEAD = answer
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    before = ThreadingHTTPServer(("127.0.0.1", 0), Before)
+    threading.Thread(target=before.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{before.server_port}", seen
+    finally:
+        before.shutdown()
+        before.server_close()
+
+
+def test_a_conflict_says_nothing_of_who_wrote(bucket: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infra.storage.place.CONFLICT_PAUSE_S", 0.001)
+    once, never, there = (Place(bucket) / name for name in ("once", "never", "there"))
+    there.write_bytes(b"another's")
+
+    def behind(place: Place, endpoint_url: str) -> Place:
+        assert place.access is not None
+        return replace(place, access=replace(place.access, endpoint_url=endpoint_url))
+
+    with conflicts_first(s3_server.endpoint_url, 2) as (url, seen):
+        assert behind(once, url).put_if_absent(b"mine")
+        assert once.read_bytes() == b"mine"
+        assert seen.count("PUT") == 3
+        assert not behind(once, url).put_if_absent(b"again")
+    with conflicts_first(s3_server.endpoint_url, 1) as (url, _):
+        assert not behind(there, url).put_if_absent(b"mine")
+        assert there.read_bytes() == b"another's"
+    with (
+        conflicts_first(s3_server.endpoint_url, 99) as (url, _),
+        pytest.raises(UnreachableStorageError, match="answered ConditionalRequestConflict: a conflicting operation"),
+    ):
+        behind(never, url).put_if_absent(b"mine")
+    assert not never.exists()
 
 
 def test_folders_travel_and_are_localised_once_a_version(bucket: str, tmp_path: Path) -> None:
