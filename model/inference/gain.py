@@ -47,11 +47,14 @@ def without_bumps(vocal_CN: np.ndarray) -> np.ndarray:
 
 
 def level_gain(vocal_CN: np.ndarray, target_db: float) -> float:
-    """The gain that brings a vocal to the level of the training set's, short of clipping; 1 for silence."""
-    level_db = active_level_db(vocal_CN)
-    if level_db == -np.inf:
+    """The gain that brings a vocal to the level of the training set's, short of clipping; 1 for digital silence.
+
+    What never rises to −60 dBFS gets the gain of what just does: the band is played as much quieter.
+    """
+    peak = float(np.abs(vocal_CN).max(initial=0.0))
+    if not peak:
         return 1.0
-    return min(10 ** ((target_db - level_db) / 20), 1.0 / float(np.abs(vocal_CN).max()))
+    return float(min(10 ** ((target_db - max(active_level_db(vocal_CN), ACTIVE_FLOOR_DB)) / 20), 1.0 / peak))
 
 
 def mix(vocal_CN: np.ndarray, accompaniment_CN: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

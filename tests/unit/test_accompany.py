@@ -277,6 +277,16 @@ def test_a_quieter_vocal_gets_the_same_band_quieter(accompanist: Accompanist) ->
     assert np.abs(loud / 4 - quiet).max() < 1e-2 * np.abs(quiet).max()
 
 
+def test_a_vocal_below_all_levels_gets_no_louder_band_than_one_just_above(accompanist: Accompanist) -> None:
+    sung_CN = vocal(100_000)
+    at_floor_CN = sung_CN * 10 ** ((-60 - active_level_db(sung_CN)) / 20)
+    bands_db = []
+    for offset_db in (1.0, -20.0, -60.0):
+        made = accompanist.accompany((at_floor_CN * 10 ** (offset_db / 20)).astype(np.float32), QUICK)
+        bands_db.append(20 * np.log10(np.sqrt(np.square(made.audio_CN, dtype=np.float64).mean())))
+    assert max(bands_db[1:]) < bands_db[0] + 6
+
+
 def test_silence_is_accompanied(accompanist: Accompanist) -> None:
     made = accompanist.accompany(np.zeros((2, 50_000), np.float32), QUICK)
     assert np.isfinite(made.audio_CN).all()
