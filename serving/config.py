@@ -31,6 +31,9 @@ class ServeConfig:
     host: str = "127.0.0.1"
     """Loopback; 0.0.0.0 listens everywhere: set BACKLINE_API_KEYS then."""
     port: int = 8000
+    allowed_hosts: tuple[str, ...] = ()
+    """Where no keys are set, so that no page of the web can use a service of this machine: the service's names in public DNS, and the hosts
+    of other pages that may ask it; "*" is any. Addresses, names of one word and those below .local, .localhost, .internal need none."""
     device: str = "auto"
     """auto, cpu or cuda."""
     replicas: int = 1

@@ -128,6 +128,7 @@ def application(config: ServeConfig, places: dict[str, str | None] | None = None
         keep_requests=Place(config.keep_requests) if config.keep_requests else None,
         echo_request_id=False,
         api_key_digests=tuple(digest(key) for key in settings.api_keys),
+        allowed_hosts=config.allowed_hosts,
     )
     return INGRESS.options(
         num_replicas=config.ingress_replicas,

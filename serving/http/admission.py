@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from starlette.datastructures import Headers
 
+from serving.http.sites import Sites
 from serving.problems import Problem, ProblemError
 
 # Weight of the newest in the running mean of the time between two answers, that Retry-After is told from.
@@ -22,14 +23,15 @@ def digest(key: str) -> str:
 
 
 class Keys:
-    """The API keys that are accepted; none means that everybody may ask."""
+    """The API keys that are accepted; none means that everybody may ask, but for web pages of other sites."""
 
-    def __init__(self, digests: Sequence[str]) -> None:
-        self._digests = tuple(digests)
+    def __init__(self, digests: Sequence[str], sites: Sites) -> None:
+        self._digests, self._sites = tuple(digests), sites
 
     def caller(self, headers: Headers) -> str | None:
-        """Who asks: the digest of the key, or None where no keys are set. Raises ProblemError 401."""
+        """Who asks: the digest of the key, or None where no keys are set. Raises ProblemError 401, and 403 where there are no keys."""
         if not self._digests:
+            self._sites.check(headers)
             return None
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")

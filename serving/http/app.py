@@ -29,6 +29,7 @@ from serving.http.keeping import Keeper
 from serving.http.openapi import RequestId
 from serving.http.progress import Following, Tell, request_id
 from serving.http.request_log import Account
+from serving.http.sites import Sites
 from serving.http.uploads import drop_upload, read_upload
 from serving.messages import Backend, Message
 from serving.observe import tracing
@@ -82,6 +83,8 @@ class AppConfig:
     request_timeout_s: float = 600.0
     """From the first byte; a caller may ask for less with X-Backline-Timeout-Seconds. Beyond it 504."""
     api_key_digests: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    """Without keys: names of this service in public DNS, and hosts of other pages that may ask it; "*" is any."""
     keep_requests: Place | None = None
     """Where every request's vocal, fields and answer are kept for debugging; nowhere by default."""
     echo_request_id: bool = True
@@ -97,7 +100,7 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
     """The application; `backend` does the work, and `observer` and `tracer` are told of it."""
     keeper = Keeper(config.keep_requests) if config.keep_requests else None
     seen = observer or Unobserved()
-    keys = Keys(config.api_key_digests)
+    keys = Keys(config.api_key_digests, Sites(config.allowed_hosts))
     gate = Gate(max_pending=config.max_pending, max_per_caller=config.max_pending_per_caller)
     dropped = asyncio.Semaphore(DROPPED_AT_A_TIME)
     following = Following()
@@ -193,7 +196,7 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
         tags=["version 1"],
         response_model=RequestProgress,
         operation_id="progress",
-        responses=openapi.problem_answers(401, 404, 500),
+        responses=openapi.problem_answers(401, 403, 404, 500),
         dependencies=keyed,
     )
     async def progress(request: Request, id: RequestId) -> RequestProgress:
@@ -208,7 +211,7 @@ def create_app(backend: Backend, config: AppConfig, observer: Observer | None = 
         tags=["version 1"],
         response_model=ModelList,
         operation_id="models",
-        responses=openapi.problem_answers(401, 500, 503),
+        responses=openapi.problem_answers(401, 403, 500, 503),
         dependencies=keyed,
     )
     async def models(request: Request) -> ModelList:

@@ -70,7 +70,7 @@ def accompaniment_answers() -> dict[int | str, dict[str, Any]]:
             }
         },
     }
-    return {200: audio, **problem_answers(400, 401, 408, 413, 415, 422, 429, 500, 503, 504)}
+    return {200: audio, **problem_answers(400, 401, 403, 408, 413, 415, 422, 429, 500, 503, 504)}
 
 
 def problem_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:

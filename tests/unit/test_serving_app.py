@@ -76,8 +76,47 @@ def test_no_other_site_may_read_an_answer(client: TestClient) -> None:
     elsewhere = {"Origin": "https://elsewhere.example"}
     preflight = {**elsewhere, "Access-Control-Request-Method": "POST"}
     answers = [client.get("/v1/models", headers=elsewhere), client.options("/v1/accompaniments", headers=preflight)]
-    assert [answer.status_code for answer in answers] == [200, 405]
+    assert [answer.status_code for answer in answers] == [403, 405]
     assert not [name for answer in answers for name in answer.headers if name.startswith("access-control-")]
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("127.0.0.1:8000", None, 200),
+        ("127.0.0.1:8000", "http://127.0.0.1:8000", 200),
+        ("[::1]:8000", "http://[::1]:8000", 200),
+        ("localhost", "http://localhost", 200),
+        ("studio.local:8000", "http://studio.local:8000", 200),
+        ("backline", "https://backline", 200),  # behind a proxy that speaks TLS
+        ("band.example.org", "https://band.example.org", 200),
+        ("127.0.0.1:8000", "https://band.example.org", 200),
+        ("127.0.0.1:8000", "https://elsewhere.example", 403),
+        ("127.0.0.1:8000", "http://127.0.0.1:3000", 403),
+        ("127.0.0.1:8000", "https://band.example.org.elsewhere.example", 403),
+        ("127.0.0.1:8000", "null", 403),  # a sandboxed frame, a file
+        ("rebinding.example:8000", "http://rebinding.example:8000", 403),
+        ("rebinding.example:8000", None, 403),  # GET of one's own origin
+        ("rebinding.example.:8000", None, 403),
+        ("127.0.0.1.rebinding.example", None, 403),
+        ("[::1", None, 403),
+    ],
+)
+def test_without_keys_no_other_site_s_page_gets_a_band(engine: Engine, host: str, origin: str | None, status: int) -> None:
+    headers = {"Host": host} | ({} if origin is None else {"Origin": origin})
+    with TestClient(create_app(LocalBackend(engine), AppConfig(allowed_hosts=("Band.example.org",)))) as client:
+        answers = [post(client, headers=headers), client.get("/v1/models", headers=headers), client.get("/v1/progress/x", headers=headers)]
+        assert [answer.status_code for answer in answers] == [status, status, 404 if status == 200 else 403]
+        if status == 403:
+            assert "--allowed-hosts" in problem(answers[0], 403)
+        assert client.get("/healthz", headers=headers).status_code == 200
+
+
+def test_with_keys_or_where_all_are_allowed_pages_may_come_from_anywhere(engine: Engine) -> None:
+    headers = {"Host": "band.example.org", "Origin": "https://elsewhere.example", "X-API-Key": "secret"}
+    for config in (AppConfig(api_key_digests=(digest("secret"),)), AppConfig(allowed_hosts=("*",))):
+        with TestClient(create_app(LocalBackend(engine), config)) as client:
+            assert post(client, headers=headers).status_code == 200
 
 
 def post(client: TestClient, vocal: bytes | None = None, headers: dict[str, str] | None = None, **fields: str) -> Response:
