@@ -502,6 +502,28 @@ def test_slow_refused_uploads_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -
     assert asyncio.run(refuse_two()) == [401, 401]
 
 
+def test_a_refused_upload_that_is_still_read_holds_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.http.app.DROPPED_AT_A_TIME", 1)
+
+    async def refuse_two() -> list[int]:
+        app = create_app(EngineBackend(None), AppConfig(max_pending=1))
+        sends, ends = asyncio.Event(), asyncio.Event()
+
+        async def slowly() -> dict:
+            sends.set()
+            await ends.wait()
+            return {"type": "http.disconnect"}
+
+        first = asyncio.create_task(status_of(app, {"content-type": "audio/wav"}, slowly))
+        await sends.wait()
+        second = await status_of(app, {"content-type": "audio/wav"}, slowly)
+        assert not first.done()
+        ends.set()
+        return [await first, second]
+
+    assert asyncio.run(refuse_two()) == [415, 415], "not 503: the only place is free again"
+
+
 def test_a_slow_upload_has_the_callers_own_deadline() -> None:
     async def slowly() -> dict:
         await asyncio.sleep(3_600)
