@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from infra.errors import UserError
 from infra.settings import S3_ENVIRONMENT, S3Access, Settings, export
 from infra.storage.atomic import PARTIAL_SUFFIX, sync_folder, write_partial
+from infra.storage.cache import in_use, prune
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -314,10 +315,10 @@ def localise(uri: str | Place, cache: Path | None = None) -> Path:
 
 def _cached(place: Place, single: bool, versions: Sequence[tuple[str, str]], root: Path) -> Path | None:
     """The cache's copy of these versions; None when something else was there by the time that it was made."""
-    digest = hashlib.sha256(repr((place.access and place.access.endpoint_url, place.uri, versions)).encode()).hexdigest()[:24]
-    kept = root / digest
-    if not kept.exists():
+    kept = root / _digest((place.access and place.access.endpoint_url, place.uri)) / _digest(versions)
+    if not in_use(kept):
         root.mkdir(parents=True, exist_ok=True)
+        prune(root)
         arriving = Path(tempfile.mkdtemp(dir=root, suffix=PARTIAL_SUFFIX))
         try:
             if single:
@@ -326,6 +327,7 @@ def _cached(place: Place, single: bool, versions: Sequence[tuple[str, str]], roo
                 place.download(arriving / place.name)
             if ([(place.name, place.version())] if single else sorted(place.entries())) != versions:
                 return None
+            kept.parent.mkdir(exist_ok=True)
             arriving.rename(kept)
         except OSError:
             if not kept.exists():  # otherwise another process was first, with the same content
@@ -333,6 +335,10 @@ def _cached(place: Place, single: bool, versions: Sequence[tuple[str, str]], roo
         finally:
             shutil.rmtree(arriving, ignore_errors=True)
     return kept / place.name
+
+
+def _digest(of: object) -> str:
+    return hashlib.sha256(repr(of).encode()).hexdigest()[:24]
 
 
 @lru_cache(maxsize=16)

@@ -1,8 +1,11 @@
 """Places on a real S3 server: the same verbs, and what each misconfiguration says."""
 
 import io
+import os
 import pickle
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 from s3_server import S3Server
 
+from infra.storage.atomic import PARTIAL_SUFFIX
+from infra.storage.cache import DAY_S
 from infra.storage.place import MissingObjectError, Place, StorageError, UnreachableStorageError, localise
 
 
@@ -140,6 +145,35 @@ def test_folders_travel_and_are_localised_once_a_version(bucket: str, tmp_path: 
     assert localise(place / "two", tmp_path / "cache").read_bytes() == b"newer"
     with pytest.raises(MissingObjectError, match="holds nothing"):
         localise(place / "nowhere", tmp_path / "cache")
+
+
+def test_copies_that_nobody_uses_are_removed(bucket: str, tmp_path: Path) -> None:
+    """A place that changes leaves a copy of each version, the first in use, the second not; another place is not asked for any more."""
+    place, other, new = (Place(bucket) / name for name in ("changing", "another", "new"))
+    for stored in (other, new):
+        stored.write_bytes(b"x")
+    copies = []
+    for content in (b"first", b"second", b"third"):
+        place.write_bytes(content)
+        copies.append(localise(place, tmp_path))
+    first, second, third = copies
+    forgotten = localise(other, tmp_path)
+    killed = Path(tempfile.mkdtemp(dir=tmp_path / "objects", suffix=PARTIAL_SUFFIX))
+
+    def aged(days: float, *copies: Path) -> None:
+        for copy in copies:
+            os.utime(copy, (time.time() - days * DAY_S,) * 2)
+
+    aged(2, second.parent, third.parent, forgotten.parent, killed)
+    assert localise(place, tmp_path) == third, "used today"
+    localise(new, tmp_path)
+    assert [copy.exists() for copy in (first, second, third, forgotten, killed)] == [True, False, True, True, False]
+    assert first.read_bytes() == b"first"
+    aged(31, third.parent, forgotten.parent)
+    (new / "newer").write_bytes(b"x")
+    localise(new / "newer", tmp_path)
+    assert [copy.exists() for copy in (first, third, forgotten)] == [True, False, False]
+    assert localise(other, tmp_path).read_bytes() == b"x", "brought again"
 
 
 def test_pyarrow_writes_and_reads_through_the_filesystem_and_it_pickles(bucket: str) -> None:
