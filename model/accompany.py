@@ -260,6 +260,12 @@ class Accompanist:
         count.finished()
         return Accompaniment(audio_CN=audio_CN, seed=config.seed, fit=found, candidate_fits=(found,), stage_s=clock.stage_s)
 
+    def kept_bytes(self, samples: int, config: GenerationConfig) -> int:
+        """The most that the candidates of so long a vocal keep in memory from one window for the next: a velocity for each step."""
+        cut = windows(-(-samples // HOP_SAMPLES), self.window_frames, self.overlap_frames)
+        kept_frames = max(window.frames - window.settled for window in cut)
+        return config.candidates * config.sampling(self.checkpoint.sampling).steps * kept_frames * LATENT_CHANNELS * 4
+
     def null_features(self, frames: int) -> VocalFeatures:
         """Features of the null condition for a window of so many frames, the last used ones kept."""
         with self._nulls_lock:

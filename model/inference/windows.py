@@ -122,7 +122,9 @@ class Lane:
         self._slope, self._condition, self._draw = slope, condition, draw
         self._schedule, self._sampler, self._guidance, self._rescale = schedule, sampler, guidance, rescale
         self._window: Window | None = None
-        self._tail: list[Tensor] = []
+        # Velocities at each step of the frames that two windows share: those of the former window that are still to be joined, and this
+        # window's so far. Together they are never more than one window's.
+        self._former, self._tail = deque[Tensor](), deque[Tensor]()
 
     @property
     def done(self) -> bool:
@@ -166,7 +168,7 @@ class Lane:
         draws = self._draw(window)
         self._solving: Solving = solve(next(draws), self._schedule, self._sampler, lambda: next(draws))
         self._x_BCT, self._t = next(self._solving)
-        self._former, self._tail = self._tail, []
+        self._former, self._tail = self._tail, deque()
         self._share_T = handover(window.shared, self._slope).to(self._x_BCT.device)
 
     def evaluations(self) -> list[Evaluation]:
@@ -182,7 +184,7 @@ class Lane:
         v_BCT = guide(conditional_BCT, null_BCT[0], guidance=self._guidance, rescale=self._rescale) if null_BCT else conditional_BCT
         shared, settled = self._window.shared, self._window.settled
         if shared:
-            joined_BCT = torch.lerp(v_BCT[:, :, :shared], self._former[len(self._tail)], self._share_T)
+            joined_BCT = torch.lerp(v_BCT[:, :, :shared], self._former.popleft(), self._share_T)
             v_BCT = torch.cat([joined_BCT, v_BCT[:, :, shared:]], dim=2)
         self._tail.append(v_BCT[:, :, settled:].clone())
         try:

@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 # Ten minutes in six channels take 2 GB for a moment while they are decoded.
 DECODED_AT_A_TIME = 2
 LOOK_EVERY_S = 0.1
+# Measured, of a vocal in work: what EngineConfig.max_audio_s counts in.
+BYTES_A_SECOND = 1.5e6
 # A stream's headers tell the fit of what is heard so far, at least this much, if the first window has it.
 STREAM_FIT_S = 8.0
 
@@ -74,7 +76,8 @@ class EngineConfig:
 
     max_duration_s: float = 600.0
     max_audio_s: float = 1800.0
-    """Seconds of vocals in work at a time, about 1.5 MB each; requests beyond them wait, decoded (0.35 MB a second)."""
+    """Seconds of vocals in work at a time, about 1.5 MB each, to which long vocals with many steps and candidates add; requests beyond
+    them wait, decoded (0.35 MB a second)."""
     hang_after_s: float = 300.0
     """An engine that has requests and does no work for so long counts as hung (a device that does not answer)."""
 
@@ -205,7 +208,7 @@ class Engine:
             with _naming_its_field():
                 request.controls().within(vocal_CN.shape[1] / SAMPLE_RATE_HZ)
             call.look()
-            with self._room.take(vocal_CN.shape[1] / SAMPLE_RATE_HZ, call.look), self._playing_life.inside():
+            with self._room.take(self._room_s(vocal_CN.shape[1], request), call.look), self._playing_life.inside():
                 waited_s = time.perf_counter() - start_s - decoded_s
                 tracing.passed("wait", time.monotonic() - waited_s, time.monotonic())
                 stages = StageSeconds(queue=waited_s, decode=decoded_s)
@@ -216,6 +219,11 @@ class Engine:
         finally:
             call.end()
             self._calls.discard(call)
+
+    def _room_s(self, samples: int, request: AccompanimentRequest) -> float:
+        """Seconds of a vocal, and what its candidates keep from window to window, as the seconds that take as much."""
+        config = GenerationConfig(candidates=request.candidates, steps=request.steps)
+        return samples / SAMPLE_RATE_HZ + self.accompanist.kept_bytes(samples, config) / BYTES_A_SECOND
 
     def info(self) -> ModelInfo:
         """What `GET /v1/models` says of this model."""

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -24,6 +25,7 @@ from model.errors import ModelError
 from model.inference.gain import active_level_db, level_gain, mix, without_bumps
 from model.inference.intonation import speed_into_tune, stretched
 from model.inference.network_runner import BatchedEvaluator, Evaluation
+from model.inference.windows import Lane
 from model.metrics.fit import NO_FIT, fit
 from model.network.unet import AccompanimentUNet, UNetConfig, with_controls
 from pipelines.stages.segment import SegmentConfig, voice
@@ -270,6 +272,25 @@ def test_what_progress_raises_ends_the_work(windowed: Accompanist) -> None:
     with pytest.raises(InterruptedError):
         windowed.accompany(vocal(300_000), QUICK, progress=stop)
     assert asked == 1
+
+
+def test_what_candidates_keep_from_window_to_window_is_what_is_counted(windowed: Accompanist, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    denoise = windowed._denoise
+
+    def watched(lanes: Sequence[Lane], progress: Callable[[int], None]) -> Iterator[tuple[Lane, torch.Tensor]]:
+        def stepped(steps: int) -> None:
+            held.append(sum(kept.nbytes for lane in lanes for kept in (*lane._former, *lane._tail)))
+            progress(steps)
+
+        return denoise(lanes, stepped)
+
+    monkeypatch.setattr(windowed, "_denoise", watched)
+    config = replace(QUICK, candidates=3, steps=6)
+    windowed.accompany(vocal(300_000), config)
+    counted = windowed.kept_bytes(300_000, config)
+    assert counted / 3 <= max(held) <= counted, "of one candidate after another, or of all together"
+    assert windowed.kept_bytes(50_000, config) == 0, "one window"
 
 
 def test_a_quieter_vocal_gets_the_same_band_quieter(accompanist: Accompanist) -> None:

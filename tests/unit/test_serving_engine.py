@@ -242,6 +242,29 @@ def test_room_is_given_in_order(folder: Path) -> None:
     engine.close()
 
 
+def test_many_candidates_of_a_long_vocal_take_more_room(engine: Engine) -> None:
+    """Eight of 200 steps keep from window to window what five seconds of a vocal take: one such request has the room alone."""
+    accompanist = long_engine(engine).accompanist
+    request, vocal = AccompanimentRequest(seed=1, steps=200, candidates=8), parts.vocal(6)
+    narrow = Engine(accompanist, EngineConfig(max_duration_s=60.0, max_audio_s=13.0))
+    calls = [Call() for _ in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        asked = []
+        for call in calls:
+            asked.append(threads.submit(narrow.generate, vocal, request, call))
+            while narrow.calls < len(asked):
+                time.sleep(0.01)
+        while not calls[0].progress.steps_done and not calls[1].progress.steps_done:
+            time.sleep(0.01)
+        assert 0 in (calls[0].progress.steps, calls[1].progress.steps), "12 s of vocal would fit"
+        for call in calls:
+            call.cancel()
+        for future in asked:
+            with pytest.raises(CancelledRequestError):
+                future.result()
+    narrow.close()
+
+
 def long_engine(engine: Engine) -> Engine:
     """The same model with windows of 3 s, so that a few seconds are a long vocal."""
     short = Accompanist(engine.accompanist.checkpoint, engine.accompanist.codec, window_frames=64, overlap_frames=16, slope_frames=8)
