@@ -23,6 +23,11 @@ class Decoders:
         for decoder in self._all:
             decoder.start()
 
+    @property
+    def free(self) -> int:
+        """How many have nothing to do."""
+        return self._free.qsize()
+
     @contextmanager
     def one(self, look: Callable[[], None]) -> Iterator[Decoder]:
         """A decoder of one's own for as long as the block lasts. look: called while waiting for it; what it raises ends the wait."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ray import serve as ray_serve
 
+from infra.audio.decoders import Decoders
 from infra.errors import UserError
 from model.errors import ModelError
 from serving.config import ServeConfig
@@ -41,6 +42,7 @@ class ModelServer:
 
     def __init__(self, config: ServeConfig, places: dict[str, str | None], most: int, reporting: Reporting) -> None:
         """places: of the models by their names. most: how many it holds, and one more while that makes room."""
+        from serving.engine.door import DECODED_AT_A_TIME
         from serving.engine.load import EngineLoader
 
         self._tracer = reporting.begin("model")
@@ -54,6 +56,8 @@ class ModelServer:
             hang_after_s=config.hang_after_s,
         )
         self._metrics = ReplicaMetrics()
+        self._decoders = Decoders(DECODED_AT_A_TIME)
+        self._decoders.start()
         self._first, *others = places
         self._held = {self._first: self._load(self._first)}
         self._infos = {self._first: self._held[self._first].engine.info()} | {name: self._loader.info(places[name]) for name in others}
@@ -126,7 +130,7 @@ class ModelServer:
     def _load(self, name: str) -> "Held":
         engine = self._loader.engine(self._places[name])
         self._metrics.watch(engine.denoiser, engine.accompanist.checkpoint.name)
-        return Held(engine, self._config.concurrent, self._tracer, closed=lambda: self._held.pop(name))
+        return Held(engine, self._decoders, self._config.concurrent, self._tracer, closed=lambda: self._held.pop(name))
 
 
 def _make_room(loading: "asyncio.Future[Held]") -> None:
@@ -151,14 +155,14 @@ class Claim:
 class Held:
     """An engine that stays as long as Serve keeps its model, and then until its last request has ended. For any threads."""
 
-    def __init__(self, engine: "Engine", concurrent: int, tracer: Tracer | None, closed: Callable[[], object]) -> None:
+    def __init__(self, engine: "Engine", decoders: Decoders, concurrent: int, tracer: Tracer | None, closed: Callable[[], object]) -> None:
         """closed: told when the engine is closed, in a thread of its own."""
         from serving.engine.async_engine import Replies
 
         self._lock, self._closed = threading.Lock(), closed
         self._claims, self._asked, self.ended = 0, 0, False
         self.engine = engine
-        self._replies = Replies(engine, concurrent=concurrent, tracer=tracer)
+        self._replies = Replies(engine, decoders, concurrent=concurrent, tracer=tracer)
 
     def claim(self) -> bool:
         """Serve keeps the model from now on; not where the engine is being closed already."""
