@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import TYPE_CHECKING
 
 from ray import serve as ray_serve
@@ -23,7 +23,7 @@ from serving.messages import Message
 from serving.observe.metrics import ReplicaMetrics, Reporting
 from serving.observe.tracing import Origin, Tracer
 from serving.problems import Problem, deadline_problem
-from serving.schema import AccompanimentRequest, ModelInfo
+from serving.schema import AccompanimentRequest, ModelInfo, RequestProgress
 
 if TYPE_CHECKING:
     from serving.engine.engine import Engine
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 HUNG_EXIT = 70
 LOOK_EVERY_S = 0.05
 RETRY_AFTER_S = 5.0
+SUSPECT_HEARD_S = 0.1
+"""In which the ingress hears that this replica begins with a request that another one died with."""
 MOST_FAILURES = 3
 """Failed steps in succession after which a replica's device is given up."""
 
@@ -61,7 +63,7 @@ class ModelServer:
         self._first, *others = places
         self._held = {self._first: self._load(self._first)}
         self._infos = {self._first: self._held[self._first].engine.info()} | {name: self._loader.info(places[name]) for name in others}
-        self._loads = asyncio.Lock()
+        self._loads, self._suspects = asyncio.Lock(), asyncio.Lock()
 
         async def load(name: str) -> Claim:
             return Claim(await self._claimed(name))
@@ -74,19 +76,23 @@ class ModelServer:
     ) -> AsyncGenerator[Message, None]:
         """One request to the model of this name; a fault of the user's is told as a problem."""
         began_s = time.monotonic()
-        try:
-            claim: Claim = await self._of(model)
-        except (UserError, ModelError, OSError, RuntimeError):
-            log.exception("%s could not be loaded", model, extra={"request_id": origin.request_id})
-            yield Problem(status=503, title="Not ready", detail="the model could not be loaded", retry_after_s=RETRY_AFTER_S)
-            return
-        left_s = None if timeout_s is None else timeout_s - (time.monotonic() - began_s)
-        if left_s is not None and left_s <= 0:
-            yield deadline_problem()
-            return
-        async with aclosing(claim.held.play(vocal, request, left_s, origin)) as messages:
-            async for message in messages:
-                yield message
+        async with self._suspects if origin.suspect else nullcontext():
+            if origin.suspect:
+                yield RequestProgress(state="queued")  # should this replica die, it is known with which of them
+                await asyncio.sleep(SUSPECT_HEARD_S)
+            try:
+                claim: Claim = await self._of(model)
+            except (UserError, ModelError, OSError, RuntimeError):
+                log.exception("%s could not be loaded", model, extra={"request_id": origin.request_id})
+                yield Problem(status=503, title="Not ready", detail="the model could not be loaded", retry_after_s=RETRY_AFTER_S)
+                return
+            left_s = None if timeout_s is None else timeout_s - (time.monotonic() - began_s)
+            if left_s is not None and left_s <= 0:
+                yield deadline_problem()
+                return
+            async with aclosing(claim.held.play(vocal, request, left_s, origin)) as messages:
+                async for message in messages:
+                    yield message
 
     async def info(self, model: str) -> ModelInfo:
         return self._infos[model]
