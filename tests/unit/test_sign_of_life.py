@@ -38,6 +38,7 @@ def test_neither_who_comes_later_nor_who_goes_on_hides_one_that_stands_still() -
         with life.inside() as went_on:
             clock.now_s += 1
             went_on()
+            assert life.stalled_s() == 6
         assert life.stalled_s() == 6
 
 
