@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 HUNG_EXIT = 70
 LOOK_EVERY_S = 0.05
 RETRY_AFTER_S = 5.0
-SUSPECT_HEARD_S = 0.1
-"""In which the ingress hears that this replica begins with a request that another one died with."""
+SUSPECT_HEARD_S = 1.0
+"""In which the ingress has heard, on a busy machine too, that the suspect before has ended and this one begins."""
 MOST_FAILURES = 3
 """Failed steps in succession after which a replica's device is given up."""
 

@@ -35,7 +35,8 @@ SEEDS = range(6)
 STEPS = 20
 WORKER_CPUS = 2
 DEADLY_STEPS = 13
-HANG_AFTER_S = 4.0
+# A request that stands still counts, and on a busy machine one may do so for seconds.
+HANG_AFTER_S = 20.0
 
 
 def hangable(flag: Path) -> type[ModelServer]:
