@@ -48,13 +48,19 @@ $(VENV)/peers/.installed: infra/benchmarks/model/peers.lock $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --require-hashes --no-deps --target $(VENV)/peers -r $<
 	@touch $@
 
+# WORLD, for --voice syllables:FOLDER: it is compiled, so it lies apart from what everyone installs.
+$(VENV)/.vocoder: $(STAMP)
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python "pyworld==0.3.5"
+	@touch $@
+
 # The weights that ship, one command a part; each goes on where it stopped (figures: model/weights/README.md; on a GPU: infra/benchmarks/gpu-todo.md).
 WEIGHTS ?= runs/weights
 WORKERS ?= 2
 SONGS ?= 1200
 CODEC ?= embedded
-# What plays: named, so that every machine makes the same songs.
+# What plays and who sings: named, so that every machine makes the same songs.
 BANKS ?= --bank numpy
+VOICES ?= --voice numpy
 CODEC_SONGS ?= 90
 CODEC_TRAINING ?= --steps 5300
 ADVERSARIAL_TRAINING ?= --max-minutes 26
@@ -65,10 +71,10 @@ DISTILLATION ?= --batch-size 8 --crop-frames 256 --precision bf16 --steps 20000 
 ALONE := OMP_NUM_THREADS=1
 
 weights-corpus: $(STAMP)
-	$(ALONE) $(BIN)/python -m pipelines demo-latents --out $(WEIGHTS)/latents --songs $(SONGS) --seed 2000 --workers $(WORKERS) --codec $(CODEC) $(BANKS)
+	$(ALONE) $(BIN)/python -m pipelines demo-latents --out $(WEIGHTS)/latents --songs $(SONGS) --seed 2000 --workers $(WORKERS) --codec $(CODEC) $(BANKS) $(VOICES)
 
 weights-codec: $(STAMP)
-	$(ALONE) $(BIN)/python -m pipelines corpus --out $(WEIGHTS)/codec-songs --songs $(CODEC_SONGS) --seed 1000 --duration-s 44 --workers $(WORKERS) $(BANKS)
+	$(ALONE) $(BIN)/python -m pipelines corpus --out $(WEIGHTS)/codec-songs --songs $(CODEC_SONGS) --seed 1000 --duration-s 44 --workers $(WORKERS) $(BANKS) $(VOICES)
 	$(BIN)/python -m training codec --corpus $(WEIGHTS)/codec-songs --out $(WEIGHTS)/codec --resume $(CODEC_TRAINING)
 	$(BIN)/python -m training codec-adversarial --corpus $(WEIGHTS)/codec-songs --init $(WEIGHTS)/codec/codec --out $(WEIGHTS)/codec-adversarial \
 		--resume $(ADVERSARIAL_TRAINING)

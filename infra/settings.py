@@ -68,6 +68,8 @@ class Settings:
     banks: tuple[str, ...] = ()
     """BACKLINE_BANKS, comma-separated: the instrument banks that the demo corpus plays when none is named, each URI[=WEIGHT] or a
     folder of them."""
+    voices: tuple[str, ...] = ()
+    """BACKLINE_VOICES, comma-separated: the singers of the demo corpus when none is named, each NAME[=WEIGHT]."""
     cache: Path = Path("~/.cache/backline")
     """BACKLINE_CACHE: where objects from S3 and downloaded weights are kept."""
 
@@ -107,6 +109,7 @@ class Settings:
             commit=given.get("BACKLINE_COMMIT"),
             checkpoint=given.get("BACKLINE_CHECKPOINT"),
             banks=tuple(bank.strip() for bank in given.get("BACKLINE_BANKS", "").split(",") if bank.strip()),
+            voices=tuple(voice.strip() for voice in given.get("BACKLINE_VOICES", "").split(",") if voice.strip()),
             cache=Path(given.get("BACKLINE_CACHE", "~/.cache/backline")).expanduser(),
         )
 

@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,17 +19,19 @@ from torch import Tensor
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.codec.base import Codec
 from model.codec.load import load_codec
+from model.controls import Controls
 from model.diffusion.objective import Schedule
 from model.diffusion.sampling import USUAL_SAMPLING, Progress, Sampling, Solver
-from model.dimensions import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SEGMENT_FRAMES
-from model.errors import ModelError
+from model.dimensions import AUDIO_CHANNELS, HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ, SEGMENT_FRAMES
+from model.errors import ControlError, ModelError
 from model.inference.gain import level_gain, without_bumps
 from model.inference.intonation import IN_TUNE, speed_into_tune, stretched, stretched_pieces
 from model.inference.network_runner import Evaluator, evaluator_for
 from model.inference.windows import Lane, Window, noise, windows
 from model.inference.windows import denoise as denoise_alone
 from model.metrics.fit import Fit, Listener
-from model.network.unet import VocalFeatures
+from model.network.conditions import Conditions, conditions_of
+from model.network.unet import UNetConfig, VocalFeatures
 
 # Null features kept, one for each length of window: guided requests of the same length share them.
 NULL_LENGTHS = 4
@@ -51,6 +53,8 @@ class GenerationConfig:
     solver: Solver | None = None
     candidates: int = 1
     """How many are made, as many at a time as the device takes; the best fitting is returned."""
+    controls: Controls = field(default_factory=Controls)
+    """What is asked beside the vocal; a checkpoint says in `network.controls` and `network.styles` what it knows."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
@@ -269,9 +273,9 @@ class Accompanist:
     def _denoise(self, lanes: Sequence[Lane], progress: Callable[[int], None]) -> Iterator[tuple[Lane, Tensor]]:
         return denoise_alone(lanes, self._evaluator, progress)
 
-    def features(self, vocal_BCT: Tensor) -> VocalFeatures:
-        """Features of a window of a normalised vocal latent."""
-        return self._evaluator.encode([vocal_BCT], vocal_BCT.shape[2])[0]
+    def features(self, vocal_BCT: Tensor, conditions: Conditions | None = None) -> VocalFeatures:
+        """Features of a window of a normalised vocal latent and of what is given beside it."""
+        return self._evaluator.encode([vocal_BCT], vocal_BCT.shape[2], [conditions])[0]
 
 
 class _Song:
@@ -289,6 +293,7 @@ class _Song:
         self._vocal_BCT = torch.empty(1, LATENT_CHANNELS, 0)
         self._features: tuple[Window, VocalFeatures] | None = None
         frames = -(-tuned_CN.shape[1] // HOP_SAMPLES)
+        self._conditions = self._given(accompanist.checkpoint.network, frames)
         self._windows = windows(frames, accompanist.window_frames, accompanist.overlap_frames)
         self.lanes = [self._lane(candidate) for candidate in range(self.config.candidates)]
 
@@ -310,11 +315,21 @@ class _Song:
             rescale=config.guidance_rescale,
         )
 
+    def _given(self, network: UNetConfig, frames: int) -> Conditions | None:
+        """What the request's controls say of each frame."""
+        duration_s = self.vocal_CN.shape[1] / SAMPLE_RATE_HZ
+        controls = self.config.controls.within(duration_s)
+        check_known(controls, network)
+        if not controls.names:
+            return None
+        return conditions_of(controls, frames, styles=network.styles, duration_s=duration_s, slower=float(self._slower))
+
     def _condition(self, window: Window) -> tuple[VocalFeatures, VocalFeatures | None]:
         """A window's features, which candidates that are in the same window share."""
         if self._features is None or self._features[0] != window:
             cut_BCT = self._vocal_up_to(window.start + window.frames)[:, :, window.start :]
-            self._features = window, self._accompanist.features(cut_BCT)
+            given = None if self._conditions is None else self._conditions.window(window.start, window.frames)
+            self._features = window, self._accompanist.features(cut_BCT, given)
         null = None if self._sampling.guidance == 1 else self._accompanist.null_features(window.frames)
         return self._features[1], null
 
@@ -370,6 +385,16 @@ def load_accompanist(folder: Path, *, codec: str | None = None, device: str = "a
         device = "cuda" if torch.cuda.is_available() else "cpu"
     checkpoint = load_checkpoint(folder)
     return Accompanist(checkpoint, load_codec(codec or checkpoint.codec.id, device=device), device=device)
+
+
+def check_known(controls: Controls, network: UNetConfig) -> None:
+    """Raises ControlError where controls are asked of a network that was trained without them."""
+    for name in controls.names:
+        if name not in network.controls:
+            known = f"it knows {', '.join(network.controls)}" if network.controls else "it follows the vocal alone"
+            raise ControlError(name, f"this model was not trained with it; {known}. Leave it out, or choose another model")
+    if controls.style is not None and controls.style not in network.styles:
+        raise ControlError("style", f"{controls.style!r} is not one of this model's: {', '.join(network.styles)}")
 
 
 def _checked(vocal_CN: np.ndarray) -> np.ndarray:

@@ -7,3 +7,11 @@ class ModelError(Exception):
 
 class CodecUnavailable(ModelError):
     """A codec's configuration or weights cannot be had."""
+
+
+class ControlError(ModelError):
+    """What was asked beside the vocal cannot be understood, or not by this model."""
+
+    def __init__(self, control: str, message: str) -> None:
+        super().__init__(f"{control}: {message}")
+        self.control, self.message = control, message

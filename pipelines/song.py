@@ -1,11 +1,15 @@
-"""The records of a song on its way: FoundSong, ReadSong, SegmentedSong, EncodedSong, SongResult."""
+"""The records of a song on its way: FoundSong, ReadSong, SegmentedSong, EncodedSong, SongResult; and what its band plays, SongTruth."""
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.dataset.format import Split
+from infra.dataset.truth import TruthSource
 from infra.errors import UserError
 from model.dimensions import SAMPLE_RATE_HZ
 
@@ -48,6 +52,12 @@ class FoundSong:
     artist: str = ""
     license: str = ""
     """What the source itself says; song.json, where there is one, says it better."""
+    credit: str = ""
+    """The attribution that its licence asks for."""
+    page_url: str = ""
+    """Where it can be read about."""
+    split: Split | None = None
+    """The split that the source chose; None: by a hash of the song."""
     fault: str = ""
     listed_by: str = ""
     """The source that lists it, as KIND:PLACE."""
@@ -67,6 +77,11 @@ class Reject:
     segment: int | None = None
 
 
+def audio_identity(digests: Iterable[bytes]) -> str:
+    """`audio_sha256` of a song: over the SHA-256 of each of its files, vocals first."""
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
 @dataclass(frozen=True, kw_only=True)
 class SongIdentity:
     """Which song it is. The id comes from the audio, so that a copied or moved song is the same song."""
@@ -76,6 +91,71 @@ class SongIdentity:
     title: str = ""
     artist: str = ""
     license: str = ""
+    credit: str = ""
+    page_url: str = ""
+    vocal_of: str = ""
+    """The song id of the song that the vocal is shared with; empty where the vocal is its own."""
+
+    @property
+    def vocal_group(self) -> str:
+        """Equal for songs that share a vocal."""
+        return self.vocal_of or self.song_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChordSpan:
+    """One chord of a song."""
+
+    start_s: float
+    end_s: float
+    root: int
+    """Pitch class, 0 = C."""
+    quality: int
+    """A place in `model.chords.QUALITIES`."""
+    bass: int
+    """Pitch class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beat:
+    """One beat of a song."""
+
+    time_s: float
+    position: int
+    """Place in its bar, 0 = downbeat."""
+    bar_beats: int
+    """Beats of its bar; 0 where no bar is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One part of a song."""
+
+    start_s: float
+    end_s: float
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SongTruth:
+    """What the band plays, as composed or as heard. None and empty: not known. Confidences are 0 to 1."""
+
+    source: TruthSource
+    chords: tuple[ChordSpan, ...] | None = None
+    """In order; between them no chord sounds."""
+    beats: tuple[Beat, ...] = ()
+    style: str | None = None
+    tempo_bpm: float | None = None
+    key: str | None = None
+    """As "F# minor"."""
+    metre: str | None = None
+    """As "6/8"."""
+    sections: tuple[Section, ...] = ()
+    tempo_confidence: float = 1.0
+    key_confidence: float = 1.0
+    chord_confidence: float = 1.0
+    beat_confidence: float = 1.0
+    bar_confidence: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,6 +168,10 @@ class ReadSong:
     mixture_CN: NDArray[np.float32] | None = None
     separator_id: str | None = None
     """What the stems come from; None when they came separate."""
+    truth: SongTruth | None = None
+    """As song.json states it."""
+    truth_fault: str = ""
+    """What is wrong with it there."""
     reject: Reject | None = None
 
     @property
@@ -130,6 +214,9 @@ class SegmentedSong:
     separator_id: str | None = None
     fingerprint: tuple[int, ...] | None = None
     """Of the middle of the mixture (`model.listen.fingerprint`)."""
+    truth: SongTruth | None = None
+    truth_fault: str = ""
+    """Why there is no truth, or none of the better kind."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -158,6 +245,8 @@ class EncodedSong:
     rejects: tuple[Reject, ...]
     separator_id: str | None = None
     fingerprint: tuple[int, ...] | None = None
+    truth: SongTruth | None = None
+    truth_fault: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

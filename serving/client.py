@@ -77,7 +77,7 @@ class Client:
         self._http.close()
 
     def accompany(self, vocal: Path | bytes, **fields: Any) -> Answer:
-        """The band for a vocal (an audio file); fields: seed, steps, guidance, candidates, output, format.
+        """The band for a vocal (an audio file); fields: seed, style, chords, beats, output, format and all others of the interface.
 
         A connection that breaks, and a process that dies with the request, are tried again: with a seed, which is drawn here where none
         is given, the answer is the same. What the service refuses for good, or fails on itself, is not.

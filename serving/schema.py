@@ -3,16 +3,21 @@
 import json
 import math
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.json_schema import SkipJsonSchema
+
+from model.controls import FASTEST_BPM, SLOWEST_BPM, Controls, read_beats, read_chords
+from model.errors import ControlError
 
 # 2^53 − 1, the largest integer that a JavaScript or JSON client reads back unchanged.
 MAX_SEED = 2**53 - 1
 MAX_STEPS = 200
 MAX_GUIDANCE = 20.0
 MAX_CANDIDATES = 8
+# Ten minutes with a chord or a beat every tenth of a second are longer; nobody writes them.
+MAX_CONTROL_CHARS = 64 * 1024
 
 Output = Literal["accompaniment", "mix", "stems"]
 Format = Literal["wav", "flac", "mp3", "ogg"]
@@ -41,6 +46,19 @@ class AccompanimentRequest(BaseModel):
         description="A model of `GET /v1/models`, by its id or by the operator's name for it; else the first",
     )
     candidates: int = Field(default=1, ge=1, le=MAX_CANDIDATES, description="Takes to make; the one that fits best is returned")
+    style: str | None = Field(default=None, min_length=1, max_length=100, description="One of the model's `styles`, see `GET /v1/models`")
+    chords: str | None = Field(
+        default=None,
+        max_length=MAX_CONTROL_CHARS,
+        description="LAB lines `start end CHORD` in seconds, or JSON `[{start_s, end_s, chord}]`; Harte's syntax, or Am, C/E, F#m7b5",
+    )
+    beats: str | None = Field(
+        default=None, max_length=MAX_CONTROL_CHARS, description="JSON `[{time_s, position}]`, position 1 is the downbeat"
+    )
+    tempo_bpm: float | None = Field(
+        default=None, ge=SLOWEST_BPM, le=FASTEST_BPM, allow_inf_nan=False, description="A steady grid in place of `beats`"
+    )
+    first_beat_s: float | None = Field(default=None, ge=0, allow_inf_nan=False, description="With `tempo_bpm`: when a downbeat is; else 0")
     output: Output = Field(default="accompaniment", description="`stems` is a ZIP of vocal, accompaniment and mix")
     format: Format = Field(default="wav", description="Of the audio, also inside the ZIP")
     stream: bool = Field(
@@ -50,13 +68,46 @@ class AccompanimentRequest(BaseModel):
         description="Send the body in chunks (transfer-encoding: chunked) instead of one piece of known length",
     )
 
-    @field_validator("seed", "steps", "guidance", "candidates", mode="before")
+    @field_validator("chords", "beats", "tempo_bpm", "first_beat_s")
+    @classmethod
+    def _understood(cls, value: str | float | None, info: ValidationInfo) -> str | float | None:
+        """Fields are looked at in their order, so that the later of two that exclude each other is named."""
+        if value is None:
+            return value
+        given: dict[str, Any] = {name: info.data.get(name) for name in ("beats", "tempo_bpm")}
+        try:
+            _controls(**{**given, str(info.field_name): value})
+        except ControlError as error:
+            raise ValueError(error.message) from error
+        return value
+
+    def controls(self) -> Controls:
+        """What is asked beside the vocal. Raises ControlError only for what `model_copy` put in unseen."""
+        return _controls(self.style, self.chords, self.beats, self.tempo_bpm, self.first_beat_s)
+
+    @field_validator("seed", "steps", "guidance", "candidates", "tempo_bpm", "first_beat_s", mode="before")
     @classmethod
     def _plain(cls, value: object) -> object:
         """A form's number is text; what only Python reads as one (1_0 for 10) is no number."""
         if isinstance(value, str) and "_" in value:
             raise ValueError("Input should be a number in digits")
         return value
+
+
+def _controls(
+    style: str | None = None,
+    chords: str | None = None,
+    beats: str | None = None,
+    tempo_bpm: float | None = None,
+    first_beat_s: float | None = None,
+) -> Controls:
+    return Controls(
+        style=style,
+        chords=read_chords(chords) if chords is not None else (),
+        beats=read_beats(beats) if beats is not None else (),
+        tempo_bpm=tempo_bpm,
+        first_beat_s=first_beat_s or 0.0,
+    )
 
 
 class Fit(BaseModel):
@@ -144,6 +195,8 @@ class ModelInfo(BaseModel):
     max_duration_s: float = Field(description="Longest vocal that is accepted")
     default_steps: int
     default_guidance: float
+    controls: list[str] = Field(description="What may be given beside the vocal: style, chords, beats (or tempo_bpm)")
+    styles: list[str] = Field(description="Names for `style`")
     streams_windows: bool = Field(description="Whether `stream` sends audio while later windows are still being made")
 
 

@@ -81,6 +81,7 @@ def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             patch.delenv(name, raising=False)
         patch.setenv("BACKLINE_CACHE", str(cache))
         patch.setenv("BACKLINE_BANKS", "numpy")  # whatever soundfonts this machine has
+        patch.setenv("BACKLINE_VOICES", "numpy")  # and whatever voices
         # Ray starts its workers at niceness 15: beside anything else that is busy they would get next to nothing.
         patch.setenv("RAY_worker_niceness", "0")
         yield cache

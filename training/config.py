@@ -3,13 +3,17 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+from cyclopts import Parameter
 
 from model.diffusion.objective import DiffusionLossConfig
 from model.dimensions import SEGMENT_FRAMES
-from model.network.unet import PRESETS, UNetConfig, sized
+from model.network.conditions import CONTROLS
+from model.network.unet import PRESETS, UNetConfig, sized, with_controls
 
 # What a field left at 0 becomes. `paper` is the paper's training on a GPU (method: AdamW 3.5e-4, batch 16); `small` learns on two CPU
 # cores in minutes: short crops, a higher rate, and an average of the weights that forgets within the run.
@@ -35,6 +39,11 @@ PRESET_VALUES: dict[str, dict[str, float]] = {
 DataMode = Literal["auto", "memory", "stream"]
 
 
+def _one_or_several(_: Any, tokens: Sequence[Any]) -> str | tuple[str, ...]:
+    named = tuple(token.value for token in tokens)
+    return named[0] if len(named) == 1 else named
+
+
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
     """What the checkpoint that a training begins from teaches its student; `backline distil` sets it phase by phase."""
@@ -54,8 +63,10 @@ class Distillation:
 class TrainConfig:
     """A training run; fields that are 0 take the preset's value, so that a config in hand is always whole."""
 
-    data: str
-    """The latent dataset: a folder or an S3 URI."""
+    data: Annotated[str | tuple[str, ...], Parameter(converter=_one_or_several, consume_multiple=True, n_tokens=-1, negative="")]
+    """The latent dataset, a folder or an S3 URI; or several, each with a weight: URI[=WEIGHT] and again. A weight is a dataset's share of
+    the samples that the network sees, whatever the dataset's size: `--data band=3 demo=1` draws three of four samples from band. Without
+    one it is 1. All must hold latents of one codec."""
     out: str
     """The run's place: best/, last/, metrics.jsonl and, without a tracking server, mlflow.db."""
     preset: Literal["paper", "small"] = "paper"
@@ -99,6 +110,12 @@ class TrainConfig:
     ema_decay: float = 0.0
     condition_dropout: float = 0.1
     """Share of samples that see no vocal, so that guidance has something to lean on."""
+    controls: tuple[str, ...] = ()
+    """What the network learns to follow beside the vocal, where the data know it: style, chords, beats. None adds nothing to it."""
+    styles: tuple[str, ...] = ()
+    """Names of the styles that it learns; by default those of the checkpoint it begins from, else of the training songs."""
+    control_dropout: float = 0.4
+    """Share of the samples from which each control is hidden, independently, so that any of them may be left out."""
     loss: DiffusionLossConfig = field(default_factory=DiffusionLossConfig)
     distillation: Distillation | None = None
     """Learn from `init` as a teacher instead of from the latents alone."""
@@ -132,6 +149,10 @@ class TrainConfig:
     """Lost workers that Ray Train replaces, going on from the last save."""
 
     def __post_init__(self) -> None:
+        datasets_of(self.data)  # says what is wrong with them
+        if unknown := [name for name in self.controls if name not in CONTROLS]:
+            raise ValueError(f"controls holds {', '.join(unknown)}: choose among {', '.join(CONTROLS)}")
+        object.__setattr__(self, "controls", tuple(name for name in CONTROLS if name in self.controls))
         if self.preset not in PRESET_VALUES:
             raise ValueError(f"preset is {self.preset!r}, which is not one of {', '.join(PRESET_VALUES)}: choose one of these")
         for name, value in PRESET_VALUES[self.preset].items():
@@ -173,9 +194,9 @@ class TrainConfig:
             )
         if self.min_workers > self.workers:
             raise ValueError(f"min_workers is {self.min_workers}, above the {self.workers} workers: give at most that")
-        for name, low, high in (("condition_dropout", 0.0, 1.0), ("ema_decay", 0.0, 1.0), ("final_rate", 0.0, 1.0)):
-            if not low <= getattr(self, name) < high:
-                raise ValueError(f"{name} is {getattr(self, name)}, outside [{low}, {high}): choose a share inside")
+        for name in ("condition_dropout", "control_dropout", "ema_decay", "final_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, outside [0.0, 1.0): choose a share inside")
         for name in ("learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, not above 0: give a positive number")
@@ -185,6 +206,11 @@ class TrainConfig:
             raise ValueError("anneal_by_time is set without max_minutes: give the minutes that the annealing should follow")
 
     @property
+    def data_names(self) -> str:
+        """The datasets as a message names them."""
+        return self.data if isinstance(self.data, str) else " ".join(self.data)
+
+    @property
     def micro_batch(self) -> int:
         """The most segments that go through the network at once."""
         return self.micro_batch_size or self.batch_size
@@ -192,7 +218,8 @@ class TrainConfig:
     @property
     def network(self) -> UNetConfig:
         """The sizes of the network."""
-        return sized(PRESETS[self.preset](), depth=self.depth, width=self.width)
+        plain = sized(PRESETS[self.preset](), depth=self.depth, width=self.width)
+        return with_controls(plain, styles=self.styles, controls=self.controls) if self.controls else plain
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -204,6 +231,37 @@ class TrainConfig:
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def datasets_of(data: str | Sequence[str]) -> list[tuple[str, float]]:
+    """(URI, weight) of each dataset that `data` names. ValueError for none, one that is named twice, or a weight that is not above 0."""
+    found = [parse_dataset(spec) for spec in ([data] if isinstance(data, str) else data)]
+    if not found:
+        raise ValueError("data names no dataset: give at least one")
+    uris = [uri for uri, _ in found]
+    if twice := {uri for uri in uris if uris.count(uri) > 1}:
+        raise ValueError(f"data names {min(twice)} twice: name it once, with a larger weight")
+    return found
+
+
+def parse_dataset(spec: str) -> tuple[str, float]:
+    """URI and weight of `URI[=WEIGHT]`; what follows an equals sign and is no number is the URI's own. ValueError for a weight that is not
+    above 0."""
+    uri, equals, weight = spec.rpartition("=")
+    try:
+        number = float(weight)
+    except ValueError:
+        return spec, 1.0
+    if not equals:
+        return spec, 1.0  # a folder whose name is a number
+    if not (uri and 0 < number < math.inf):
+        raise ValueError(f"data is {spec}, whose weight is not above 0: give for example {uri or 'latents'}=1")
+    return uri, number
+
+
+def named_dataset(uri: str, weight: float) -> str:
+    """Inverse of `parse_dataset`."""
+    return uri if weight == 1 and parse_dataset(uri) == (uri, 1.0) else f"{uri}={weight!r}"
+
+
 # Fields that may differ between a run and its resumption: how long, how many hands, how it is watched.
 WATCHING = (
     "out", "data", "init", "workers", "min_workers", "resume", "micro_batch_size", "compile", "max_minutes", "patience", "log_every",
@@ -213,8 +271,8 @@ MAY_CHANGE = (*WATCHING, "steps", "validate_every", "validation_segments", "anne
 
 
 def before_sizes(preset: str) -> dict[str, Any]:
-    """The values, in runs that were saved before they could be chosen, of the network's sizes."""
-    return {"depth": len(PRESETS[preset]().channels), "width": 1.0}
+    """The values, in runs that were saved before they could be chosen, of the network's sizes and controls."""
+    return {"depth": len(PRESETS[preset]().channels), "width": 1.0, "controls": (), "styles": (), "control_dropout": 0.4}
 
 
 def size_name(given: Mapping[str, Any]) -> str:

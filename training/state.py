@@ -190,12 +190,14 @@ def check_resumable(saved: SavedState, config: TrainConfig, codec: CodecIdentity
     mend = "choose another --out, or the dataset that it began with"
     if saved.codec != codec:
         was, now = (f"{identity.id} ({identity.weights_sha256[:8]})" for identity in (saved.codec, codec))
-        raise UserError(f"the run at {config.out} was trained on latents of codec {was}, and {config.data} holds latents of {now}: {mend}")
+        raise UserError(
+            f"the run at {config.out} was trained on latents of codec {was}, and {config.data_names} holds latents of {now}: {mend}"
+        )
     if saved.dataset.digest != dataset.digest:
         was, now = (f"{identity.uri} ({identity.digest[:8]})" for identity in (saved.dataset, dataset))
         raise UserError(f"the run at {config.out} was trained on the dataset {was}, and was given {now}: {mend}")
     given = json.loads(json.dumps(config.to_dict()))
-    known = {**before_sizes(saved.config["preset"]), **saved.config}
+    known = json.loads(json.dumps(before_sizes(saved.config["preset"]))) | saved.config
     changed = [name for name in given if name not in MAY_CHANGE and given[name] != known.get(name)]
     if changed:
         was = ", ".join(f"{name} {known.get(name)!r} → {given[name]!r}" for name in changed)

@@ -61,6 +61,14 @@ def doctor(*, data: str | None = None, checkpoint: str | None = None) -> int:
             required=settings.s3.endpoint_url is not None or settings.s3.access_key_id is not None,
         )
     )
+    checks.append(
+        Check(
+            name="instrument banks",
+            run=lambda: instrument_banks(settings),
+            remedy="apt-get install fluid-soundfont-gm and pip install --no-deps tinysoundfont, or set BACKLINE_BANKS, or leave it unset",
+            required=bool(settings.banks),
+        )
+    )
     if data:
         checks.append(Check(name=f"data {data}", run=lambda: dataset(data), remedy="write it with `backline prepare --out URI`"))
     if checkpoint:
@@ -137,6 +145,12 @@ def tracking(settings: Settings) -> str:
     from infra.tracking.tracking import check_store
 
     return check_store(settings.mlflow_tracking_uri)
+
+
+def instrument_banks(settings: Settings) -> str:
+    from pipelines.corpus.sound.banks.open import describe_banks
+
+    return describe_banks(settings)
 
 
 def object_storage(settings: Settings) -> str:

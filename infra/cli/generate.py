@@ -28,6 +28,11 @@ class GenerateRequest:
     steps: int | None = None
     guidance: float | None = None
     candidates: int = 1
+    style: str | None = None
+    chords: str | None = None
+    beats: str | None = None
+    tempo_bpm: float | None = None
+    first_beat_s: float = 0.0
     mix: bool = False
 
     def __post_init__(self) -> None:
@@ -45,9 +50,19 @@ class GenerateRequest:
 def generate_file(request: GenerateRequest) -> int:
     """Writes the accompaniment (or the mix) of a vocal file and says how well it fits."""
     from model.accompany import GenerationConfig
+    from model.controls import Controls, read_beats, read_chords
     from model.inference.gain import mix, within_full_scale
 
-    config = GenerationConfig(seed=request.seed, candidates=request.candidates, steps=request.steps, guidance=request.guidance)
+    controls = Controls(
+        style=request.style,
+        chords=read_chords(_text(request.chords, "--chords")) if request.chords else (),
+        beats=read_beats(_text(request.beats, "--beats")) if request.beats else (),
+        tempo_bpm=request.tempo_bpm,
+        first_beat_s=request.first_beat_s,
+    )
+    config = GenerationConfig(
+        seed=request.seed, candidates=request.candidates, steps=request.steps, guidance=request.guidance, controls=controls
+    )
     vocal = Place(request.vocal)
     if not vocal.exists():
         raise UserError(f"{request.vocal}: no such file; give an audio file of a vocal")
@@ -64,7 +79,19 @@ def generate_file(request: GenerateRequest) -> int:
         f"{request.out}: {vocal_CN.shape[1] / 44_100:.1f} s, seed {result.seed}, fit {fit.overall:.2f} "
         f"(harmony {fit.harmony:.2f}, rhythm {fit.rhythm:.2f}, leakage {fit.leakage:.2f}){chosen}; {stages}\n"
     )
+    for sentence in controls.replaced:
+        sys.stdout.write(f"{sentence}\n")
     return 0
+
+
+def _text(uri: str, option: str) -> str:
+    place = Place(uri)
+    if not place.exists():
+        raise UserError(f"{option} {uri}: no such file")
+    try:
+        return place.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{option} {uri}: is no text in UTF-8 ({error})") from error
 
 
 def open_accompanist(checkpoint: str | None, codec: str | None) -> "Accompanist":

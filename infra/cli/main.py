@@ -40,6 +40,11 @@ def generate(
     steps: int | None = None,
     guidance: float | None = None,
     candidates: int = 1,
+    style: str | None = None,
+    chords: str | None = None,
+    beats: str | None = None,
+    tempo_bpm: float | None = None,
+    first_beat_s: float = 0.0,
     mix: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Play the band behind one vocal, without a server.
@@ -54,6 +59,11 @@ def generate(
     steps: Denoising steps; by default the checkpoint's own number.
     guidance: Guidance scale, 1 is none; by default the checkpoint's own.
     candidates: How many accompaniments to make; the best-fitting one is written.
+    style: One of the styles that the checkpoint was trained on; a wrong one is answered with their names.
+    chords: File of the chords to play: lines of start, end and chord (0 1.5 Am), or JSON. Between them the band chooses.
+    beats: File of the beats to keep to: JSON of time_s and position, or lines of both; position 1 is the downbeat.
+    tempo_bpm: A steady tempo to keep to, in place of beats.
+    first_beat_s: With tempo-bpm, when a downbeat is.
     mix: Write vocal and accompaniment together.
     """
     from infra.cli.generate import GenerateRequest, generate_file
@@ -68,6 +78,11 @@ def generate(
             steps=steps,
             guidance=guidance,
             candidates=candidates,
+            style=style,
+            chords=chords,
+            beats=beats,
+            tempo_bpm=tempo_bpm,
+            first_beat_s=first_beat_s,
             mix=mix,
         )
     )

@@ -6,6 +6,7 @@
     OUT/latents/split=S/ID.parquet        a row a segment
     OUT/rejects/….parquet                 a row a rejected song or segment, with stage and reason
     OUT/stems/ID/….flac                   what a song was separated into, where `prepare --keep-stems` was asked for
+    OUT/credits.json                      whose recordings these are, under which licences (`infra.dataset.credits`)
     OUT/snapshots/….parquet               which songs the manifest vouches for, and in which file each lies (`infra.dataset.snapshots`)
 
 ID is a song's, or part-… where `backline compact` joined many songs in one file.
@@ -25,24 +26,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from infra.dataset.parquet import read_tables
+from infra.dataset.parquet import read_table, read_tables
 from infra.dataset.snapshots import read_rows
 from infra.dataset.splits import LatentTable, SplitIndex
+from infra.dataset.truth import FRAME_FIELDS, SONG_FIELDS, SplitTruth, read_frames
 from infra.errors import UserError
 from infra.settings import Settings
 from infra.storage.place import MissingObjectError, Place
 
+# Columns are only ever added, and may be null: who reads an older dataset finds nulls, an older reader passes over what it does not know.
 SCHEMA_VERSION = 1
+Split = Literal["train", "validation"]
 MANIFEST = "manifest.json"
 PREPARATION = "preparation.json"
-SPLITS = ("train", "validation")
+SPLITS: tuple[Split, ...] = ("train", "validation")
 # Demo songs of these seeds are for evaluation: no weights that ship may have heard them.
 RESERVED_SEEDS = range(1000)
 # A commit may replace files while a reader reads them: then it reads the newer snapshot.
 READ_ATTEMPTS = 3
 ROOT = Path(__file__).resolve().parents[2]
-
-Split = Literal["train", "validation"]
 
 _SUMS = [
     pa.field(f"{stem}_{sums}", pa.list_(pa.float64()))
@@ -69,6 +71,11 @@ SONGS = pa.schema(
         *_SUMS,
         pa.field("separator_id", pa.string()),  # null: the stems came separate
         pa.field("fingerprint", pa.list_(pa.uint32())),  # of its middle; null: not taken
+        *SONG_FIELDS,  # what the band plays: `infra.dataset.truth`
+        pa.field("credit", pa.string()),  # the attribution that its licence asks for, as its source words it
+        pa.field("page_url", pa.string()),  # where it can be read about
+        pa.field("vocal_of", pa.string()),  # the song, by id, whose vocal it shares: both are in one split
+        pa.field("split_given", pa.bool_()),  # whether its source chose the split
     ],
     metadata={"backline.schema_version": str(SCHEMA_VERSION)},
 )
@@ -108,6 +115,7 @@ def latents(channels: int, frames: int) -> pa.Schema:
             pa.field("license", pa.string()),
             # 0 to 1 by `model.separation.quality`; null: the stems came separate.
             pa.field("separation_quality", pa.float32()),
+            *FRAME_FIELDS,  # what the band plays: `infra.dataset.truth`
         ],
         metadata={"backline.schema_version": str(SCHEMA_VERSION), "backline.latent_shape": shape},
     )
@@ -159,6 +167,10 @@ class Manifest:
     """The code that wrote it: a git commit, or the package's version."""
     snapshot: str | None = None
     """The file below the dataset that names its songs and their files; without it every file counts."""
+    chord_qualities: tuple[str, ...] | None = None
+    """What the numbers in `chord_quality` stand for, in Harte's syntax; None in a dataset without truth."""
+    truth_sha256: str | None = None
+    """Over the truth of every song that has any; None in a dataset without truth."""
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
@@ -173,8 +185,10 @@ class Manifest:
         """Identity of the content: equal for equal songs, settings and codec, wherever the dataset lies and whichever commit wrote it.
 
         Over the manifest but for the code's version, the counts, among which are rejects, and where the files lie: they change no latent.
+        Truth counts where there is any, so that a dataset without it keeps the digest that it always had.
         """
-        identity = {name: value for name, value in asdict(self).items() if name not in ("commit", "counts", "snapshot")}
+        left_out = {"commit", "counts", "snapshot", "chord_qualities", *([] if self.truth_sha256 else ["truth_sha256"])}
+        identity = {name: value for name, value in asdict(self).items() if name not in left_out}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
@@ -221,6 +235,29 @@ def read_latents(place: Place, split: Split | str, manifest: Manifest | None = N
             if attempt == READ_ATTEMPTS or manifest is not None or read_manifest(place) == commit:
                 raise UserError(f"{place} lacks a file that its {MANIFEST} counts on ({error}): run prepare again") from error
     raise AssertionError("the last attempt returns or raises")
+
+
+def read_truth(place: Place, split: str, manifest: Manifest) -> SplitTruth | None:
+    """The truth of a split's rows, as `manifest` vouches for them; None in a dataset without any. Raises what `split_index` raises."""
+    if manifest.truth_sha256 is None:
+        return None
+    index = split_index(place, split, manifest)
+    named = [pa.field("song_id", pa.string(), nullable=False), pa.field("segment", pa.int32(), nullable=False)]
+    tables = read_tables([place / part.file for part in index.parts], pa.schema([*named, *FRAME_FIELDS]))
+    order = []
+    for part, table in zip(index.parts, tables, strict=True):
+        # A joined file may hold songs that are gone since.
+        kept = table.filter(pc.is_in(table["song_id"], pa.array(part.song_ids, pa.string())))
+        order.append(kept.sort_by([("song_id", "ascending"), ("segment", "ascending")]))
+    rows = pa.concat_tables(order) if order else pa.schema([*named, *FRAME_FIELDS]).empty_table()
+    if len(rows) != len(index):
+        raise UserError(f"{place} holds {len(rows)} segments with truth for {split}, its {MANIFEST} counts {len(index)}: run prepare again")
+    rows = rows.sort_by([("song_id", "ascending"), ("segment", "ascending")])
+    songs = read_table((place / "songs").list(suffix=".parquet"), pa.schema([named[0], pa.field("style", pa.string())]))
+    styles = dict(zip(songs["song_id"].to_pylist(), songs["style"].to_pylist(), strict=True))
+    return SplitTruth(
+        frames=read_frames(rows, manifest.segment_frames), styles_R=tuple(styles.get(song) for song in rows["song_id"].to_pylist())
+    )
 
 
 def split_index(place: Place, split: str, manifest: Manifest) -> SplitIndex:

@@ -20,6 +20,7 @@ from torch import Tensor
 from model.dimensions import SEGMENT_FRAMES
 from model.errors import ModelError
 from model.inference.cpu_network import PackedNetwork
+from model.network.conditions import Conditions
 from model.network.unet import AccompanimentUNet, VocalFeatures
 from model.threads import one_thread_workers
 
@@ -56,8 +57,11 @@ class Evaluator(ABC):
         self.device = unet.null_vocal_C.device
 
     @abstractmethod
-    def encode(self, vocals_BCT: Sequence[Tensor | None], frames: int) -> list[VocalFeatures]:
-        """Normalised vocal latents (1, 64, frames) → features; None stands for the null condition."""
+    def encode(
+        self, vocals_BCT: Sequence[Tensor | None], frames: int, conditions: Sequence[Conditions | None] | None = None
+    ) -> list[VocalFeatures]:
+        """Normalised vocal latents (1, 64, frames) → features; None stands for the null condition. conditions: what is given beside
+        each, of as many frames."""
 
     @abstractmethod
     def __call__(self, evaluations: Sequence[Evaluation]) -> list[Tensor]:
@@ -91,13 +95,16 @@ class ThreadedEvaluator(Evaluator):
         self._network = _network(unet, execution) if execution == "compile" else PackedNetwork(unet, lengths=max(PACKED_LENGTHS, threads))
         self._pool = one_thread_workers(threads, "denoise")
 
-    def encode(self, vocals_BCT: Sequence[Tensor | None], frames: int) -> list[VocalFeatures]:
-        return list(self._pool.map(lambda vocal_BCT: self._encode(vocal_BCT, frames), vocals_BCT))
+    def encode(
+        self, vocals_BCT: Sequence[Tensor | None], frames: int, conditions: Sequence[Conditions | None] | None = None
+    ) -> list[VocalFeatures]:
+        given = conditions or [None] * len(vocals_BCT)
+        return list(self._pool.map(lambda vocal_BCT, beside: self._encode(vocal_BCT, frames, beside), vocals_BCT, given))
 
     @torch.inference_mode()
-    def _encode(self, vocal_BCT: Tensor | None, frames: int) -> VocalFeatures:
+    def _encode(self, vocal_BCT: Tensor | None, frames: int, conditions: Conditions | None) -> VocalFeatures:
         vocal_BCT = self.unet.null_vocal(frames) if vocal_BCT is None else vocal_BCT
-        return self.unet.encode_vocal(vocal_BCT.contiguous())
+        return self.unet.encode_vocal(vocal_BCT.contiguous(), conditions=conditions)
 
     def __call__(self, evaluations: Sequence[Evaluation]) -> list[Tensor]:
         return list(self._pool.map(self._evaluate, evaluations))
@@ -170,14 +177,17 @@ class BatchedEvaluator(Evaluator):
         return length
 
     @torch.inference_mode()
-    def encode(self, vocals_BCT: Sequence[Tensor | None], frames: int) -> list[VocalFeatures]:
+    def encode(
+        self, vocals_BCT: Sequence[Tensor | None], frames: int, conditions: Sequence[Conditions | None] | None = None
+    ) -> list[VocalFeatures]:
         length = self._padded(frames)
         valid_BT = (torch.arange(length, device=self.device) < frames)[None]
         found = []
-        for vocal_BCT in vocals_BCT:
+        for vocal_BCT, beside in zip(vocals_BCT, conditions or [None] * len(vocals_BCT), strict=True):
             vocal_BCT = self.unet.null_vocal(frames) if vocal_BCT is None else vocal_BCT.to(self.device)
+            beside = None if beside is None else beside.window(0, length)
             with self._lock, self._autocast():
-                found.append(self.unet.encode_vocal(F.pad(vocal_BCT, (0, length - frames)), valid_BT))
+                found.append(self.unet.encode_vocal(F.pad(vocal_BCT, (0, length - frames)), valid_BT, conditions=beside))
         return found
 
     @torch.inference_mode()

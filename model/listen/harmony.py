@@ -20,6 +20,8 @@ _BINS_A_SEMITONE = 3
 _FFT_BINS = 1_800  # up to 4.8 kHz
 _HARMONICS, _HARMONIC_DECAY = 12, 0.65
 _NNLS_ROUNDS = 25
+_BASS_BELOW_MIDI = 54
+_ROOT_POSITION = 2.0  # what another note must exceed the root by to be the bass
 _SILENT = 3e-7  # mean magnitude of a frame; the rounding noise of 16 bits lies below
 
 # Krumhansl and Kessler 1982, probe-tone ratings.
@@ -33,13 +35,42 @@ def chroma(audio: np.ndarray) -> np.ndarray:
     NNLS chroma (Mauch and Dixon 2010): a log-frequency spectrum in the recording's own tuning, its broad floor (drums, noise) taken off, is
     explained as a non-negative sum of harmonic notes, so that overtones count for their note; then notes fold to classes.
     """
-    notes_PT = note_activations(audio)
+    return chroma_of(note_activations(audio))
+
+
+def chroma_of(notes_PT: np.ndarray) -> np.ndarray:
+    """(12, T) from note activations; see `chroma`."""
     midi_P = np.arange(_LOWEST_MIDI, _HIGHEST_NOTE_MIDI + 1)
     # Bass and lead weigh less than the middle where chords lie.
-    weight_P = np.exp(-0.5 * ((midi_P - 60) / 18.0) ** 2)
-    chroma_12T = np.zeros((12, notes_PT.shape[1]))
-    np.add.at(chroma_12T, midi_P % 12, notes_PT * weight_P[:, None])
-    return chroma_12T
+    return _folded(notes_PT, np.exp(-0.5 * ((midi_P - 60) / 18.0) ** 2))
+
+
+def bass_of(notes_PT: np.ndarray, labels_T: np.ndarray) -> np.ndarray:
+    """(T,) pitch class of each chord's bass at `CHROMA_RATE_HZ`: the root, for bass lines walk, unless another note below MIDI 54 is
+    stronger by far while the chord lasts; −1 where nothing low sounds, and without a chord."""
+    midi_P = np.arange(_LOWEST_MIDI, _HIGHEST_NOTE_MIDI + 1)
+    low_12T = _folded(notes_PT, (midi_P < _BASS_BELOW_MIDI).astype(float))
+    changes_s = np.flatnonzero(np.diff(labels_T, prepend=labels_T[:1])) / CHROMA_RATE_HZ
+    low_12T = _averaged_between(low_12T, changes_s)
+    sounding_T = (low_12T.sum(axis=0) > 0) & (labels_T >= 0)
+    low_12T[labels_T // 2, np.arange(len(labels_T))] *= _ROOT_POSITION
+    return np.where(sounding_T, low_12T.argmax(axis=0), -1)
+
+
+def _folded(notes_PT: np.ndarray, weight_P: np.ndarray) -> np.ndarray:
+    """(12, T): weighted notes summed by pitch class."""
+    folded_12T = np.zeros((12, notes_PT.shape[1]))
+    np.add.at(folded_12T, np.arange(_LOWEST_MIDI, _HIGHEST_NOTE_MIDI + 1) % 12, notes_PT * weight_P[:, None])
+    return folded_12T
+
+
+def chord_fit(chroma_12T: np.ndarray, labels_T: np.ndarray, beats_s: np.ndarray | None = None) -> np.ndarray:
+    """(T,) correlation of the chroma, averaged between beats, with the triad of each frame's label; 0 where the label is −1."""
+    if beats_s is not None and len(beats_s) > 1:
+        chroma_12T = _averaged_between(chroma_12T, beats_s)
+    centred_12T = chroma_12T - chroma_12T.mean(axis=0)
+    centred_12T /= np.linalg.norm(centred_12T, axis=0) + 1e-9
+    return np.where(labels_T >= 0, (_templates()[labels_T] * centred_12T.T).sum(axis=1), 0.0)
 
 
 def note_activations(audio: np.ndarray) -> np.ndarray:

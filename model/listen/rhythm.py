@@ -107,7 +107,12 @@ def beat_curve(audio: np.ndarray) -> np.ndarray:
 
     Cymbals at half that weight lose the beat of a shuffle, where chords stab on the swung eighths and the ride alone tells which is which.
     """
-    low_T, mid_T, high_T = onset_bands(audio)
+    return curve_of(onset_bands(audio))
+
+
+def curve_of(bands_3T: np.ndarray) -> np.ndarray:
+    """(T,) from `onset_bands`; see `beat_curve`."""
+    low_T, mid_T, high_T = bands_3T
     return low_T * 1.5 + mid_T + high_T
 
 

@@ -4,6 +4,7 @@ Shape legend: C channels, N samples, F frequency bins, T frames.
 """
 
 import functools
+from collections.abc import Iterator
 
 import numpy as np
 import scipy
@@ -29,22 +30,32 @@ def stft(mono_N: np.ndarray, *, window_samples: int, hop_samples: int, bins: int
 
     A full-scale sine gives magnitude 0.5 in its bin. `bins` keeps only the lowest F bins.
     """
+    frames = len(mono_N) // hop_samples + 1
+    spectrum_FT = np.empty((bins or window_samples // 2 + 1, frames), np.complex64)
+    for start, block_FT in _blocks(mono_N, window_samples, hop_samples, len(spectrum_FT)):
+        spectrum_FT[:, start : start + block_FT.shape[1]] = block_FT
+    return spectrum_FT
+
+
+def magnitudes(mono_N: np.ndarray, *, window_samples: int, hop_samples: int, bins: int | None = None) -> np.ndarray:
+    """(F, T) float32: the magnitude of `stft`, which is never whole in memory."""
+    frames = len(mono_N) // hop_samples + 1
+    magnitude_FT = np.empty((bins or window_samples // 2 + 1, frames), np.float32)
+    for start, block_FT in _blocks(mono_N, window_samples, hop_samples, len(magnitude_FT)):
+        np.abs(block_FT, out=magnitude_FT[:, start : start + block_FT.shape[1]])
+    return magnitude_FT
+
+
+def _blocks(mono_N: np.ndarray, window_samples: int, hop_samples: int, bins: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(first frame, (F, T) complex64) of some frames of `stft` at a time."""
     half = window_samples // 2
     padded_N = np.pad(mono_N, (half, half + hop_samples))
     frames_TN = np.lib.stride_tricks.sliding_window_view(padded_N, window_samples)[::hop_samples][: len(mono_N) // hop_samples + 1]
     window_N = scipy.signal.get_window("hann", window_samples).astype(np.float32)
     window_N /= window_N.sum()
-    bins = bins or half + 1
-    spectrum_FT = np.empty((bins, len(frames_TN)), np.complex64)
     for start in range(0, len(frames_TN), _BLOCK_FRAMES):
         block_TN = frames_TN[start : start + _BLOCK_FRAMES] * window_N
-        spectrum_FT[:, start : start + len(block_TN)] = scipy.fft.rfft(block_TN, axis=1)[:, :bins].T
-    return spectrum_FT
-
-
-def magnitudes(mono_N: np.ndarray, *, window_samples: int, hop_samples: int, bins: int | None = None) -> np.ndarray:
-    """(F, T) float32: the magnitude of `stft`."""
-    return np.abs(stft(mono_N, window_samples=window_samples, hop_samples=hop_samples, bins=bins))
+        yield start, scipy.fft.rfft(block_TN, axis=1)[:, :bins].T
 
 
 @functools.lru_cache(maxsize=4)

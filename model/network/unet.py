@@ -20,6 +20,7 @@ from model.diffusion.objective import Schedule
 from model.dimensions import LATENT_CHANNELS
 from model.errors import ModelError
 from model.network.attention import AlignmentKeys, SoftAlignmentAttention
+from model.network.conditions import CONTROLS, Conditions, ConditionStream, check_controls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,14 @@ class UNetConfig:
     groups: int = 8
     latent_channels: int = LATENT_CHANNELS
     diffusion_steps: int = 800
+    controls: tuple[str, ...] = ()
+    """What may be given beside the vocal, of `model.network.conditions.CONTROLS`."""
+    styles: tuple[str, ...] = ()
+    """Names, in the order of their embeddings."""
+    condition_channels: int = 96
 
     def __post_init__(self) -> None:
+        check_controls(self.controls, self.styles)
         if len(self.channels) < 2 or any(width < 1 or width % self.groups for width in self.channels):
             raise ModelError(f"channels={self.channels}: needs two levels or more, each a multiple of groups={self.groups}")
         if len(self.vocal_blocks) != len(self.channels) or any(blocks < 1 for blocks in self.vocal_blocks):
@@ -87,6 +94,17 @@ def sized(config: UNetConfig, *, depth: int = 0, width: float = 1.0) -> UNetConf
     blocks = (*config.vocal_blocks[:levels], *(config.vocal_blocks[-1],) * more)
     groups = config.groups
     return replace(config, channels=tuple(max(groups, groups * round(width * wide / groups)) for wide in channels), vocal_blocks=blocks)
+
+
+def with_controls(config: UNetConfig, *, styles: tuple[str, ...] = (), controls: tuple[str, ...] = CONTROLS) -> UNetConfig:
+    """The same network told of `controls` too; without styles, of all but these. A twelfth of its widths together is for them."""
+    controls = tuple(name for name in controls if name != "style" or styles)
+    return replace(config, controls=controls, styles=styles, condition_channels=max(config.groups, sum(config.channels) // 12))
+
+
+def without_controls(config: UNetConfig) -> UNetConfig:
+    """The same network told of the vocal alone."""
+    return replace(config, controls=(), styles=(), condition_channels=UNetConfig.condition_channels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,13 +196,16 @@ class VocalStream(nn.Module):
         self.norms = nn.ModuleList(MaskedGroupNorm(groups, width) for width in widths)
         self.downs = nn.ModuleList(nn.Conv1d(fine, coarse, 4, stride=2, padding=1) for fine, coarse in pairwise(widths))
 
-    def forward(self, vocal_BCT: Tensor, valid: tuple[Tensor, ...] | None) -> list[Tensor]:
+    def forward(self, vocal_BCT: Tensor, valid: tuple[Tensor, ...] | None, added: list[Tensor] | None = None) -> list[Tensor]:
+        """added: of each level, what the conditions add to it."""
         h_BCT = self.stem(masked(vocal_BCT, None if valid is None else valid[0]))
         features = []
         for level, norm in enumerate(self.norms):
             mask = None if valid is None else valid[level]
             if level:
                 h_BCT = self.downs[level - 1](h_BCT)
+            if added is not None:
+                h_BCT = h_BCT + masked(added[level], mask)
             for block in self.levels[level].children():
                 h_BCT = block(h_BCT, mask)
             h_BCT = masked(h_BCT, mask)
@@ -205,6 +226,9 @@ class AccompanimentUNet(nn.Module):
         self.register_buffer("alpha_bar_T", Schedule(steps=config.diffusion_steps).alpha_bar.float(), persistent=False)
         self.null_vocal_C = nn.Parameter(torch.zeros(config.latent_channels))
         self.vocal_stream = VocalStream(config)
+        self.condition_stream = (
+            ConditionStream(config.channels, config.controls, len(config.styles), config.condition_channels) if config.controls else None
+        )
         self.time = nn.Sequential(nn.Linear(time_channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels), nn.SiLU())
         self.stem = nn.Conv1d(config.latent_channels, widths[0], 3, padding=1)
         # Levels of every block in the order that they run: down, bottleneck, up. The last keeps the width of both streams it joins,
@@ -231,9 +255,15 @@ class AccompanimentUNet(nn.Module):
         """(1, C, frames): the learned latent that stands for no vocal at all."""
         return self.null_vocal_C[None, :, None].expand(1, -1, frames)
 
-    def encode_vocal(self, vocal_BCT: Tensor, valid_BT: Tensor | None = None, drop_B: Tensor | None = None) -> VocalFeatures:
+    def encode_vocal(
+        self,
+        vocal_BCT: Tensor,
+        valid_BT: Tensor | None = None,
+        drop_B: Tensor | None = None,
+        conditions: Conditions | None = None,
+    ) -> VocalFeatures:
         """Everything that does not depend on x or t. valid_BT: true frames (None: all). drop_B: samples told nothing of the vocal,
-        which get the learned null condition; their mask stays."""
+        which get the learned null condition; their mask stays. conditions: given beside it (None: nothing; the same as zeros)."""
         batch, channels, frames = vocal_BCT.shape
         if channels != self.config.latent_channels:
             raise ModelError(f"vocal latent of {channels} channels: the network takes {self.config.latent_channels}")
@@ -251,13 +281,25 @@ class AccompanimentUNet(nn.Module):
                 # a coarse frame is valid when any of its two fine ones is
                 levels.append(F.max_pool1d(levels[-1], 2))
             valid = tuple(levels)
-        features = self.vocal_stream(F.pad(vocal_BCT, (0, pad)), valid)
+        added = self._added(conditions, batch, frames, pad, None if valid is None else valid[0])
+        features = self.vocal_stream(F.pad(vocal_BCT, (0, pad)), valid, added)
         return VocalFeatures(
             frames=frames,
             films=tuple(film(features[level]) for film, level in zip(self.films, self.film_levels, strict=True)),
             alignment=self.attention.project_vocal(features[-1], None if valid is None else valid[-1][:, 0] > 0),
             valid=valid,
         )
+
+    def _added(self, conditions: Conditions | None, batch: int, frames: int, pad: int, valid_B1T: Tensor | None) -> list[Tensor] | None:
+        if self.condition_stream is None:
+            if conditions is not None:
+                raise ModelError("this network knows no controls: give the vocal alone, or a checkpoint that was trained with them")
+            return None
+        device = self.null_vocal_C.device
+        conditions = Conditions.none(batch, frames, device) if conditions is None else conditions.map(lambda value: value.to(device))
+        if conditions.chords_BCT.shape[2] != frames:
+            raise ModelError(f"conditions of {conditions.chords_BCT.shape[2]} frames beside a vocal of {frames}: cut them alike")
+        return self.condition_stream(conditions.window(0, frames + pad), valid_B1T)
 
     def _embed(self, t_B: Tensor) -> Tensor:
         half = self.config.time_channels // 2

@@ -25,10 +25,14 @@ from infra.settings import Settings
 from infra.storage.place import Place
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.chance import Chance
-from pipelines.corpus import compose, render
+from pipelines.corpus import SongRecord, render
+from pipelines.corpus.bands.rearrange import MOST_BANDS, compose_bands
 from pipelines.corpus.processes import in_processes
-from pipelines.corpus.score.record import GENERATOR_VERSION
+from pipelines.corpus.score.record import GENERATOR_VERSION, as_json
+from pipelines.corpus.sound.banks.licence import bank_credit
 from pipelines.corpus.sound.banks.open import choose_banks, open_banks
+from pipelines.corpus.sound.render import SungVocal, render_band
+from pipelines.corpus.sound.voices.open import choose_voices, open_voices
 from pipelines.corpus.vocals.capture import apply_capture, draw_capture
 from pipelines.dataset import write as dataset
 from pipelines.dataset.commit import commit
@@ -36,6 +40,8 @@ from pipelines.dataset.contents import read_stored
 from pipelines.song import FoundSong, SongIdentity
 from pipelines.stages.encode import Encoder, open_codec
 from pipelines.stages.segment import SegmentConfig, segment_audio
+from pipelines.stages.truth import at_speed as at_its_speed
+from pipelines.stages.truth import parsed_truth
 
 if TYPE_CHECKING:
     from model.codec.base import CodecIdentity
@@ -54,8 +60,12 @@ class DemoLatentsConfig:
     duration_s: float = 44.0
     """About how long a song is; near one segment, so that as many songs as possible fit into the time."""
     speeds: tuple[float, ...] = (1.0, 0.944, 1.059)
+    bands_per_vocal: int = 1
+    """Bands for each vocal, as of `corpus --bands-per-vocal`; all are in the split of their vocal."""
     bank: Annotated[tuple[str, ...], LISTED] = ()
     """What plays, as of `corpus --bank`."""
+    voice: Annotated[tuple[str, ...], LISTED] = ()
+    """Who sings, as of `corpus --voice`."""
     capture: bool = True
     """Send each vocal through a microphone and a room of its own."""
     codec: str = "embedded"
@@ -74,6 +84,8 @@ class DemoLatentsConfig:
             raise UserError(f"--workers {self.workers}: must be at least 1")
         if not 4 <= self.duration_s <= 600:
             raise UserError(f"--duration-s {self.duration_s}: must be from 4 to 600 seconds; 44 suits training")
+        if not 1 <= self.bands_per_vocal <= MOST_BANDS:
+            raise UserError(f"--bands-per-vocal {self.bands_per_vocal}: must be from 1 to {MOST_BANDS}")
         if not self.speeds or len(set(self.speeds)) < len(self.speeds) or not 0.5 <= min(self.speeds) <= max(self.speeds) <= 2:
             raise UserError(f"--speeds {self.speeds}: give one or more, all different, from 0.5 to 2")
         if not 0 < self.validation_share < 1:
@@ -103,16 +115,17 @@ def make_demo_latents(config: DemoLatentsConfig) -> DemoLatentsSummary:
 
     Raises: UserError when `out` was begun with another codec or settings; ModelError when the codec cannot be had.
     """
-    config = replace(config, bank=choose_banks(config.bank, Settings.from_environment()))
+    settings = Settings.from_environment()
+    config = replace(config, bank=choose_banks(config.bank, settings), voice=choose_voices(config.voice, settings))
     out = Place(config.out)
     out.check()
     codec = open_codec(config.codec, Settings.from_environment().s3, "cpu").identity
     dataset.begin(out, codec, config.segment, config.validation_share)
     version = take_version(config)
-    wanted = {take_url(seed, speed, config): version for seed in seeds_of(config) for speed in config.speeds}
+    wanted = {url: version for seed in seeds_of(config) for url in take_urls(seed, config)}
     stored = read_stored(out)
     done = stored.done(wanted)
-    missing = [seed for seed in seeds_of(config) if any(done.get(take_url(seed, speed, config)) != version for speed in config.speeds)]
+    missing = [seed for seed in seeds_of(config) if any(done.get(url) != version for url in take_urls(seed, config))]
     splits = take_splits(config) | {seed: row["split"] for row in stored.songs.values() if (seed := take_seed(row["url"])) is not None}
     replaced = {song_id for song_id, row in stored.songs.items() if row["url"] in wanted and done.get(row["url"]) != version}
     dataset.remove_rows(out, stored, replaced)
@@ -134,14 +147,21 @@ def seeds_of(config: DemoLatentsConfig) -> range:
     return range(config.seed, config.seed + config.songs)
 
 
-def take_url(seed: int, speed: float, config: DemoLatentsConfig) -> str:
+def take_url(seed: int, speed: float, config: DemoLatentsConfig, band: int = 0) -> str:
     """The address of one song at one speed: it names what the audio is made from."""
-    return f"demo:{seed}?duration_s={config.duration_s:g}&speed={speed:g}&capture={int(config.capture)}"
+    address = f"demo:{seed}?duration_s={config.duration_s:g}&speed={speed:g}&capture={int(config.capture)}"
+    return f"{address}&band={band}" if band else address
+
+
+def take_urls(seed: int, config: DemoLatentsConfig) -> list[str]:
+    """The addresses of all takes of a vocal."""
+    return [take_url(seed, speed, config, band) for speed in config.speeds for band in range(config.bands_per_vocal)]
 
 
 def take_version(config: DemoLatentsConfig) -> str:
-    """Changes with the generator and with what plays."""
-    return f"generator {GENERATOR_VERSION}, {open_banks(config.bank).renderer}"
+    """Changes with the generator, with what plays and with who sings; the computed voice, which was alone once, is not named."""
+    played, sung = open_banks(config.bank).renderer, open_voices(config.voice).renderer
+    return f"generator {GENERATOR_VERSION}, {played}" + ("" if sung == "numpy" else f", sung by {sung}")
 
 
 def take_seed(url: str) -> int | None:
@@ -183,25 +203,45 @@ def _open_encoder(config: DemoLatentsConfig, codec: "CodecIdentity") -> None:
 
 
 def _write_takes(job: _Job, config: DemoLatentsConfig) -> int:
-    """Composes and renders one song, and stores it at each speed."""
+    """Composes, sings and renders one vocal with its bands, and stores each at each speed."""
     if _encoder is None:
         raise RuntimeError("a worker began without its encoder")
     out = Place(config.out)
-    record = compose(job.seed, config.duration_s)
-    song = render(record, open_banks(config.bank))
+    banks, voices = open_banks(config.bank), open_voices(config.voice)
+    records = [voices.perform(record) for record in compose_bands(job.seed, config.bands_per_vocal, config.duration_s)]
+    first = render(records[0], banks, voices)
+    sung = SungVocal(
+        vocals_CN=first.vocals_CN, f0_hz=first.f0_hz, gain_db=round(first.vocal_gain_db, 3),
+        voice=first.voice, timbre=first.timbre, doubled=first.doubled, voice_licence=first.bank_licences.get(first.voice, ""),
+    )  # fmt: skip
+    songs = [first, *(render_band(record, sung, banks) for record in records[1:])]
     for speed in config.speeds:
-        vocal_CN, accompaniment_CN = (at_speed(audio_CN, speed) for audio_CN in (song.vocals_CN, song.accompaniment_CN))
+        vocal_CN = at_speed(first.vocals_CN, speed)
         if config.capture:
             name = f"{job.seed}/{speed:g}"
             vocal_CN = apply_capture(vocal_CN, draw_capture(Chance("capture", name)), name).astype(np.float32)
-        digest = hashlib.sha256(np.ascontiguousarray(np.concatenate([vocal_CN, accompaniment_CN]) * 32768).astype(np.int16).tobytes())
-        identity = SongIdentity(
-            song_id=digest.hexdigest()[:16], audio_sha256=digest.hexdigest(), title=record.title, artist="backline", license=record.license
-        )
-        segmented = segment_audio(identity, vocal_CN, accompaniment_CN, config.segment)
-        found = FoundSong(url=take_url(job.seed, speed, config), source="demo", version=take_version(config))
-        dataset.write_song(out, found, _encoder.encode([segmented])[0], job.split)
+        shared = ""
+        for record, song in zip(records, songs, strict=True):
+            accompaniment_CN = at_speed(song.accompaniment_CN, speed)
+            identity = replace(_identify(record, vocal_CN, accompaniment_CN), vocal_of=shared, credit=bank_credit(song.bank_licences))
+            shared = shared or identity.song_id
+            segmented = segment_audio(identity, vocal_CN, accompaniment_CN, config.segment)
+            segmented = replace(segmented, truth=at_its_speed(parsed_truth(as_json(record)), speed))
+            found = FoundSong(url=take_url(job.seed, speed, config, record.band), source="demo", version=take_version(config))
+            dataset.write_song(out, found, _encoder.encode([segmented])[0], job.split)
     return job.seed
+
+
+def _identify(record: SongRecord, vocal_CN: NDArray[np.float32], accompaniment_CN: NDArray[np.float32]) -> SongIdentity:
+    """By the samples, rounded to 16 bits."""
+    digest = hashlib.sha256(np.ascontiguousarray(np.concatenate([vocal_CN, accompaniment_CN]) * 32768).astype(np.int16).tobytes())
+    return SongIdentity(
+        song_id=digest.hexdigest()[:16],
+        audio_sha256=digest.hexdigest(),
+        title=record.title,
+        artist="backline",
+        license=record.license,
+    )
 
 
 def at_speed(audio_CN: NDArray[np.float32], speed: float) -> NDArray[np.float32]:

@@ -4,10 +4,11 @@ Shapes: C channels, T frames.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +19,10 @@ from infra.dataset.format import SPLITS, Manifest, latents, read_manifest
 from infra.dataset.parquet import read_table
 from infra.dataset.snapshots import read_rows
 from infra.dataset.splits import tensor_column
+from infra.dataset.truth import CONFIDENCES, NO_CHORD, PHASE_FRAMES, read_frames, truth_sha256
 from infra.errors import UserError
 from infra.storage.place import MissingObjectError, Place
+from model.chords import QUALITIES
 from model.codec.base import CodecIdentity
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines.dataset.commit import describe
@@ -117,6 +120,7 @@ def _check_song(table: pa.Table, stored: Stored, song_id: str) -> Iterator[str]:
         yield "it has no row in songs/"
         return
     row = stored.row(song_id)
+    yield from _check_truth(table, row)
     if len(table) != row["segments"]:
         yield f"{len(table)} segments, its row says {row['segments']}"
         return
@@ -138,6 +142,36 @@ def _check_song(table: pa.Table, stored: Stored, song_id: str) -> Iterator[str]:
             yield f"{stem}_latent is not what was written: its sums differ from those in its row"
 
 
+def _check_truth(table: pa.Table, row: Mapping[str, Any]) -> Iterator[str]:
+    """Each column of truth against what it may hold; then all of them together against what was written."""
+    table = table.sort_by("segment")
+    try:
+        frames = read_frames(table, SEGMENT_FRAMES)
+    except UserError as error:
+        yield str(error)
+        return
+    faults = []
+    for name in ("chord_root", "chord_bass"):
+        pitch_RT = getattr(frames, f"{name}_RT")
+        if ((pitch_RT < NO_CHORD) | (pitch_RT > 11)).any():
+            faults.append(f"{name} is not a pitch class, 0 to 11, or −1")
+    if ((frames.chord_quality_RT < NO_CHORD) | (frames.chord_quality_RT >= len(QUALITIES))).any():
+        faults.append(f"chord_quality is none of the vocabulary's {len(QUALITIES)}, or −1")
+    for name in PHASE_FRAMES:
+        phase_RT = getattr(frames, f"{name}_RT")
+        if ((phase_RT < 0) | (phase_RT >= 1)).any():
+            faults.append(f"{name} is not 0 up to 1")
+    for name in CONFIDENCES:
+        confidence_R = getattr(frames, f"{name}_R")
+        if ((confidence_R < 0) | (confidence_R > 1)).any():
+            faults.append(f"{name} is not 0 to 1")
+    if strange := set(table["truth_source"].to_pylist()) - {row["truth_source"]}:
+        faults.append(f"truth_source is {sorted(map(str, strange))}, its row in songs/ says {row['truth_source']}")
+    if not faults and truth_sha256(row, frames) != row["truth_sha256"]:
+        faults.append("its truth is not what was written: the digest differs from that in its row")
+    yield from faults
+
+
 def _same_sums(valid_CT: NDArray[np.float64], sums: Sequence[float], square_sums: Sequence[float]) -> bool:
     scale_C = np.sqrt(valid_CT.shape[1] * np.array(square_sums)) + 1e-12
     return bool(
@@ -153,9 +187,10 @@ def _check_manifest(data: Place, manifest: Manifest, stored: Stored, names: set[
         return  # said for each song already
     codec = CodecIdentity(id=manifest.codec_id, weights_sha256=manifest.codec_weights_sha256)
     again = describe(data, stored.only(names), codec)
-    for name in ("content_sha256", "vocal_mean", "vocal_std", "accompaniment_mean", "accompaniment_std", "vocal_level_db", "duration_h"):
+    figures = ("vocal_mean", "vocal_std", "accompaniment_mean", "accompaniment_std", "vocal_level_db", "duration_h")
+    for name in ("content_sha256", "truth_sha256", *figures):
         was, now = getattr(manifest, name), getattr(again, name)
-        if was != now and not (name != "content_sha256" and np.allclose(was, now, rtol=1e-9, atol=1e-12)):
+        if was != now and not (name in figures and np.allclose(was, now, rtol=1e-9, atol=1e-12)):
             yield f"the manifest's {name} is not that of its songs"
     was_counts, now_counts = manifest.counts, replace(again.counts, rejected_songs=manifest.counts.rejected_songs)
     if was_counts != replace(now_counts, rejected_segments=was_counts.rejected_segments):

@@ -15,10 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from infra.dataset.credits import credits_of, stored_credits, write_credits
 from infra.dataset.format import MANIFEST, SPLITS, Counts, Manifest, code_version, latents
 from infra.dataset.parquet import read_table, write_table
 from infra.dataset.snapshots import read_rows, write_snapshot
 from infra.storage.place import MissingObjectError, Place
+from model.chords import QUALITIES
 from model.dimensions import HOP_SAMPLES, LATENT_CHANNELS, SAMPLE_RATE_HZ, SEGMENT_FRAMES
 from pipelines.dataset.contents import PART, Stored, read_stored
 from pipelines.dataset.kept_stems import remove_stems_but
@@ -49,6 +51,9 @@ def commit(out: Place, stored: Stored, codec: "CodecIdentity", *, keep: Set[str]
         unchanged = replace(before, commit=manifest.commit) == manifest
     except MissingObjectError:
         unchanged = False
+    credits = credits_of(stored.songs)
+    if stored_credits(out) != credits:
+        write_credits(out, credits)
     if not unchanged:
         (out / MANIFEST).write_bytes(manifest.to_json().encode())
     _collect(out, stored, keep | set(files.values()))
@@ -107,6 +112,7 @@ def describe(out: Place, stored: Stored, codec: "CodecIdentity") -> Manifest:
     vocal_mean, vocal_std = _statistics(train, "vocal")
     accompaniment_mean, accompaniment_std = _statistics(train, "accompaniment")
     content = json.dumps([[row["song_id"], row["audio_sha256"], row["split"], row["segments"]] for row in rows])
+    truth = [[row["song_id"], row["truth_sha256"]] for row in rows if row["truth_sha256"] is not None]
     return Manifest(
         codec_id=codec.id,
         codec_weights_sha256=codec.weights_sha256,
@@ -133,6 +139,8 @@ def describe(out: Place, stored: Stored, codec: "CodecIdentity") -> Manifest:
         ),
         content_sha256=hashlib.sha256(content.encode()).hexdigest(),
         commit=code_version(),
+        chord_qualities=QUALITIES if truth else None,
+        truth_sha256=hashlib.sha256(json.dumps(truth).encode()).hexdigest() if truth else None,
     )
 
 

@@ -25,8 +25,8 @@ from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 DUPLICATE = "duplicate"  # the stage of a reject that has the audio of another song
 TAKEDOWNS = "takedowns"
 PART = "part-"  # how the names of joined files begin
-# What only statistics need: 10 kB a song as Python's objects, 2 kB in a table.
-_SUMS = ("vocal_levels_db", *(name for name in SONGS.names if name.endswith("_sum")))
+# What only statistics and checks need: 10 kB a song as Python's objects, 2 kB in a table.
+_SUMS = ("vocal_levels_db", *(name for name in SONGS.names if name.endswith("_sum")), "sections")
 # A fingerprint is 10 kB: read when recordings are compared.
 _HELD = pa.schema([field for field in SONGS if field.name != "fingerprint"])
 _ADDRESSES = pa.schema([SONGS.field("song_id"), SONGS.field("url"), SONGS.field("source_version")])

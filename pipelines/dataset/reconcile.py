@@ -22,7 +22,7 @@ from model.listen.fingerprint import FingerprintIndex, bit_error_rate, sketch
 from pipelines.acquire.acquire import LICENSE, remove_media
 from pipelines.acquire.provenance import RECORDS, record_place
 from pipelines.dataset import write as dataset
-from pipelines.dataset.contents import Stored, Tables, read_fingerprints, read_stored, read_takedown
+from pipelines.dataset.contents import Stored, Tables, read_fingerprints, read_song, read_stored, read_takedown
 from pipelines.song import FoundSong, SongIdentity, SongResult
 from pipelines.stages.decode import taken_down, unknown_identity
 
@@ -119,10 +119,13 @@ def adopt(out: Place, stored: Stored, songs: Mapping[str, tuple[FoundSong, SongI
     rows = {}
     for song_id, (found, identity) in songs.items():
         row = {**stored.row(song_id), "fingerprint": words.get(song_id), "url": found.url, "source_version": found.version}
-        said = {"source": found.source, "title": identity.title, "artist": identity.artist, "license": identity.license}
-        rows[song_id] = {**row, **said}
+        said = {name: getattr(identity, name) for name in ("title", "artist", "license", "credit", "page_url", "vocal_of")}
+        split = {"split": found.split or row["split"], "split_given": found.split is not None}
+        rows[song_id] = {**row, "source": found.source, **said, **split}
     _rewrite_origins(out, stored, rows)
     for song_id, row in rows.items():
+        if row["split"] != stored.songs[song_id]["split"]:
+            write_table(dataset.latents_place(out, song_id, row["split"]), read_song(out, stored, song_id))
         found, url = songs[song_id][0], stored.songs[song_id]["url"]
         if url != found.url and (kept := dataset.segment_rejects(out, url, song_id)):
             dataset.write_rejects(out, found, song_id, kept)

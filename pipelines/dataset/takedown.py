@@ -45,9 +45,13 @@ class TakedownSummary:
     segments: int
     """Rows of latents removed by this run."""
     trainings: tuple[Training, ...]
+    same_vocal: tuple[str, ...] = ()
+    """Songs that are still there and share its vocal."""
 
     def __str__(self) -> str:
         lines = [f"{self.song_id} {self.title!r}: {self.segments} segments removed; no later prepare brings it back"]
+        if self.same_vocal:
+            lines.append(f"its vocal is in {', '.join(self.same_vocal)} too: take these down as well if the vocal is meant")
         if self.trainings:
             lines.append(f"{len(self.trainings)} runs were trained on it; their checkpoints remember it and want to be trained anew:")
             lines += [f"  {training.checkpoint} (dataset {training.dataset_digest[:8]}, {training.began})" for training in self.trainings]
@@ -72,6 +76,7 @@ def _takedown(data: Place, config: TakedownConfig) -> TakedownSummary:
     ended = config.song in stored.taken and not (data / MANIFEST).exists()
     codec, segments = (CodecIdentity(id="", weights_sha256=""), 0) if ended else _committed(data, config.song)
     row = stored.songs.get(config.song)
+    group = dataset.group_of(row or {"song_id": config.song})
     digests = digests_with(data, config.song)
     if row is None and not digests and config.song not in stored.taken:
         raise UserError(f"{data} holds no song {config.song!r}: give a song_id of {data}/songs/*.parquet")
@@ -94,6 +99,7 @@ def _takedown(data: Place, config: TakedownConfig) -> TakedownSummary:
         title=str(row["title"]) if row else "",
         segments=int(row["segments"]) if row else segments,
         trainings=tuple(trainings_on(data, digests)),
+        same_vocal=tuple(sorted(song_id for song_id, other in now.songs.items() if dataset.group_of(other) == group)),
     )
 
 

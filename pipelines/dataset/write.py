@@ -8,6 +8,7 @@ once. Nothing here depends on the order in which songs arrive. What a reader see
 import hashlib
 import json
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,12 +18,14 @@ from numpy.typing import NDArray
 
 from infra.dataset.format import PREPARATION, REJECTS, SONGS, Split, latents, tensors
 from infra.dataset.parquet import read_table, write_table
+from infra.dataset.truth import frame_columns, read_frames, truth_sha256
 from infra.errors import UserError
 from infra.storage.place import MissingObjectError, Place
 from model.dimensions import LATENT_CHANNELS, SEGMENT_FRAMES
 from pipelines.dataset.contents import DUPLICATE, PART, Stored, read_song
 from pipelines.song import EncodedSegment, EncodedSong, FoundSong, Reject
 from pipelines.stages.segment import SegmentConfig
+from pipelines.stages.truth import frames_of
 
 if TYPE_CHECKING:
     from model.codec.base import CodecIdentity
@@ -72,14 +75,26 @@ def _claim(place: Place, settings: dict[str, Any]) -> dict[str, Any]:
     return held
 
 
-def split_of(song_id: str, validation_share: float) -> Split:
-    """The split of a song, from its id alone: it stays when songs are added."""
-    return "validation" if position(song_id) < validation_share else "train"
+def split_of(group: str, validation_share: float) -> Split:
+    """The split of a song, from its id alone: it stays when songs are added. Songs that share a vocal are one group, under the id of the
+    song that the vocal was sung for."""
+    return "validation" if position(group) < validation_share else "train"
 
 
-def position(song_id: str) -> float:
+def position(group: str) -> float:
     """0 to 1, even over songs, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(song_id.encode()).digest()[:8], "big") / 2**64
+    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
+
+
+def group_of(row: Mapping[str, Any]) -> str:
+    """Equal for the rows of songs that share a vocal."""
+    return str(row.get("vocal_of") or row["song_id"])
+
+
+def moved_groups(stored: Stored, validation_share: float) -> dict[str, Split]:
+    """The split of each vocal group that is elsewhere than its hash says: what is added to it follows."""
+    splits = {group_of(row): row["split"] for row in stored.songs.values()}
+    return {group: split for group, split in splits.items() if split != split_of(group, validation_share)}
 
 
 def write_song(out: Place, found: FoundSong, song: EncodedSong, split: Split) -> None:
@@ -93,8 +108,9 @@ def write_song(out: Place, found: FoundSong, song: EncodedSong, split: Split) ->
     known = not song.segments and not song.rejects
     write_rejects(out, found, song_id, segment_rejects(out, found.url, song_id) if known else song.rejects)
     if song.segments:
-        write_table(latents_place(out, song_id, split), _latent_rows(song, found.source))
-        write_row(out, _song_row(found, song, split))
+        table = _latent_rows(song, found.source)
+        write_table(latents_place(out, song_id, split), table)
+        write_row(out, _with_truth(_song_row(found, song, split), song, table))
 
 
 def write_row(out: Place, row: Mapping[str, Any]) -> None:
@@ -122,23 +138,29 @@ def settle_duplicate(out: Place, found: FoundSong, song_id: str, owner: str, how
 
 
 def balance(out: Place, stored: Stored, movable: Sequence[str]) -> bool:
-    """At least one song in each split, as soon as there are two: the lowest (for train: highest) hash among `movable` moves there.
+    """At least one song in each split, as soon as there are two: the lowest (for train: highest) hash among `movable` moves there, with
+    every song that shares its vocal. What its source gave a split stays there.
 
     Whether one moved. It moves only while its new split is empty, so that the next run finds it settled. Its latents come first, then its
     row, so that it is whole in the one split or in the other; the next commit removes the latents that it left.
     """
     moved = False
+    may_move = set(movable)
+    groups: dict[str, list[str]] = {}
+    for song_id, row in stored.songs.items():
+        groups.setdefault(group_of(row), []).append(song_id)
+    free = {group: set(members) for group, members in groups.items() if not any(stored.songs[one]["split_given"] for one in members)}
     for split, pick in (("validation", min), ("train", max)):
         held = [song_id for song_id, row in stored.songs.items() if row["split"] == split]
-        candidates = [song_id for song_id in movable if song_id in stored.songs] or list(stored.songs)
-        if held or not candidates or (split == "validation" and len(stored.songs) < 2):
+        candidates = [group for group, members in free.items() if members <= may_move] or list(free)
+        if held or not candidates or (split == "validation" and len(groups) < 2):
             continue
-        song_id = pick(candidates, key=position)
-        row = {**stored.whole_row(out, song_id), "split": split}
-        table = read_song(out, stored, song_id)
-        write_table(latents_place(out, song_id, split), table)
-        write_row(out, row)
-        remove_rows(out, stored, {song_id}, keep=[song_place(out, song_id)])
+        members = free[pick(candidates, key=position)]
+        for song_id in sorted(members):
+            row = {**stored.whole_row(out, song_id), "split": split}
+            write_table(latents_place(out, song_id, split), read_song(out, stored, song_id))
+            write_row(out, row)
+        remove_rows(out, stored, members, keep=[song_place(out, song_id) for song_id in members])
         moved = True
     return moved
 
@@ -205,6 +227,7 @@ def _latent_rows(song: EncodedSong, source: str) -> pa.Table:
     def column(name: str) -> list[Any]:
         return [getattr(segment, name) for segment in song.segments]
 
+    frames = frames_of(song.truth, column("start_s"), column("valid_frames"), SEGMENT_FRAMES)
     columns = {
         "song_id": [song.identity.song_id] * len(song.segments),
         "segment": column("index"),
@@ -213,6 +236,7 @@ def _latent_rows(song: EncodedSong, source: str) -> pa.Table:
         "accompaniment_latent": tensors(np.stack(column("accompaniment_CT"))),
         "source": [source] * len(song.segments),
         "license": [song.identity.license] * len(song.segments),
+        **frame_columns(frames, None if song.truth is None else song.truth.source),
     }
     schema = latents(LATENT_CHANNELS, SEGMENT_FRAMES)
     return pa.table([_array(columns[field.name], field) for field in schema], schema=schema)
@@ -235,6 +259,7 @@ def _song_row(found: FoundSong, song: EncodedSong, split: Split) -> dict[str, An
         "valid_frames": sum(segment.valid_frames for segment in song.segments),
         "vocal_levels_db": [segment.vocal_level_db for segment in song.segments],
         "separator_id": song.separator_id,
+        "split_given": found.split is not None,
         "fingerprint": song.fingerprint,
     }
     for stem in ("vocal", "accompaniment"):
@@ -242,6 +267,24 @@ def _song_row(found: FoundSong, song: EncodedSong, split: Split) -> dict[str, An
         row[f"{stem}_latent_sum"] = valid_CT.sum(axis=1).tolist()
         row[f"{stem}_latent_square_sum"] = np.square(valid_CT).sum(axis=1).tolist()
     return row
+
+
+def _with_truth(row: dict[str, Any], song: EncodedSong, table: pa.Table) -> dict[str, Any]:
+    """A song's row with what its band plays; `table` are its latents."""
+    truth = song.truth
+    if truth is None:
+        return {**row, "truth_fault": song.truth_fault or None}
+    said = {
+        "style": truth.style,
+        "tempo_bpm": truth.tempo_bpm,
+        "key": truth.key,
+        "metre": truth.metre,
+        "sections": [asdict(section) for section in truth.sections] or None,
+        "truth_source": truth.source,
+        "tempo_confidence": None if truth.tempo_bpm is None else truth.tempo_confidence,
+        "key_confidence": None if truth.key is None else truth.key_confidence,
+    }
+    return {**row, **said, "truth_fault": song.truth_fault or None, "truth_sha256": truth_sha256(said, read_frames(table, SEGMENT_FRAMES))}
 
 
 def _valid(segment: EncodedSegment, stem: str) -> NDArray[np.float64]:

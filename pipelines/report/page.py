@@ -84,6 +84,12 @@ class Report:
     sources: tuple[Group, ...]
     licenses: tuple[Group, ...]
     artists: tuple[Group, ...]
+    truths: tuple[Group, ...]
+    """By where what the band plays is known from."""
+    styles: tuple[Group, ...]
+    keys: tuple[Group, ...]
+    metres: tuple[Group, ...]
+    tempi: Histogram | None
     durations: Histogram | None
     rejected_songs: tuple[RejectKind, ...]
     rejected_segments: tuple[RejectKind, ...]
@@ -199,6 +205,11 @@ def _read(config: DatasetReportConfig, data: Place, manifest: Manifest) -> tuple
         sources=groups(rows, "source"),
         licenses=groups(rows, "license"),
         artists=groups(rows, "artist"),
+        truths=groups(rows, "truth_source"),
+        styles=groups(rows, "style"),
+        keys=groups(rows, "key"),
+        metres=groups(rows, "metre"),
+        tempi=histogram("Tempo", [row["tempo_bpm"] for row in rows if row["tempo_bpm"] is not None], "bpm"),
         durations=histogram("Length of a song", [row["duration_s"] for row in rows], "s"),
         rejected_songs=reject_kinds([row for row in stored.rejects if row["segment"] is None]),
         rejected_segments=reject_kinds([row for row in stored.rejects if row["segment"] is not None]),
@@ -216,7 +227,7 @@ def render_page(report: Report) -> str:
     ends = [mean + side * far for stem in stems for mean, far in zip(stem.mean_C, stem.deviation_C, strict=True) for side in (-1, 1)]
     return environment.get_template("page.html.j2").render(
         report=report,
-        histograms=[each for each in (report.durations, *report.sample.histograms) if each],
+        histograms=[each for each in (report.durations, report.tempi, *report.sample.histograms) if each],
         lowest=min(0.0, *ends),
         highest=max(0.0, *ends),
         sounds=SOUNDS,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from infra.dataset.format import Manifest, latents
 from infra.dataset.splits import tensor_column
+from infra.dataset.truth import NO_CHORD, read_frames
 from infra.errors import UserError
 from infra.storage.place import MissingObjectError, Place
 from model.codec.base import CodecIdentity
@@ -64,6 +65,10 @@ class SampleFigures:
     manifest_is_of_rows: bool | None
     """Whether the manifest's statistics are those of all rows in songs/; None while some songs are missing."""
     histograms: tuple[Histogram, ...]
+    chord_share: float
+    """Share of the valid frames read under a chord, as far as chords are known."""
+    beat_share: float
+    """Share of the valid frames read with a place in a beat."""
 
     @property
     def statistics_equal(self) -> bool | None:
@@ -130,6 +135,8 @@ class Sample:
         """Song id → (stem, sum and sum of squares, channel)."""
         self.segments: dict[str, int] = defaultdict(int)
         self.frames: dict[str, int] = defaultdict(int)
+        self.with_chord = self.with_beat = 0
+        """Frames."""
         self.outliers = np.zeros((2, manifest.latent_channels), np.int64)
         self.columns: dict[str, list[float]] = {"vocal_active": [], "separation_quality": [], "gain_db": []}
 
@@ -147,6 +154,9 @@ class Sample:
                 self.sums[song_id][stem] += valid_CT.sum(axis=1), np.square(valid_CT).sum(axis=1)
                 if song_id in self.training:
                     self.outliers[stem] += (np.abs(valid_CT - mean_C1) > far_C1).sum(axis=1)
+        truth = read_frames(table, self.manifest.segment_frames)
+        self.with_chord += int((truth.chord_root_RT != NO_CHORD).sum())
+        self.with_beat += int(np.isfinite(truth.beat_phase_RT).sum())
         for song_id, valid in zip(song_ids, frames, strict=True):
             self.segments[song_id] += 1
             self.frames[song_id] += valid
@@ -169,6 +179,8 @@ class Sample:
             differing_songs=tuple(song_id for song_id in sorted(self.segments) if not self._as_in_its_row(stored, song_id)),
             manifest_is_of_rows=all(np.allclose(was, now, rtol=TOLERANCE, atol=1e-12) for was, now in pairs) if pairs else None,
             histograms=tuple(each for each in drawn if each),
+            chord_share=self.with_chord / max(1, sum(self.frames.values())),
+            beat_share=self.with_beat / max(1, sum(self.frames.values())),
         )
 
     def _as_in_its_row(self, stored: Stored, song_id: str) -> bool:

@@ -86,7 +86,7 @@ def run_graph(job: Job, workers: Workers, songs: Sequence[FoundSong], stops: Sto
                 rows = with_actors(rows, SeparateRows, workers.separators, workers.separator_gpus)
             rows = rows.map(Stage(job, segment_row), num_cpus=1)
             rows = with_actors(rows, EncodeRows, workers.encoders, workers.encoder_gpus)
-        rows = rows.map(Stage(job, write_row), num_cpus=0.5)
+        rows = rows.map(Stage(job, write_row, stops=shared), num_cpus=0.5)
         for row in rows.iter_rows():
             yield pickle.loads(row["result"])
 

@@ -35,6 +35,7 @@ from pipelines.stages.decode import Stops
 from pipelines.stages.encode import open_codec
 from pipelines.stages.segment import SegmentConfig
 from pipelines.stages.separate import open_separator
+from pipelines.stages.truth import TruthMode
 
 if TYPE_CHECKING:
     from model.codec.base import CodecIdentity
@@ -63,8 +64,14 @@ class PrepareConfig:
     keep_stems: bool = False
     """Keep what songs are separated into, to be heard: OUT/stems/SONG_ID/vocals.flac and accompaniment.flac, about 10 MB a minute. Of songs
     that this run separates: those that are stored already are not separated again."""
+    truth: TruthMode = "estimate"
+    """What the band plays, stored with the latents: chords and beats by frame, style, tempo, key and sections by song. As song.json states
+    it; of other songs as it is heard (estimate) or not at all (composed). none stores no truth."""
     provider: str | None = None
     """For a catalogue, where its songs are: library:URI (a folder of finished songs), or a URL with {title} and {artist}."""
+    sheet: str | None = None
+    """For a folder of pairs: a CSV or Parquet file with the columns folder and license and, where they are known, title, artist, credit,
+    url, split (train or validation). Without it, songs.csv in the folder, where there is one."""
     validation_share: float = 0.1
     """Share of the songs held out, by a hash of each song; at least one song as soon as there are two."""
     encoders: int | None = None
@@ -155,7 +162,7 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
 def _prepare(config: PrepareConfig, stack: ExitStack) -> PrepareSummary:
     clock = Clock()
     source, out, access = parse_source(config.source), Place(config.out), Settings.from_environment().s3
-    listed = list_songs(source, provider=config.provider, catalogue=config.catalogue)
+    listed = list_songs(source, provider=config.provider, catalogue=config.catalogue, sheet=config.sheet)
     songs = [replace(song, listed_by=str(source)) for song in listed]
     out.check()
     if any(song.fetch for song in songs):
@@ -222,7 +229,7 @@ def run_wave(job: Job, config: PrepareConfig, wave: Sequence[FoundSong], stored:
     import ray
     from ray.data.exceptions import ExecutionTimeoutError
 
-    stops = Stops(known=frozenset(stored.songs), taken=stored.taken)
+    stops = Stops(known=frozenset(stored.songs), taken=stored.taken, splits=dataset.moved_groups(stored, config.validation_share))
     results: list[SongResult] = []
     try:
         for result in run_graph(job, _workers(config, wave), wave, stops):
@@ -265,6 +272,7 @@ def _job(config: PrepareConfig, out: Place, codec: "CodecIdentity", separator: "
         storage_patience_s=config.storage_patience_s,
         ledger=None,
         keep_stems=config.keep_stems,
+        truth=config.truth,
     )
 
 

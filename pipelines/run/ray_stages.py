@@ -29,6 +29,7 @@ from pipelines.stages.decode import TAKEDOWN, Stops, read_song, unknown_identity
 from pipelines.stages.encode import Encoder
 from pipelines.stages.segment import SegmentConfig, middle_fingerprint, segment_audio
 from pipelines.stages.separate import SongSeparator
+from pipelines.stages.truth import TruthMode, truth_of
 
 if TYPE_CHECKING:
     from model.codec.base import CodecIdentity
@@ -60,6 +61,7 @@ class Job:
     hosts: Any = field(default=None, repr=False)
     """The run's `pipelines.acquire.shared_hosts.SharedHosts`, when there is something to download."""
     keep_stems: bool = False
+    truth: TruthMode = "estimate"
 
 
 class Stage:
@@ -174,7 +176,19 @@ def segmented(song: ReadSong, job: Job) -> SegmentedSong:
     if job.keep_stems and pieces.segments and song.separator_id is not None:
         patiently(lambda: write_stems(job.out, song), job)
     job.ledger.done.remote("segment", 1, song.duration_s, time.perf_counter() - begun)
-    return pieces
+    return with_truth(pieces, song, job)
+
+
+def with_truth(pieces: SegmentedSong, song: ReadSong, job: Job) -> SegmentedSong:
+    """The segments of a song that is kept, with what its band plays."""
+    if not pieces.segments or song.accompaniment_CN is None:
+        return pieces
+    begun = time.perf_counter()
+    name = song.identity.title or song.identity.song_id
+    truth, fault = truth_of(song.truth, song.truth_fault, song.accompaniment_CN, job.truth, name)
+    if truth is not None and truth.source == "estimated":
+        job.ledger.done.remote("listen", 1, song.duration_s, time.perf_counter() - begun)
+    return replace(pieces, truth=truth, truth_fault=fault)
 
 
 def segment_read(read: ReadSong, config: SegmentConfig) -> SegmentedSong:
@@ -248,13 +262,15 @@ class ReadEncodeRows(EncodeRows):
         return [songs[index] for index in range(len(found))]
 
 
-def write_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
+def write_row(row: dict[str, Any], job: Job, stops: Any) -> dict[str, Any]:
     """Reads found and encoded; commits the song and gives its `SongResult`."""
     begun = time.perf_counter()
     found: FoundSong = pickle.loads(row["found"])
     song: EncodedSong = pickle.loads(row["encoded"])
     song_id = song.identity.song_id
-    patiently(lambda: dataset.write_song(job.out, found, song, dataset.split_of(song_id, job.validation_share)), job)
+    group = song.identity.vocal_group
+    split = found.split or stops_of(stops).splits.get(group) or dataset.split_of(group, job.validation_share)
+    patiently(lambda: dataset.write_song(job.out, found, song, split), job)
     job.ledger.done.remote("write", 1, song.duration_s, time.perf_counter() - begun)
     whole = song.rejects[0] if song.rejects and not song.segments else None
     result = SongResult(

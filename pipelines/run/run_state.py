@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-STAGES = ("acquire", "read", "separate", "segment", "encode", "write")
+STAGES = ("acquire", "read", "separate", "segment", "listen", "encode", "write")
 
 
 @dataclass(kw_only=True)

@@ -25,6 +25,7 @@ _LISTERS: dict[str, Callable[[str, Place], list[FoundSong]]] = {
     "urls": list_urls,
 }
 _FILES = ("urls", "catalogue")
+PAIRS = ("demo", "pairs")
 KINDS = (*_LISTERS, "catalogue")
 
 
@@ -53,14 +54,21 @@ def parse_source(spec: str) -> Source:
     return Source(kind=kind, place=Place(uri))
 
 
-def list_songs(source: Source, *, provider: str | None = None, catalogue: CatalogueConfig | None = None) -> list[FoundSong]:
+def list_songs(
+    source: Source, *, provider: str | None = None, catalogue: CatalogueConfig | None = None, sheet: str | None = None
+) -> list[FoundSong]:
     """Every song of the source, one a url; UserError when there is none.
 
-    `provider` resolves a catalogue's titles to media, see `pipelines.sources.providers`; `catalogue` says which of them are taken.
+    `provider` resolves a catalogue's titles to media, see `pipelines.sources.providers`; `catalogue` says which of them are taken; `sheet`
+    is a file that says whose the songs of a folder of pairs are.
     """
     if source.kind == "catalogue":
         songs, _ = list_catalogue(source.kind, source.place, parse_provider(provider, source.place.access), catalogue or CatalogueConfig())
         return songs
     if provider is not None:
         raise UserError(f"provider is {provider!r}, but {source} names its media itself: leave --provider out")
+    if sheet is not None:
+        if source.kind not in PAIRS:
+            raise UserError(f"sheet is {sheet!r}, but {source} is no folder of pairs: leave --sheet out")
+        return list_pairs(source.kind, source.place, Place(sheet, source.place.access))
     return _LISTERS[source.kind](source.kind, source.place)

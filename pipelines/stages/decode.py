@@ -8,20 +8,23 @@ Shapes: C = 2 channels, N samples at 44.1 kHz.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infra.audio.decoder import Decoder
 from infra.audio.files import AudioError
+from infra.dataset.format import Split
 from infra.settings import S3Access
 from infra.storage.place import MissingObjectError, Place
 from model.dimensions import SAMPLE_RATE_HZ
-from pipelines.song import SONG_RECORD, FoundSong, MediaFile, ReadSong, Reject, Role, SongError, SongIdentity
+from pipelines.song import SONG_RECORD, FoundSong, MediaFile, ReadSong, Reject, Role, SongError, SongIdentity, audio_identity
 from pipelines.stages.segment import SegmentConfig
+from pipelines.stages.truth import composed_truth
 
 TAKEDOWN = "takedown"  # the stage of a reject that was taken down
 # Ten times what the slowest format needs for the longest song on a busy core.
@@ -29,6 +32,7 @@ DECODE_TIMEOUT_S = 600.0
 # Twenty minutes of stereo at 96 kHz in 32 bits are 0.92 GB.
 MAX_FILE_BYTES = 2**30
 MAX_RECORD_BYTES = 2**24
+SONG_ID_DIGITS = 16
 # What a song's files in S3 may take of a worker's memory between hashing and decoding; of a larger song each file is fetched twice.
 HELD_BYTES = 2**28
 
@@ -39,6 +43,8 @@ class Stops:
 
     known: frozenset[str] = frozenset()
     taken: frozenset[str] = frozenset()
+    splits: Mapping[str, Split] = field(default_factory=dict)
+    """Vocal group → its split, of stored songs that are elsewhere than their hash says."""
 
 
 def read_song(song: FoundSong, access: S3Access | None, config: SegmentConfig, decoder: Decoder, stops: Stops) -> ReadSong:
@@ -63,11 +69,14 @@ def read_song(song: FoundSong, access: S3Access | None, config: SegmentConfig, d
         stage = "decode"
         decoded = ((file, _decode(file, files.source(file.address), config, decoder)) for file in song.media)
         sums = sum_by_role(decoded, config.max_length_difference_s)
+        truth, truth_fault = composed_truth(record)
         return ReadSong(
             identity=identity,
             vocal_CN=sums.get("vocals"),
             accompaniment_CN=sums.get("accompaniment"),
             mixture_CN=sums.get("mixture"),
+            truth=truth,
+            truth_fault=truth_fault,
         )
     except (SongError, AudioError, MissingObjectError) as error:
         return ReadSong(identity=identity, reject=Reject(stage=stage, reason=str(error)))
@@ -86,6 +95,8 @@ def unknown_identity(song: FoundSong) -> SongIdentity:
         title=song.title or name,
         artist=song.artist,
         license=song.license,
+        credit=song.credit,
+        page_url=song.page_url,
     )
 
 
@@ -182,19 +193,29 @@ def _identify(song: FoundSong, digests: Sequence[bytes], record: bytes, title: s
     """Hash of the files' bytes, and what song.json or the source says; SongError when song.json is no JSON object."""
     try:
         given = json.loads(record)
-        named = {name: _text(given.get(name)) for name in ("title", "artist", "license")} if isinstance(given, dict) else {}
+        named = {name: _text(given.get(name)) for name in ("title", "artist", "license", "credit")} if isinstance(given, dict) else {}
     except (ValueError, RecursionError) as error:
         raise SongError(f"{SONG_RECORD} is not JSON ({error}): mend or remove it") from error
     if not isinstance(given, dict):
         raise SongError(f"{SONG_RECORD} is not a JSON object: mend or remove it")
-    audio_sha256 = hashlib.sha256(b"".join(digests)).hexdigest()
+    audio_sha256 = audio_identity(digests)
     return SongIdentity(
-        song_id=audio_sha256[:16],
+        song_id=audio_sha256[:SONG_ID_DIGITS],
         audio_sha256=audio_sha256,
         title=named["title"] or title,
         artist=named["artist"] or song.artist,
         license=named["license"] or song.license,
+        credit=named["credit"] or _rendering(given, "credit") or song.credit,
+        page_url=song.page_url,
+        # The song whose vocal this one shares: in a corpus with several bands a vocal.
+        vocal_of=_rendering(given, "vocal_of_audio_sha256")[:SONG_ID_DIGITS],
     )
+
+
+def _rendering(record: dict[str, Any], name: str) -> str:
+    """What song.json of the demo corpus says of how the song was played; empty where it does not."""
+    rendering = record.get("rendering")
+    return _text(rendering.get(name)) if isinstance(rendering, dict) else ""
 
 
 def _text(value: object) -> str:

@@ -75,6 +75,8 @@ class Encoder:
             rejects=rejects,
             separator_id=song.separator_id,
             fingerprint=song.fingerprint,
+            truth=song.truth,
+            truth_fault=song.truth_fault,
         )
 
     def _encode(self, stems: Sequence[NDArray[np.float32]]) -> NDArray[np.float16]:

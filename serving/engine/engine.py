@@ -20,9 +20,10 @@ from torch import Tensor
 
 from infra.audio.limits import MAX_DURATION_S
 from infra.errors import UserError
-from model.accompany import Accompaniment, Accompanist, GenerationConfig, StageClock
+from model.accompany import Accompaniment, Accompanist, GenerationConfig, StageClock, check_known
 from model.checkpoint import Checkpoint
 from model.dimensions import HOP_SAMPLES, SAMPLE_RATE_HZ
+from model.errors import ControlError
 from model.inference.windows import Lane
 from model.metrics.fit import Fit as ModelFit
 from model.metrics.fit import Listener
@@ -52,6 +53,15 @@ class FieldError(UserError):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field}: {message}")
         self.field, self.message = field, message
+
+
+@contextmanager
+def _naming_its_field() -> Iterator[None]:
+    """A control that cannot be followed is a fault of the request's field."""
+    try:
+        yield
+    except ControlError as error:
+        raise FieldError(error.control, error.message) from error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -194,6 +204,8 @@ class Engine:
         """
         call = call or Call()
         self.check(request)
+        with _naming_its_field():
+            request.controls().within(vocal_CN.shape[1] / SAMPLE_RATE_HZ)
         start_s = time.monotonic()
         self._calls.add(call)
         try:
@@ -227,6 +239,8 @@ class Engine:
         most = self.accompanist.checkpoint.network.diffusion_steps
         if request.steps is not None and request.steps > most:
             raise FieldError("steps", f"is {request.steps}, more than the {most} of this model's noise schedule; give {most} or fewer")
+        with _naming_its_field():
+            check_known(request.controls(), self.accompanist.checkpoint.network)
 
     def _streams(self, vocal_CN: np.ndarray, request: AccompanimentRequest) -> bool:
         """Whether sound can leave before the end: of one window, of the best of several, and of a ZIP it cannot."""
@@ -245,7 +259,13 @@ class Engine:
     ) -> Generator[np.ndarray, None, Accompaniment]:
         """The accompaniment's pieces (2, n), then the whole; the one denoiser asks the network."""
         seed = secrets.randbelow(2**32) if request.seed is None else request.seed
-        config = GenerationConfig(seed=seed, candidates=request.candidates, steps=request.steps, guidance=request.guidance)
+        config = GenerationConfig(
+            seed=seed,
+            candidates=request.candidates,
+            steps=request.steps,
+            guidance=request.guidance,
+            controls=request.controls(),
+        )
 
         own_thread, waits = threading.get_ident(), False
 
@@ -337,6 +357,8 @@ def describe(checkpoint: Checkpoint, config: EngineConfig) -> ModelInfo:
         max_duration_s=config.max_duration_s,
         default_steps=checkpoint.sampling.steps,
         default_guidance=checkpoint.sampling.guidance,
+        controls=list(checkpoint.network.controls),
+        styles=list(checkpoint.network.styles),
         streams_windows=True,
     )
 

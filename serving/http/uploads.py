@@ -11,12 +11,12 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from serving.problems import Problem, ProblemError, fields_problem, validation_problem
-from serving.schema import AccompanimentRequest, FieldFault
+from serving.schema import MAX_CONTROL_CHARS, AccompanimentRequest, FieldFault
 
 MAX_FIELDS = 32
-MAX_FIELD_BYTES = 4_096
+MAX_FIELD_BYTES = MAX_CONTROL_CHARS
 # Room beside the file for boundaries, part headers and the other fields.
-FORM_OVERHEAD_BYTES = 64 * 1024
+FORM_OVERHEAD_BYTES = 64 * 1024 + 2 * MAX_FIELD_BYTES
 MISSING_VOCAL = FieldFault(field="vocal", message="missing; send the audio file as a part named vocal of a multipart form")
 
 

@@ -16,9 +16,12 @@ from infra.storage.place import Place
 from tests.tiny_latents import write_latents
 from training.config import TrainConfig
 from training.data.batches import Batch, Batches, collate, statistics_of
+from training.data.datasets import open_datasets
+from training.data.open import open_segments
 from training.data.ray_shuffle import Course, Shuffler
 from training.data.ray_stream import Streamed
 from training.data.segments import InMemory, Segments
+from training.ranks import Workers
 from training.run.launch import train
 from training.run.loop import run
 from training.state import read_metrics
@@ -63,12 +66,26 @@ def test_streamed_batches_are_those_of_memory(data: str, world_size: int, begin:
     ray.kill(shuffler)
 
 
-def config(data: str, out: Path, **changes: object) -> TrainConfig:
+def config(data: str | tuple[str, ...], out: Path, **changes: object) -> TrainConfig:
     settings = {
         "preset": "small", "steps": 24, "batch_size": BATCH, "crop_frames": 16, "warmup_steps": 2, "validate_every": 4,
         "validation_timesteps": 2, "log_every": 1, "samples": 0, "data_mode": "stream", **changes,
     }  # fmt: skip
     return TrainConfig(data=data, out=str(out), **settings)
+
+
+def test_two_streamed_datasets_give_the_samples_of_memory(data: str, tmp_path: Path) -> None:
+    other = write_latents(tmp_path / "other", songs=3, segments=2, seed=9)
+    samples = []
+    for mode in ("memory", "stream"):
+        given = config((f"{data}=2", other), tmp_path / "run", steps=20, data_mode=mode)
+        segments = open_segments(given, open_datasets(given), Workers(), begin=5)
+        samples.append([segments.row(sample) for sample in range(5 * BATCH, 20 * BATCH)])
+        segments.close()
+    for one, other_one in zip(*samples, strict=True):
+        assert one.valid_frames == other_one.valid_frames
+        assert (one.vocal_CT == other_one.vocal_CT).all()
+        assert (one.accompaniment_CT == other_one.accompaniment_CT).all()
 
 
 def losses_of(out: Path) -> list[float]:

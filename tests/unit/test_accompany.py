@@ -18,13 +18,14 @@ from model.accompany import (
 from model.checkpoint import Checkpoint, DatasetIdentity, LatentStatistics, load_checkpoint, save_checkpoint
 from model.codec.base import CodecIdentity
 from model.codec.load import load_codec
+from model.controls import Controls, read_chords
 from model.diffusion.sampling import Sampling
 from model.errors import ModelError
 from model.inference.gain import active_level_db, level_gain, mix, without_bumps
 from model.inference.intonation import speed_into_tune, stretched
 from model.inference.network_runner import BatchedEvaluator, Evaluation
 from model.metrics.fit import NO_FIT, fit
-from model.network.unet import AccompanimentUNet, UNetConfig
+from model.network.unet import AccompanimentUNet, UNetConfig, with_controls
 from pipelines.stages.segment import SegmentConfig, voice
 
 NETWORK = UNetConfig(channels=(16, 32), vocal_blocks=(1, 1), heads=2, head_channels=16, time_channels=32, bottleneck_blocks=1)
@@ -371,3 +372,60 @@ def test_another_codec_is_refused() -> None:
 def test_config_names_what_is_out_of_range(change: dict[str, object]) -> None:
     with pytest.raises(ModelError, match=f"{next(iter(change))}={next(iter(change.values()))!r}"):
         GenerationConfig(**change)
+
+
+def with_styles() -> Checkpoint:
+    """A checkpoint that knows all controls, as after training."""
+    network = with_controls(NETWORK, styles=("rock", "waltz"))
+    torch.manual_seed(0)
+    unet = AccompanimentUNet(network)
+    torch.nn.init.normal_(unet.output.weight, std=0.05)
+    torch.nn.init.normal_(unet.null_vocal_C)
+    assert unet.condition_stream is not None
+    for parameter in unet.condition_stream.levels.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return replace(tiny_checkpoint(), network=network, state=unet.state_dict())
+
+
+@pytest.fixture(scope="module")
+def told() -> Accompanist:
+    """Windows of 32 frames of a checkpoint that knows all controls."""
+    return Accompanist(with_styles(), load_codec("embedded"), window_frames=32, overlap_frames=8, slope_frames=4)
+
+
+ASKED = Controls(style="waltz", chords=read_chords("0 1.5 Am\n1.5 5 C/E"), tempo_bpm=100, first_beat_s=0.2)
+
+
+def test_controls_give_the_same_bits_alone_in_a_batch_and_streamed(told: Accompanist) -> None:
+    sung_CN, config = vocal(220_500), replace(QUICK, controls=ASKED)
+    alone_CN = told.accompany(sung_CN, config).audio_CN
+    others = [Request(vocal_CN=vocal(100_001), config=QUICK), Request(vocal_CN=sung_CN, config=config)]
+    assert np.array_equal(told.accompany_batch(others)[1].audio_CN, alone_CN)
+    assert np.array_equal(np.concatenate(list(told.stream(sung_CN, config)), axis=1), alone_CN)
+    assert not np.array_equal(told.accompany(sung_CN, QUICK).audio_CN, alone_CN)
+
+
+def test_a_chord_changes_the_band_from_its_own_window_on(told: Accompanist) -> None:
+    """Windows that end before the chord are bit for bit those without it."""
+    sung_CN = vocal(220_500)
+    plain_CN = told.accompany(sung_CN, QUICK).audio_CN
+    late_CN = told.accompany(sung_CN, replace(QUICK, controls=Controls(chords=read_chords("4.5 5 F#")))).audio_CN
+    difference_N = np.abs(late_CN - plain_CN).max(axis=0)
+    assert not difference_N[: 2 * 44_100].any()
+    assert difference_N[round(4.5 * 44_100) :].max() > 1e-4
+
+
+def test_a_control_that_the_checkpoint_does_not_know_is_refused(told: Accompanist, accompanist: Accompanist) -> None:
+    with pytest.raises(ModelError, match="style: this model was not trained with it; it follows the vocal alone"):
+        accompanist.accompany(vocal(220_500), replace(QUICK, controls=ASKED))
+    with pytest.raises(ModelError, match=r"style: 'polka' is not one of this model's: rock, waltz"):
+        told.accompany(vocal(4_410), replace(QUICK, controls=Controls(style="polka")))
+    with pytest.raises(ModelError, match=r"chords: line 2: 1.5 to 5 s lies beyond the vocal, which ends at 2.00 s"):
+        told.accompany(vocal(88_200), replace(QUICK, controls=ASKED))
+
+
+def test_a_checkpoint_with_controls_survives_the_disk(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "told", with_styles())
+    read = load_checkpoint(tmp_path / "told")
+    assert (read.network.controls, read.network.styles) == (("style", "chords", "beats"), ("rock", "waltz"))
+    assert read.network == with_styles().network

@@ -25,7 +25,7 @@ from pipelines.corpus.sound.bank import NUMPY
 from pipelines.corpus.sound.banks import open as opening
 from pipelines.corpus.sound.banks import players
 from pipelines.corpus.sound.banks.note_folder import NoteFolder
-from pipelines.corpus.sound.banks.open import choose_banks, open_banks, parse_bank
+from pipelines.corpus.sound.banks.open import choose_banks, open_banks, parse_weighted
 from pipelines.corpus.sound.banks.sf2 import read_soundfont
 from pipelines.corpus.sound.banks.soundfont_bank import SoundfontBank
 from tests.soundfonts import soundfont
@@ -231,8 +231,8 @@ def test_banks_are_found_or_numpy_plays(
     (shelf / "Some.sf2").write_bytes(soundfont(FULL))
     assert choose_banks((), Settings.from_environment({"BACKLINE_BANKS": f"{shelf}, numpy=2"})) == (f"{shelf / 'Some.sf2'}=1", "numpy=2")
     assert choose_banks((font,), Settings(banks=("numpy",))) == (font,)
-    assert parse_bank("/a=b/font.sf2") == ("/a=b/font.sf2", 1.0)
-    assert parse_bank("numpy=0.5") == ("numpy", 0.5)
+    assert parse_weighted("/a=b/font.sf2") == ("/a=b/font.sf2", 1.0)
+    assert parse_weighted("numpy=0.5") == ("numpy", 0.5)
 
 
 def test_a_killed_run_goes_on_and_equals_an_uninterrupted_one(font: str, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Demo songs straight to latents: every song once at each speed, nothing done twice, no reserved seed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from infra.errors import UserError
 from infra.storage.place import Place
 from model import listen
 from pipelines.corpus import compose, render
-from pipelines.corpus.latents import DemoLatentsConfig, at_speed, make_demo_latents, take_seed, take_splits
+from pipelines.corpus.latents import DemoLatentsConfig, at_speed, make_demo_latents, take_seed, take_splits, take_url
 from pipelines.dataset import write as dataset
 from pipelines.dataset.contents import read_stored
 from pipelines.stages.segment import SegmentConfig
@@ -57,6 +58,30 @@ def test_takes_of_a_song_share_its_split(config: DemoLatentsConfig) -> None:
     assert 140 < list(wide.values()).count("validation") < 260
     for seed in range(1000, 1050):
         assert sorted(take_splits(DemoLatentsConfig(out="latents", songs=2, seed=seed)).values()) == ["train", "validation"]
+
+
+def test_several_bands_share_a_vocals_takes_and_split(config: DemoLatentsConfig, tmp_path: Path) -> None:
+    """What one band a vocal gave is kept, and the further bands join it."""
+    several = DemoLatentsConfig(**{**vars(config), "out": str(tmp_path / "latents"), "songs": 2, "speeds": (1.0,)})
+    before = make_demo_latents(several)
+    made = make_demo_latents(replace(several, bands_per_vocal=2))
+    assert (before.manifest.counts.songs, made.manifest.counts.songs, made.rejected) == (2, 4, 0)
+    assert make_demo_latents(replace(several, bands_per_vocal=2)).made == 0
+    rows = {row["url"]: row for row in read_stored(Place(several.out)).songs.values()}
+    latents = {}
+    for split in ("train", "validation"):
+        table = read_latents(Place(several.out), split)
+        latents |= {name: (table.vocal_RCT[index], table.accompaniment_RCT[index]) for index, name in enumerate(table.song_ids)}
+    for seed in (1200, 1201):
+        first, other = rows[take_url(seed, 1.0, several)], rows[take_url(seed, 1.0, several, 1)]
+        assert other["vocal_of"] == first["song_id"]
+        assert first["split"] == other["split"]
+        assert first["title"] != other["title"]
+        one, two = latents[first["song_id"]], latents[other["song_id"]]
+        assert not np.array_equal(one[1], two[1])
+        assert np.corrcoef(one[0].ravel(), two[0].ravel())[0, 1] > 0.9, "the vocal is the same but for the pair's gain"
+    with pytest.raises(UserError, match="--bands-per-vocal 9: must be from 1 to 4"):
+        replace(several, bands_per_vocal=9)
 
 
 def test_takes_of_another_generator_are_made_again_in_their_split(config: DemoLatentsConfig) -> None:

@@ -9,6 +9,7 @@ from model.dimensions import SAMPLE_RATE_HZ
 from model.metrics.fit import Listener
 from training.evaluation.evaluate import EvaluateConfig
 from training.evaluation.measures import Measures, advantage, bands_db, measure, summarise
+from training.evaluation.rows import HeldOut
 
 SECONDS = 6
 
@@ -79,3 +80,11 @@ def test_the_advantage_is_paired_and_its_interval_over_songs() -> None:
 def test_a_wrong_config_names_its_remedy(changes: dict, remedy: str) -> None:
     with pytest.raises(ValueError, match=remedy):
         EvaluateConfig(checkpoint="c", data="d", out="o", **changes)
+
+
+def test_every_segment_is_played_from_a_seed_of_its_own() -> None:
+    silence_CN = np.zeros((2, 1), np.float32)
+    pairs = [HeldOut(song_id=song, segment=segment, vocal_CN=silence_CN, real_CN=silence_CN) for song in "ab" for segment in range(3)]
+    seeds = {pair.seed(run) for pair in pairs for run in (0, 1)}
+    assert len(seeds) == 12
+    assert all(0 <= seed < 2**53 for seed in seeds)

@@ -17,13 +17,13 @@ MAY_IMPORT = {
 # From the bottom up: a folder, or a file that lies in the room itself, imports only from its own floor and from those named before it.
 FLOORS = {
     "model": (
-        "errors", "dimensions", "threads", "weight_files", "listen", "codec", "diffusion", "network", "inference", "metrics", "separation",
-        "checkpoint", "accompany",
+        "errors", "dimensions", "threads", "weight_files", "chords", "controls", "listen", "codec", "diffusion", "network", "inference",
+        "metrics", "separation", "checkpoint", "accompany",
     ),
     "infra": ("errors", "settings", "logs", "plots", "memory", "audio", "storage", "dataset", "tracking", "resolve", "cluster", "cli"),
     "pipelines": (
         "song", "chance", "sources", "acquire", "stages", "dataset", "run", "report",
-        "corpus/score", "corpus/sound", "corpus/sound/banks", "corpus/vocals", "corpus", "__main__",
+        "corpus/score", "corpus/bands", "corpus/sound", "corpus/sound/banks", "corpus/sound/voices", "corpus/vocals", "corpus", "__main__",
     ),
     "training": ("config", "ranks", "state", "data", "evaluation", "publish", "run", "codec", "sweep", "__main__"),
     "serving": (

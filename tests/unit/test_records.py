@@ -11,6 +11,7 @@ import pytest
 
 from infra.dataset.format import Counts, Manifest, code_version, latents, read_latents, read_manifest, tensors
 from infra.dataset.parquet import write_table
+from infra.dataset.truth import frame_columns, no_truth
 from infra.errors import UserError
 from infra.storage.place import Place
 
@@ -64,6 +65,7 @@ def table(song_id: str, segments: list[int], values_RCT: np.ndarray) -> pa.Table
         "source": pa.array(["pairs"] * rows),
         "license": pa.array(["CC0-1.0"] * rows),
         "separation_quality": pa.array([None] * rows, pa.float32()),
+        **frame_columns(no_truth(rows, FRAMES), None),
     }
     return pa.table(columns, schema=latents(CHANNELS, FRAMES))
 

@@ -552,7 +552,9 @@ def test_the_interface_describes_itself(client: TestClient) -> None:
     api = client.get("/openapi.json").json()
     operation = api["paths"][HTTP_PATH]["post"]
     form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert set(form["properties"]) == {"vocal", "seed", "steps", "guidance", "model", "candidates", "output", "format", "stream"}
+    controls = {"style", "chords", "beats", "tempo_bpm", "first_beat_s"}
+    others = {"vocal", "seed", "steps", "guidance", "model", "candidates", "output", "format", "stream"}
+    assert set(form["properties"]) == controls | others
     assert form["required"] == ["vocal"]
     assert form["properties"]["steps"]["maximum"] == 200
     assert {"200", "400", "401", "413", "415", "422", "429", "503"} <= set(operation["responses"])

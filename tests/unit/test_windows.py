@@ -13,6 +13,7 @@ from model.diffusion.objective import Schedule
 from model.diffusion.sampling import SamplerConfig, guide, sample
 from model.inference.network_runner import Evaluation, Evaluator, ThreadedEvaluator
 from model.inference.windows import NOISE_WINDOW_FRAMES, Lane, Window, denoise, handover, noise, noise_stream, windows
+from model.network.conditions import Conditions
 from model.network.unet import AccompanimentUNet, UNetConfig, VocalFeatures
 from tests.examples import examples
 
@@ -176,8 +177,10 @@ class Counting(Evaluator):
         super().__init__(inner.unet)
         self.inner, self.slots, self.asked = inner, slots, list[int]()
 
-    def encode(self, vocals_BCT: Sequence[Tensor | None], frames: int) -> list[VocalFeatures]:
-        return self.inner.encode(vocals_BCT, frames)
+    def encode(
+        self, vocals_BCT: Sequence[Tensor | None], frames: int, conditions: Sequence[Conditions | None] | None = None
+    ) -> list[VocalFeatures]:
+        return self.inner.encode(vocals_BCT, frames, conditions)
 
     def __call__(self, evaluations: Sequence[Evaluation]) -> list[Tensor]:
         self.asked.append(len(evaluations))

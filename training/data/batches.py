@@ -17,11 +17,14 @@ from torch import Tensor
 from infra.dataset.format import Manifest
 from infra.dataset.splits import LatentTable, evenly_spread
 from model.checkpoint import LatentStatistics
+from model.network.conditions import CONTROLS, Conditions, beat_frames, chord_frames
 from training.data.random_streams import slots_of_rank, stream
-from training.data.segments import Segment, Segments, segment_of
+from training.data.segments import Segment, Segments, Told, segment_of
 
 # Steps that are drawn before the loop asks for them, and the threads that draw: numpy and torch let go of the interpreter while they work.
 DEPTH = 3
+# Of the samples whose chords are told, in how many only a stretch of them is.
+STRETCH_SHARE = 0.2
 THREADS = 2
 # How often a thread that waits looks whether it is still wanted.
 POLL_S = 0.2
@@ -39,6 +42,14 @@ class Batch:
     noise_BCT: Tensor
     drop_B: Tensor
     """True where the vocal is hidden from the network."""
+    style_B: Tensor
+    chords_BCT: Tensor
+    beats_BCT: Tensor
+    """What is told beside the vocal, as in `model.network.conditions.Conditions`; zeros where nothing is."""
+
+    @property
+    def conditions(self) -> Conditions:
+        return Conditions(style_B=self.style_B, chords_BCT=self.chords_BCT, beats_BCT=self.beats_BCT)
 
     def pinned(self) -> "Batch":
         return Batch(**{name: value.pin_memory() for name, value in vars(self).items()})
@@ -63,14 +74,19 @@ class Batches:
         crop_frames: int,
         timesteps: int,
         condition_dropout: float,
+        controls: tuple[str, ...] = (),
+        styles: tuple[str, ...] = (),
+        control_dropout: float = 0.0,
         rank: int = 0,
         world_size: int = 1,
         pin: bool = False,
     ) -> None:
-        """pin: whether `ahead` puts batches where a GPU can fetch them by itself."""
+        """controls, styles: of the network. control_dropout: how often each is hidden. pin: whether `ahead` puts batches where a GPU can
+        fetch them by itself."""
         self.segments, self.statistics, self.seed, self.timesteps = segments, statistics, seed, timesteps
         self.crop_frames = min(crop_frames, segments.frames)
         self.batch_size, self.micro_batch, self.condition_dropout, self.pin = batch_size, micro_batch, condition_dropout, pin
+        self.controls, self.styles, self.control_dropout = controls, styles, control_dropout
         self.slots = slots_of_rank(batch_size, rank, world_size)
 
     def at(self, step: int) -> list[Batch]:
@@ -93,14 +109,21 @@ class Batches:
     def _sample(self, sample: int, segment: Segment) -> Batch:
         # Crops start where there is audio to fill them; a short segment keeps its padding, masked.
         latest = max(0, segment.valid_frames - self.crop_frames)
+        start = int(stream(self.seed, "crop", sample).integers(latest + 1))
+        drop = bool(stream(self.seed, "dropout", sample).random() < self.condition_dropout)
+        conditions = None
+        if self.controls and segment.told is not None and not drop:
+            told = told_in(segment.told, start, self.crop_frames, self.styles)
+            conditions = hidden(told, self.controls, self.control_dropout, stream(self.seed, "controls", sample))
         return crop(
             segment,
-            int(stream(self.seed, "crop", sample).integers(latest + 1)),
+            start,
             self.crop_frames,
             self.statistics,
             t=int(stream(self.seed, "timestep", sample).integers(self.timesteps)),
             noise=stream(self.seed, "noise", sample),
-            drop=bool(stream(self.seed, "dropout", sample).random() < self.condition_dropout),
+            drop=drop,
+            conditions=conditions,
         )
 
 
@@ -203,8 +226,41 @@ def validation_batches(
     return groups
 
 
+def told_in(told: Told, start: int, frames: int, styles: tuple[str, ...]) -> Conditions:
+    """All that is known of a window of a segment, as a batch of one. A style that the network does not know is none."""
+    window = slice(start, start + frames)
+    chords_3T = torch.from_numpy(told.chords_3T[:, window])
+    phases_2T = torch.from_numpy(told.phases_2T[:, window].astype(np.float32))
+    return Conditions(
+        style_B=torch.tensor([1 + styles.index(told.style) if told.style in styles else 0]),
+        chords_BCT=chord_frames(*chords_3T)[None],
+        beats_BCT=beat_frames(*phases_2T)[None],
+    )
+
+
+def hidden(told: Conditions, controls: tuple[str, ...], dropout: float, draw: np.random.Generator) -> Conditions:
+    """Each control is hidden by itself, so that any subset may be given; of some, chords are told in one stretch only, so that the network
+    learns to choose before and after it."""
+    kept = dict(zip(CONTROLS, draw.random(len(CONTROLS)) >= dropout, strict=True))
+    in_part, first, last = draw.random() < STRETCH_SHARE, *sorted(draw.random(2))
+    given = told.kept(**{f"{name}_B": torch.tensor([bool(kept[name] and name in controls)]) for name in CONTROLS})
+    if in_part:
+        frames = given.chords_BCT.shape[2]
+        given.chords_BCT[:, :, : int(first * frames)] = 0
+        given.chords_BCT[:, :, int(last * frames) :] = 0
+    return given
+
+
 def crop(
-    segment: Segment, start: int, frames: int, statistics: LatentStatistics, *, t: int, noise: np.random.Generator, drop: bool
+    segment: Segment,
+    start: int,
+    frames: int,
+    statistics: LatentStatistics,
+    *,
+    t: int,
+    noise: np.random.Generator,
+    drop: bool,
+    conditions: Conditions | None = None,
 ) -> Batch:
     """One sample as a batch of one: a normalised window of a segment, zero where the segment has no audio."""
 
@@ -212,6 +268,7 @@ def crop(
         return torch.from_numpy(latent_CT[None, :, start : start + frames].astype(np.float32))
 
     valid_1T = torch.arange(start, start + frames)[None] < segment.valid_frames
+    told = conditions or Conditions.none(1, valid_1T.shape[1])
     vocal_1CT = statistics.normalise_vocal(window(segment.vocal_CT))
     accompaniment_1CT = statistics.normalise_accompaniment(window(segment.accompaniment_CT))
     return Batch(
@@ -221,6 +278,7 @@ def crop(
         t_B=torch.tensor([t]),
         noise_BCT=torch.from_numpy(noise.standard_normal(accompaniment_1CT.shape, dtype=np.float32)),
         drop_B=torch.tensor([drop]),
+        **vars(told),
     )
 
 

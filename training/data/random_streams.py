@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-STREAMS = ("order", "crop", "timestep", "noise", "dropout", "validation")
+STREAMS = ("order", "crop", "timestep", "noise", "dropout", "validation", "mixture", "controls")
 
 
 def stream(seed: int, name: str, sample: int) -> np.random.Generator:
@@ -25,7 +25,7 @@ def stream(seed: int, name: str, sample: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key, counter=sample << 128))
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=16)  # each dataset of a run is in an epoch of its own
 def epoch_order(seed: int, epoch: int, segments: int) -> NDArray[np.int64]:
     """The order of an epoch's segments: each exactly once."""
     return stream(seed, "order", epoch).permutation(segments)

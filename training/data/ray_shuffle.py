@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from infra.dataset.splits import FilePart, SplitIndex
 from infra.errors import UserError
 from infra.storage.place import MissingObjectError
+from training.data.mixture import Part
 from training.data.random_streams import epoch_order, slots_of_rank
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class Course:
     end: int
     epochs: int = 1
     """E."""
+    part: Part | None = None
+    """Which of several datasets this is; the samples are its own then, and this says which of the run's they are."""
 
     @property
     def span(self) -> int:
@@ -72,7 +75,8 @@ class Course:
         first = span * self.span
         samples = np.arange(max(first, self.begin), max(first, self.begin, min(first + self.span, self.end)))
         slots = slots_of_rank(self.batch_size, rank, self.world_size)
-        return samples[(samples % self.batch_size >= slots.start) & (samples % self.batch_size < slots.stop)]
+        slots_N = (samples if self.part is None else self.part.run_samples(samples)) % self.batch_size
+        return samples[(slots_N >= slots.start) & (slots_N < slots.stop)]
 
     def rows(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """The row of each of a span's samples."""

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from infra.cluster import connect
 from infra.dataset.splits import SplitIndex
 from infra.errors import UserError
+from training.data.mixture import Part
 from training.data.ray_shuffle import LATENTS, Course, Shuffler, epochs_of_span
-from training.data.segments import Segment, refuse_empty
+from training.data.segments import Segment, Truths, refuse_empty
 from training.ranks import Workers
 
 if TYPE_CHECKING:
@@ -33,11 +34,14 @@ Value = TypeVar("Value")
 class Streamed:
     """A rank's segments, fetched from what the shuffler sorted, each once and in order."""
 
-    def __init__(self, shuffler: Any, index: SplitIndex, course: Course, rank: int, held: ExitStack | None = None) -> None:
-        """shuffler: handle of the `Shuffler` actor. held: what ends when this is closed."""
+    def __init__(
+        self, shuffler: Any, index: SplitIndex, course: Course, rank: int, held: ExitStack | None = None, truths: Truths | None = None
+    ) -> None:
+        """shuffler: handle of the `Shuffler` actor. held: what ends when this is closed. truths: by row, 7 KB each:
+        they are not streamed."""
         self.shuffler, self.course, self.rank = shuffler, course, rank
         self.shape, self.frames = index.shape, index.shape[1]
-        self._held, self._closed = held or ExitStack(), threading.Event()
+        self._held, self._closed, self._truths = held or ExitStack(), threading.Event(), truths
         self._rows = self._fetch()
 
     def row(self, sample: int) -> Segment:
@@ -67,7 +71,8 @@ class Streamed:
                     sample, wanted = next(expected)
                     if row != wanted:
                         raise RuntimeError(f"sample {sample} came as row {row}, not {wanted}")
-                    yield sample, Segment(vocals[at], accompaniments[at], valid[at])
+                    told = None if self._truths is None else self._truths.of(row)
+                    yield sample, Segment(vocals[at], accompaniments[at], valid[at], told)
 
     def _get(self, reference: "ray.ObjectRef[Value]") -> Value:
         """What `ray.get` gives, unless this is closed meanwhile; a user's mistake in another process is one here."""
@@ -85,8 +90,12 @@ class Streamed:
         return value
 
 
-def stream_segments(index: SplitIndex, workers: Workers, *, seed: int, batch_size: int, begin: int, end: int) -> Streamed:
+def stream_segments(
+    index: SplitIndex, workers: Workers, *, seed: int, batch_size: int, begin: int, end: int, part: Part | None = None,
+    truths: Truths | None = None,
+) -> Streamed:  # fmt: skip
     """The split's segments for this rank, samples `begin` to before `end`; all ranks call it at once, and the leader runs the shuffler.
+    `part`: of several datasets, which this is; the samples are its own.
 
     Joins or starts a cluster where this process is on none.
 
@@ -110,7 +119,7 @@ def stream_segments(index: SplitIndex, workers: Workers, *, seed: int, batch_siz
             )
         course = Course(
             seed=seed, segments=len(index), batch_size=batch_size, world_size=workers.size, begin=begin, end=end,
-            epochs=epochs_of_span(len(index), index.row_bytes),
+            epochs=epochs_of_span(len(index), index.row_bytes), part=part,
         )  # fmt: skip
         name = f"shuffler-{uuid4().hex}"
         shuffler: Any
@@ -123,7 +132,7 @@ def stream_segments(index: SplitIndex, workers: Workers, *, seed: int, batch_siz
     except BaseException:
         held.close()
         raise
-    return Streamed(shuffler, index, course, workers.rank, held)
+    return Streamed(shuffler, index, course, workers.rank, held, truths)
 
 
 def latents_of(column: pa.ChunkedArray, shape: tuple[int, int]) -> NDArray[np.float16]:

@@ -43,12 +43,16 @@ class Teacher:
 
 
 def guided(network: AccompanimentUNet, batch: Batch, guidance: float, rescale: float) -> Denoiser:
-    """The network under the batch's vocals as a denoiser; both branches of guidance are one batch, and guidance 1 needs no second one."""
+    """The network under the batch's vocals, and what is told beside them, as a denoiser; both branches of guidance are one batch, and
+    guidance 1 needs no second one."""
+    given = batch.conditions if network.config.controls else None
     if guidance == 1:
-        vocal = network.encode_vocal(batch.vocal_BCT, batch.valid_BT)
+        vocal = network.encode_vocal(batch.vocal_BCT, batch.valid_BT, conditions=given)
         return lambda x_BCT, t_B: network(x_BCT, t_B, vocal).float()
     null_B = torch.arange(2 * len(batch.t_B), device=batch.t_B.device) >= len(batch.t_B)
-    both = network.encode_vocal(batch.vocal_BCT.repeat(2, 1, 1), batch.valid_BT.repeat(2, 1), null_B)
+    if given is not None:  # nothing at all beside the null vocal
+        given = given.map(lambda value: torch.cat([value, torch.zeros_like(value)]))
+    both = network.encode_vocal(batch.vocal_BCT.repeat(2, 1, 1), batch.valid_BT.repeat(2, 1), null_B, given)
 
     def denoise(x_BCT: Tensor, t_B: Tensor) -> Tensor:
         condition_BCT, null_BCT = network(x_BCT.repeat(2, 1, 1), t_B.repeat(2), both).float().chunk(2)

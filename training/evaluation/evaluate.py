@@ -8,7 +8,7 @@ Shapes: C channels, N samples, T frames.
 
 import itertools
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -126,7 +126,8 @@ def evaluate(config: EvaluateConfig, *, called: str = "evaluation") -> Evaluatio
         with clock("decode"):
             pairs.append(decode_pair(store, row, codec, config.seconds))
         with clock("generate"):
-            made = accompanist.accompany(pairs[-1].vocal_CN, config.generation)
+            generation = replace(config.generation, seed=pairs[-1].seed(config.generation.seed))
+            made = accompanist.accompany(pairs[-1].vocal_CN, generation)
         generated.append(made.audio_CN)
         made_s += sum(made.stage_s[stage] for stage in ("encode", "diffuse", "render"))
         log.info("%d of %d: %s, %.1f s", len(pairs), len(chosen), pairs[-1].name, pairs[-1].vocal_CN.shape[1] / SAMPLE_RATE_HZ)

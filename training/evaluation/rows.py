@@ -3,6 +3,7 @@
 Shapes: C channels, N samples, T frames.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -31,6 +32,10 @@ class HeldOut:
     @property
     def name(self) -> str:
         return f"{self.song_id}-{self.segment}"
+
+    def seed(self, seed: int) -> int:
+        """One of its own: bands that share their noise share style and tempo, and a distance between sets then measures that."""
+        return int.from_bytes(hashlib.sha256(f"{seed}/{self.name}".encode()).digest()[:6], "big")
 
 
 def claim_rows(pairs: list[HeldOut], generated: list[np.ndarray], index: int, other_CN: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from infra.dataset.credits import stored_credits, write_credits
 from infra.dataset.format import Manifest, latents
 from infra.errors import UserError
 from infra.settings import Settings
@@ -27,12 +29,12 @@ ARTIFACT = "checkpoint"
 COMMON_NAMES = ("latents", "data", "dataset")
 
 
-def run_name(config: TrainConfig, data: Place) -> str:
+def run_name(config: TrainConfig, data: Sequence[Place]) -> str:
     """What runs, for a list of runs: preset, dataset, workers, recipe. The run's place is the tag backline.run."""
     size = size_name(config.to_dict())
     what = size if config.distillation is None else f"{size} student of {config.distillation.steps} steps"
     hands = f", {config.workers} workers" if config.workers > 1 else ""
-    return f"{what} on {dataset_name(data)}{hands} · {config.hash()}"
+    return f"{what} on {' + '.join(dataset_name(place) for place in data)}{hands} · {config.hash()}"
 
 
 def dataset_name(data: Place) -> str:
@@ -69,11 +71,13 @@ def log_result(config: TrainConfig, tracker: Tracker, data: Place, run: Place, s
     tracker.content(figures.loss_curve(loss_of(history, "train/loss"), loss_of(history, "validation/loss")), "figures/loss.png")
     best = load_checkpoint(localise(run / "best", settings.cache))
     Listener(config, tracker, data, run).play(best, best.step)
-    text = card(About(name=best.name), best, json.loads((run / "last" / STATE_JSON).read_bytes()))
+    credits = stored_credits(run)
+    text = card(About(name=best.name), best, json.loads((run / "last" / STATE_JSON).read_bytes()), credits=credits)
     with TemporaryDirectory() as temporary:  # best/ may hold more than is meant
         folder = Path(temporary) / ARTIFACT
         save_checkpoint(folder, best)
         (folder / "README.md").write_text(text)
+        write_credits(Place(str(folder)), credits)
         tracker.folder(folder, ARTIFACT)
     tracker.tags({NOTE_TAG: text})
     if config.register is not None:

@@ -2,17 +2,21 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from infra.dataset.format import MANIFEST, Manifest, code_version, read_manifest
+from infra.dataset.credits import CREDITS, Credit
+from infra.dataset.format import MANIFEST, Manifest, code_version
 from infra.errors import UserError
-from infra.storage.place import Place
 from model.checkpoint import Checkpoint
 from model.network.unet import AccompanimentUNet, count_parameters
-from training.config import TrainConfig, size_name
+from training.config import TrainConfig, datasets_of, named_dataset, size_name
+from training.data.datasets import open_datasets
 from training.evaluation.markdown import markdown
 from training.evaluation.report import EvaluationReport
+
+SHOWN_CREDITS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +31,15 @@ class About:
     limits: str | None = None
 
 
-def card(about: About, checkpoint: Checkpoint, state: dict[str, Any], report: EvaluationReport | None = None) -> str:
-    """state: the training's, as in last/training_state.json."""
+def card(
+    about: About,
+    checkpoint: Checkpoint,
+    state: dict[str, Any],
+    report: EvaluationReport | None = None,
+    *,
+    credits: Sequence[Credit] = (),
+) -> str:
+    """state: the training's, as in last/training_state.json. credits: whose recordings it learnt from."""
     given, progress = state["config"], state["progress"]
     millions = count_parameters(AccompanimentUNet(checkpoint.network)) / 1e6
     sampling = checkpoint.sampling
@@ -37,7 +48,7 @@ def card(about: About, checkpoint: Checkpoint, state: dict[str, Any], report: Ev
         "codec": f"{checkpoint.codec.id} ({checkpoint.codec.weights_sha256[:12]})",
         "sampling": f"{sampling.solver}, {sampling.steps} steps, guidance {sampling.guidance:g}",
         "data": about.data,
-        "dataset": _dataset(given["data"], checkpoint),
+        "dataset": _datasets(given["data"], checkpoint),
         "training": (
             f"{checkpoint.step:,} steps of {given['batch_size']} × {given['crop_frames']} frames "
             f"({checkpoint.step * given['batch_size']:,} samples), the best of {progress['step']:,} in {progress['minutes']:.0f} minutes"
@@ -48,6 +59,7 @@ def card(about: About, checkpoint: Checkpoint, state: dict[str, Any], report: Ev
         "licence": about.licence,
     }
     lines = [f"# {about.name}", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items() if value)]
+    lines += sources(credits)
     lines += ["", "## How it was made", "", "```sh", command(given), "```"]
     if about.limits:
         lines += ["", "## Limits", "", about.limits]
@@ -57,25 +69,61 @@ def card(about: About, checkpoint: Checkpoint, state: dict[str, Any], report: Ev
     return "\n".join(lines) + "\n"
 
 
-def _dataset(uri: str, checkpoint: Checkpoint) -> str:
-    """Counts, where the dataset is still there and the same; its digest in any case."""
-    try:
-        manifest: Manifest | None = read_manifest(Place(uri))
-    except UserError:
-        manifest = None
+def sources(credits: Sequence[Credit]) -> list[str]:
+    """The card's sources with their licences, and the credits that these ask for."""
+    if not credits:
+        return []
+    totals: dict[tuple[str, str, str], list[Credit]] = {}
+    for credit in credits:
+        totals.setdefault((credit.source, credit.license, credit.split), []).append(credit)
+    lines = ["", "## Sources and credits", "", "| source | licence | songs | hours | used |", "|---|---|---|---|---|"]
+    for (source, licence, split), held in totals.items():
+        used = "learnt from" if split == "train" else "held out"
+        hours = sum(credit.duration_h for credit in held)
+        lines.append(f"| {source or 'unknown'} | {licence or 'unknown'} | {sum(credit.songs for credit in held)} | {hours:.2f} | {used} |")
+    named = [credit for credit in credits if credit.credit or credit.titles]
+    if named:
+        lines += ["", *(f"- {_credit_line(credit)}" for credit in named[:SHOWN_CREDITS])]
+    if len(named) > SHOWN_CREDITS:
+        lines.append(f"- {len(named) - SHOWN_CREDITS} more in {CREDITS}")
+    return lines
+
+
+def _credit_line(credit: Credit) -> str:
+    what = credit.credit or ", ".join(credit.titles) + (f" by {credit.artist}" if credit.artist else "")
+    return (
+        f"{what} ({credit.license})"
+        + (f", {credit.page_url}" if credit.page_url else "")
+        + ("" if credit.split == "train" else ", held out")
+    )
+
+
+def _datasets(data: str | Sequence[str], checkpoint: Checkpoint) -> str:
+    """Counts, where the datasets are still there and the same; the digest in any case."""
     known = f"digest {checkpoint.dataset.digest[:12]}"
-    if manifest is None or manifest.digest != checkpoint.dataset.digest:
+    try:
+        found = open_datasets(TrainConfig(data=data if isinstance(data, str) else tuple(data), out=""))
+    except UserError:
+        found = None
+    if found is None or found.identity.digest != checkpoint.dataset.digest:
         return f"{known} ({MANIFEST} no longer at hand)"
+    if len(found.members) == 1:
+        return f"{known}, {_counts(found.members[0].manifest)}"
+    parts = (f"{member.share:.0%} from {last_part(member.place.uri)} ({_counts(member.manifest)})" for member in found.members)
+    return f"{known}; {'; '.join(parts)}"
+
+
+def _counts(manifest: Manifest) -> str:
     counts = manifest.counts
-    return f"{known}, {counts.train_songs} songs to learn from, {counts.validation_songs} held out, {manifest.duration_h:.1f} h"
+    return f"{counts.train_songs} songs to learn from, {counts.validation_songs} held out, {manifest.duration_h:.1f} h"
 
 
 def command(given: dict[str, Any]) -> str:
     """The command line of a run: what differs from the preset, places by their last part. A phase of a distillation names its teacher."""
-    usual = dict(_flat(json.loads(json.dumps(TrainConfig(data="", out="", preset=given["preset"]).to_dict()))))
+    usual = dict(_flat(json.loads(json.dumps(TrainConfig(data="data", out="", preset=given["preset"]).to_dict()))))
     words = [
         "python -m training train",
-        f"--data {last_part(given['data'])}",
+        f"--data {_named(given['data'])}",
         f"--out {last_part(given['out'])}",
         f"--preset {given['preset']}",
     ]
@@ -84,7 +132,7 @@ def command(given: dict[str, Any]) -> str:
         words = [
             "python -m training distil",
             f"--teacher {last_part(given['init'])}",
-            f"--data {last_part(given['data'])}",
+            f"--data {_named(given['data'])}",
             "--out students",
         ]
         words += [f"--first-steps {lesson['steps']}", f"--student-steps {lesson['steps']}", f"--guidance {lesson['guidance']:g}"]
@@ -109,6 +157,11 @@ def _flat(given: dict[str, Any]) -> list[tuple[str, Any]]:
     for name, value in given.items():
         rows += [(f"{name}.{inner}", part) for inner, part in value.items()] if isinstance(value, dict) else [(name, value)]
     return rows
+
+
+def _named(data: str | Sequence[str]) -> str:
+    """Datasets as --data takes them, places by their last part."""
+    return " ".join(named_dataset(last_part(uri), weight) for uri, weight in datasets_of(data))
 
 
 def last_part(uri: str) -> str:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from infra.dataset.credits import stored_credits, write_credits
 from infra.errors import UserError
 from infra.settings import Settings
 from infra.storage.place import MissingObjectError, Place, localise
@@ -51,7 +52,7 @@ class ReleaseConfig:
 
 
 def release(config: ReleaseConfig) -> Path:
-    """Writes checkpoint.json, weights of at most 16 MB a file, and the model card README.md; returns the folder.
+    """Writes checkpoint.json, weights of at most 16 MB a file, the model card README.md and credits.json; returns the folder.
 
     Raises: UserError when the run has no saved state, or the evaluation is of another checkpoint.
     """
@@ -73,7 +74,9 @@ def release(config: ReleaseConfig) -> Path:
         name=config.name, precision=config.precision, data=config.data, machine=config.machine, licence=config.licence,
         limits=config.limits,
     )  # fmt: skip
-    (folder / CARD).write_text(card(about, best, state, report))
+    credits = stored_credits(run) or stored_credits(Place(run.uri.rpartition("/")[0], run.access))
+    (folder / CARD).write_text(card(about, best, state, report, credits=credits))
+    write_credits(Place(str(folder)), credits)
     return folder
 
 

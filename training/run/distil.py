@@ -14,7 +14,7 @@ from infra.settings import Settings
 from infra.storage.place import Place, localise
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.diffusion.objective import DiffusionLossConfig
-from model.network.unet import DEEPEST, PRESETS, sized
+from model.network.unet import DEEPEST, PRESETS, sized, without_controls
 from training.config import Distillation, TrainConfig
 from training.run.launch import TrainResult, train
 from training.state import put_folder
@@ -134,6 +134,8 @@ def phase_config(config: DistilConfig, index: int, teacher: Checkpoint, place: P
         final_rate=config.final_rate,
         ema_decay=config.ema_decay,
         condition_dropout=0.0,
+        controls=teacher.network.controls,
+        styles=teacher.network.styles,
         # Min-SNR would weigh the first step, from noise alone, with nothing; a student of few steps decides most there.
         loss=DiffusionLossConfig(weighting="uniform"),
         validate_every=config.validate_every,
@@ -149,7 +151,7 @@ def phase_config(config: DistilConfig, index: int, teacher: Checkpoint, place: P
 def sizes_of(checkpoint: Checkpoint, place: Place) -> tuple[Literal["paper", "small"], int, float]:
     """Preset, depth and width that make the checkpoint's network."""
     presets: tuple[Literal["paper", "small"], ...] = ("paper", "small")
-    found = checkpoint.network
+    found = without_controls(checkpoint.network)
     depth = min(len(found.channels), DEEPEST)
     for preset in presets:
         usual = sized(PRESETS[preset](), depth=depth)

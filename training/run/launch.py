@@ -3,7 +3,7 @@
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,15 +11,17 @@ from typing import Any
 import torch
 
 from infra.cluster import connect
-from infra.dataset.format import read_manifest
+from infra.dataset.credits import Credit, joined, read_credits, stored_credits, write_credits
 from infra.dataset.trained_on import note_training
 from infra.errors import UserError
 from infra.resolve import checkpoint_place
 from infra.settings import Settings
-from infra.storage.place import Place
+from infra.storage.place import Place, localise
 from infra.tracking.tracking import RunHandle, Store, Tracker, keep, open_run, send_untracked, store_of
+from model.checkpoint import load_checkpoint
 from model.errors import ModelError
 from training.config import TrainConfig
+from training.data.datasets import Datasets, open_datasets, with_styles, with_uris
 from training.evaluation.evaluate import device, run_handle
 from training.publish.mlflow_run import log_dataset, log_result, loss_of, replay, run_name
 from training.publish.sample_audio import Listener
@@ -27,7 +29,7 @@ from training.ranks import Workers
 from training.run.loop import Outcome, latest, run
 from training.run.ray_stop import StopDesk, TrainNotices, carry_stop
 from training.run.stop import Notices, stopped_by_signals
-from training.state import check_resumable, codec_identity, dataset_identity, read_metrics, read_saved
+from training.state import check_resumable, read_metrics, read_saved
 
 log = logging.getLogger(__name__)
 
@@ -70,17 +72,21 @@ def train(
     Raises: UserError when the run cannot be begun or resumed as asked; the error of a worker that failed more often than `max_failures`.
     """
     settings = Settings.from_environment()
-    data, out = Place(config.data), Place(config.out)
+    out = Place(config.out)
     init = None if config.init is None else checkpoint_place(config.init, settings)
-    config = replace(config, data=data.uri, out=out.uri, init=None if init is None else init.uri)
-    manifest = read_manifest(data)
+    config = replace(with_uris(config), out=out.uri, init=None if init is None else init.uri)
+    datasets = open_datasets(config)
+    if config.controls:
+        before = () if init is None else load_checkpoint(localise(init, settings.cache)).network.styles
+        config = with_styles(config, datasets, before)
+    data = [member.place for member in datasets.members]
     saved = read_saved(out)
     if saved is not None:
         if not config.resume:
             raise UserError(
                 f"{out} holds a run that is at step {saved.progress.step}: add --resume to go on with it, or choose another --out"
             )
-        check_resumable(saved, config, codec_identity(manifest), dataset_identity(config.data, manifest))
+        check_resumable(saved, config, datasets.codec, datasets.identity)
     if saved is not None and saved.progress.ended(config):
         log.info("%s is done already: %s", out, saved.progress.ended(config))
         outcome = Outcome(step=saved.progress.step, ended=saved.progress.ended(config), metrics=latest(read_metrics(out)))
@@ -96,8 +102,12 @@ def train(
         tags=tags | ({"mlflow.source.type": "JOB"} if settings.in_ray_job else {}),
     )  # fmt: skip
     tracker.params(config.to_dict())
-    note_training(data, out.uri, manifest.digest)
-    log_dataset(tracker, data, manifest)
+    for member in datasets.members:
+        note_training(member.place, out.uri, member.manifest.digest)
+        log_dataset(tracker, member.place, member.manifest)
+    note_credits(out, datasets, init)
+    if len(data) > 1:
+        tracker.tags({"backline.datasets": datasets.identity.uri})
     replay(tracker, out)
     notices = notices or Notices()
     with ending(tracker, store, notices):
@@ -106,18 +116,34 @@ def train(
             with stopped_by_signals(notices):
                 outcome = run(
                     config, data=data, out=out, init=init, workers=Workers(device=torch.device(device())), tracker=tracker,
-                    heard=Listener(config, tracker, data, out), notices=notices, report=report,
+                    heard=Listener(config, tracker, data[0], out), notices=notices, report=report,
                 )  # fmt: skip
         else:
             outcome = run_on_ray(config, data, out, init, name, tracker.handle, settings.log_level, notices)
         if not outcome.stopped:  # whoever asked will not wait for pictures
-            log_result(config, tracker, data, out, settings)
+            log_result(config, tracker, data[0], out, settings)
     return result_of(out, outcome, tracker.handle, tracker.left)
 
 
+def note_credits(out: Place, datasets: Datasets, init: Place | None) -> None:
+    """What the run learns from is to be named, and what the checkpoint that it begins with learnt from too."""
+    earlier: tuple[Credit, ...] = ()
+    if init is not None:
+        above = Place(init.uri.rstrip("/").rpartition("/")[0], init.access)  # a run's best/ has the run's credits
+        earlier = stored_credits(init) or stored_credits(above)
+    write_credits(out, joined(*(read_credits(member.place, member.manifest) for member in datasets.members), earlier))
+
+
 def run_on_ray(
-    config: TrainConfig, data: Place, out: Place, init: Place | None, name: str, handle: RunHandle, log_level: str, notices: Notices
-) -> Outcome:
+    config: TrainConfig,
+    data: Sequence[Place],
+    out: Place,
+    init: Place | None,
+    name: str,
+    handle: RunHandle,
+    log_level: str,
+    notices: Notices,
+) -> Outcome:  # fmt: skip
     """The loop in `config.workers` Ray Train workers. A lost worker restarts all of them from RUN/last; so does a cluster that has fewer
     or more places for them, when `min_workers` allows it. A stop that `notices` is asked for here reaches them all."""
     with connect(include_dashboard=True):
@@ -166,7 +192,7 @@ def run_on_ray(
 
 
 def worker_of(
-    config: TrainConfig, data: Place, out: Place, init: Place | None, handle: RunHandle, log_level: str, desk: Any
+    config: TrainConfig, data: Sequence[Place], out: Place, init: Place | None, handle: RunHandle, log_level: str, desk: Any
 ) -> Callable[[dict[Any, Any]], Any]:
     """What each Ray Train worker runs. Places travel in the closure, with their access; the config is also shown on the dashboard."""
 
@@ -182,7 +208,7 @@ def worker_of(
             rank=context.get_world_rank(), size=context.get_world_size(), on_node=context.get_local_world_size(), device=get_device()
         )
         tracker = Tracker(handle, out) if workers.leads else None
-        heard = None if tracker is None else Listener(config, tracker, data, out)
+        heard = None if tracker is None else Listener(config, tracker, data[0], out)
         if tracker is not None:
             replay(tracker, out)
             tracker.watch_system()

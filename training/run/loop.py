@@ -3,7 +3,7 @@
 import logging
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from infra.dataset.format import Manifest, read_latents, read_manifest
 from infra.errors import UserError
 from infra.storage.place import Place, localise
 from infra.tracking.tracking import Tracker
 from model.checkpoint import Checkpoint, LatentStatistics, load_checkpoint
 from model.codec.base import CodecIdentity, tensors_sha256
 from model.diffusion.objective import DiffusionLoss, Schedule, velocity_loss
-from model.network.unet import AccompanimentUNet
+from model.network.unet import AccompanimentUNet, without_controls
 from training.config import TrainConfig
-from training.data.batches import Batch, Batches, statistics_of, validation_batches
+from training.data.batches import Batch, Batches, validation_batches
+from training.data.datasets import Datasets, open_datasets
 from training.data.open import open_segments
 from training.data.teacher import Teacher
 from training.ranks import Workers
@@ -30,8 +30,6 @@ from training.state import (
     Average,
     Progress,
     check_resumable,
-    codec_identity,
-    dataset_identity,
     read_metrics,
     read_saved,
     restore,
@@ -58,7 +56,7 @@ class Outcome:
 def run(
     config: TrainConfig,
     *,
-    data: Place | None = None,
+    data: Sequence[Place] | None = None,
     out: Place | None = None,
     init: Place | None = None,
     workers: Workers | None = None,
@@ -72,15 +70,15 @@ def run(
     data, out, init: the config's places with their access, in a process that may not have it. report: called at each validation, by
     every worker. heard: given the averaged network at each validation, once it is saved, in the leading worker.
     """
-    workers, data, place = workers or Workers(), data or Place(config.data), out or Place(config.out)
+    workers, place = workers or Workers(), out or Place(config.out)
     notices = notices or Notices()
 
     # Load
-    manifest = read_manifest(data)
-    codec, dataset = codec_identity(manifest), dataset_identity(config.data, manifest)
+    datasets = open_datasets(config, data)
+    codec, dataset = datasets.codec, datasets.identity
     schedule = Schedule(steps=config.network.diffusion_steps).to(workers.device)
     initial = None if config.init is None else initial_checkpoint(config, init or Place(config.init), codec)
-    statistics = statistics_of(manifest) if initial is None else initial.statistics
+    statistics = datasets.statistics if initial is None else initial.statistics
     began_from = None if initial is None else tensors_sha256(initial.state)
     network, average, optimizer = build(config, workers.device, initial)
     saved, progress, history = read_saved(place), Progress(), list[dict[str, float]]()
@@ -99,13 +97,14 @@ def run(
     shared = {"crop_frames": config.crop_frames, "timesteps": timesteps, "micro_batch": config.micro_batch}
     ranks = {"rank": workers.rank, "world_size": workers.size}
     held_out = validation_batches(
-        read_latents(data, "validation", manifest, at_most=config.validation_segments), statistics, segments=config.validation_segments,
+        datasets.held_out(config.validation_segments), statistics, segments=config.validation_segments,
         per_segment=config.validation_timesteps, **shared, **ranks,
     )  # fmt: skip
     held_out = [[at_work(config, batch, teacher, workers.device) for batch in group] for group in held_out]
     batches = Batches(
-        open_segments(config, data, manifest, workers, begin=progress.step), statistics, seed=config.seed, batch_size=config.batch_size,
-        condition_dropout=config.condition_dropout, pin=workers.device.type == "cuda", **shared, **ranks,
+        open_segments(config, datasets, workers, begin=progress.step), statistics, seed=config.seed, batch_size=config.batch_size,
+        condition_dropout=config.condition_dropout, controls=config.controls, styles=config.styles,
+        control_dropout=config.control_dropout, pin=workers.device.type == "cuda", **shared, **ranks,
     )  # fmt: skip
     stream = batches.ahead(progress.step, config.steps)
 
@@ -165,7 +164,7 @@ def run(
                 progress.best, progress.stale = (measure, 0) if best else (progress.best, progress.stale + 1)
                 history.append(record(tracker, workers, progress.step, row))
             if saves and workers.leads:
-                checkpoint = checkpoint_of(config, average.network, manifest, progress.step, latest(history), statistics, began_from)
+                checkpoint = checkpoint_of(config, average.network, datasets, progress.step, latest(history), statistics, began_from)
                 if teacher is not None:
                     checkpoint = replace(checkpoint, sampling=teacher.sampling, name=f"{checkpoint.name}-in-{teacher.config.steps}")
                 save(
@@ -187,15 +186,20 @@ def run(
 def initial_checkpoint(config: TrainConfig, place: Place, codec: CodecIdentity) -> Checkpoint:
     """The checkpoint to begin from; UserError when its network is of another size or its latents are another codec's."""
     checkpoint = load_checkpoint(localise(place))
-    if checkpoint.network != config.network:
+    if checkpoint.network.controls and checkpoint.network != config.network:
+        raise UserError(
+            f"--init {place} follows {', '.join(checkpoint.network.controls)} in the styles {', '.join(checkpoint.network.styles)}: give "
+            "the same --controls, and its --styles or none"
+        )
+    if without_controls(checkpoint.network) != without_controls(config.network):
         raise UserError(
             f"--init {place} is not a checkpoint of preset {config.preset}, depth {config.depth}, width {config.width:g}: give the "
             f"--preset, --depth and --width that it was trained with"
         )
     if checkpoint.codec != codec:
         raise UserError(
-            f"--init {place} belongs to codec {checkpoint.codec.id} ({checkpoint.codec.weights_sha256[:8]}), {config.data} holds latents "
-            f"of {codec.id} ({codec.weights_sha256[:8]}): prepare the songs with the checkpoint's codec"
+            f"--init {place} belongs to codec {checkpoint.codec.id} ({checkpoint.codec.weights_sha256[:8]}), {config.data_names} holds "
+            f"latents of {codec.id} ({codec.weights_sha256[:8]}): prepare the songs with the checkpoint's codec"
         )
     return checkpoint
 
@@ -208,7 +212,8 @@ def build(
         torch.manual_seed(config.seed)
         network = AccompanimentUNet(config.network)
     if initial is not None:
-        network.load_state_dict(initial.state)
+        # What is new in this network, its controls, begins at nothing.
+        network.load_state_dict({**network.state_dict(), **initial.state})
     network.to(device).train()
     matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
@@ -249,7 +254,8 @@ def saves_at(config: TrainConfig, step: int) -> bool:
 def batch_loss(config: TrainConfig, network: AccompanimentUNet, schedule: Schedule, batch: Batch) -> DiffusionLoss:
     """The velocity loss of one batch, in the config's precision."""
     with autocast(config, batch.t_B.device):
-        vocal = network.encode_vocal(batch.vocal_BCT, batch.valid_BT, batch.drop_B)
+        told = batch.conditions if network.config.controls else None
+        vocal = network.encode_vocal(batch.vocal_BCT, batch.valid_BT, batch.drop_B, told)
 
         def denoise(x_BCT: Tensor, t_B: Tensor) -> Tensor:
             return network(x_BCT, t_B, vocal)
@@ -288,17 +294,17 @@ def learning_rate(config: TrainConfig, progress: Progress) -> float:
 
 
 def checkpoint_of(
-    config: TrainConfig, network: AccompanimentUNet, manifest: Manifest, step: int, metrics: dict[str, float],
+    config: TrainConfig, network: AccompanimentUNet, datasets: Datasets, step: int, metrics: dict[str, float],
     statistics: LatentStatistics, began_from: str | None = None,
 ) -> Checkpoint:  # fmt: skip
     """Its name tells apart any two models: config, dataset, what it began from, and step."""
-    dataset = dataset_identity(config.data, manifest)
+    dataset = datasets.identity
     return Checkpoint(
         name="-".join((config.preset, config.hash(), dataset.digest[:8], *([began_from[:8]] if began_from else []), str(step))),
         network=network.config,
         state=network.state_dict(),
         statistics=statistics,
-        codec=codec_identity(manifest),
+        codec=datasets.codec,
         dataset=dataset,
         step=step,
         metrics=metrics,

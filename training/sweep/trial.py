@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from infra.dataset.format import read_manifest
 from infra.errors import UserError
 from infra.storage.place import MissingObjectError, Place
 from infra.tracking.tracking import Store, Tracker, read_handle
@@ -22,11 +21,12 @@ from model.errors import ModelError
 from model.network.flops import training_flops
 from model.network.unet import AccompanimentUNet, UNetConfig, count_parameters
 from training.config import TrainConfig
+from training.data.datasets import open_datasets
 from training.evaluation.evaluate import EvaluateConfig, evaluate
 from training.evaluation.report import EvaluationReport
 from training.run.launch import train
 from training.run.stop import Notices
-from training.state import STATE_JSON, Progress, check_resumable, codec_identity, dataset_identity, read_saved
+from training.state import STATE_JSON, Progress, check_resumable, read_saved
 from training.sweep.config import SweepConfig, Trial
 from training.sweep.report import Score, TrialResult
 
@@ -95,8 +95,8 @@ def training_end(config: TrainConfig) -> str:
     saved = read_saved(Place(config.out))
     if saved is None:
         return ""
-    manifest = read_manifest(Place(config.data))
-    check_resumable(saved, config, codec_identity(manifest), dataset_identity(config.data, manifest))
+    datasets = open_datasets(config)
+    check_resumable(saved, config, datasets.codec, datasets.identity)
     return saved.progress.ended(config)
 
 

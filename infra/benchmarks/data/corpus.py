@@ -95,21 +95,23 @@ def main() -> int:
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
     from pipelines.corpus import compose, render
     from pipelines.corpus.sound.banks.open import open_banks
+    from pipelines.corpus.sound.voices.open import open_voices
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--songs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bank", action="append", help="as of `backline corpus`; numpy if none is given")
+    parser.add_argument("--voice", action="append", help="as of `backline corpus`; numpy if none is given")
     options = parser.parse_args()
-    banks = open_banks(tuple(options.bank or ("numpy",)))
+    banks, voices = open_banks(tuple(options.bank or ("numpy",))), open_voices(tuple(options.voice or ("numpy",)))
     names = [field.name for field in fields(Figures)]
     print("| song | style | key | bpm | s |", " | ".join(names), "|")
     print("|" + "---|" * (5 + len(names)))
     heard: list[Figures] = []
     for seed in range(options.seed, options.seed + options.songs):
-        record = compose(seed)
+        record = voices.perform(compose(seed))
         start = time.process_time()
-        song = render(record, banks)
+        song = render(record, banks, voices)
         figures = listen(record, song, time.process_time() - start)
         heard.append(figures)
         row = " | ".join(f"{getattr(figures, name):.2f}" for name in names)

@@ -46,6 +46,7 @@ def write_dataset(folder: Path, segments: int) -> str:
     from infra.dataset.format import Counts, Manifest, latents, tensors
     from infra.dataset.parquet import write_table
     from infra.dataset.snapshots import SNAPSHOT, write_snapshot
+    from infra.dataset.truth import frame_columns, no_truth
     from infra.storage.place import Place
 
     place, random, rows = Place(str(folder)), np.random.default_rng(0), list[dict[str, Any]]()
@@ -68,6 +69,7 @@ def write_dataset(folder: Path, segments: int) -> str:
             "source": pa.array(["benchmark"] * count),
             "license": pa.array(["CC0-1.0"] * count),
             "separation_quality": pa.array([None] * count, pa.float32()),
+            **frame_columns(no_truth(count, FRAMES), None),
         }
         write_table(place / name, pa.table(columns, schema=latents(CHANNELS, FRAMES)))
         rows.append({"song_id": f"song-{song:05d}", "split": split, "segments": count, "file": name})
@@ -93,6 +95,7 @@ def measure(mode: "DataMode", data: str, out: Path, steps: int, rows: int) -> di
     from infra.storage.place import Place
     from training.config import TrainConfig
     from training.data.batches import Batches, statistics_of
+    from training.data.datasets import open_datasets
     from training.data.open import open_segments
     from training.ranks import Workers
     from training.run.loop import run
@@ -106,7 +109,7 @@ def measure(mode: "DataMode", data: str, out: Path, steps: int, rows: int) -> di
     )  # fmt: skip
     with connect():  # the same for both modes: Ray's own processes take their share of a small machine
         before_gb, started = resident_gb(), time.monotonic()
-        segments = open_segments(config, place, manifest, Workers(), begin=0)
+        segments = open_segments(config, open_datasets(config), Workers(), begin=0)
         batches = Batches(
             segments, statistics_of(manifest), seed=0, batch_size=BATCH, micro_batch=BATCH, crop_frames=FRAMES, timesteps=800,
             condition_dropout=0.1,

@@ -19,7 +19,8 @@ Hook = tuple[list[tuple[float, float, int]], tuple[Word, ...]]
 """The first phrase of the chorus: rows of (beat in phrase, beats, midi), and its words."""
 
 
-def arrange(frame: Frame, chords: list[PlacedChord], melody: list[MelodyNote], hook: Hook, seed: int) -> tuple[Track, ...]:
+def arrange(frame: Frame, chords: list[PlacedChord], melody: list[MelodyNote], hook: Hook, seed: int | str) -> tuple[Track, ...]:
+    """Every part of the band; another `seed` is another band for the same song."""
     style, chance = frame.style, Chance("band", seed)
     bass_pattern, quiet_bass = (vary_bass(chance.choice(style.bass), chance) for _ in range(2))
     quiet_chords, full_chords = (
@@ -62,7 +63,7 @@ def arrange(frame: Frame, chords: list[PlacedChord], melody: list[MelodyNote], h
     return _seat(frame, hits, chance)
 
 
-def _play_solo(frame: Frame, part: Part, chords: list[PlacedChord], seed: int) -> list[Hit]:
+def _play_solo(frame: Frame, part: Part, chords: list[PlacedChord], seed: int | str) -> list[Hit]:
     """The answering instrument's own tune over the break, in phrases of two bars as a singer's, higher than a singer goes."""
     letters = ("ABACABAD"[: part.bars // 2]) if part.bars > 2 else "A"
     motifs = {

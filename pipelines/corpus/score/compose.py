@@ -1,5 +1,7 @@
 """From a seed to a song record: the frame, the harmony, the sung line with its words, the band."""
 
+from dataclasses import dataclass
+
 from pipelines.chance import Chance
 from pipelines.corpus.score.band import Hook, arrange
 from pipelines.corpus.score.form import METRES, Frame, make_frame
@@ -22,17 +24,41 @@ _VOICES = (
 )
 
 
-def compose(seed: int, duration_s: float = DEFAULT_DURATION_S) -> SongRecord:
-    """The song of a seed, about `duration_s` long. Equal arguments give equal records, in any process and order."""
+@dataclass(frozen=True, kw_only=True)
+class LeadSheet:
+    """A song before its band: what a singer and any band share, and the chords that the melody was written over."""
+
+    seed: int
+    frame: Frame
+    chords: tuple[PlacedChord, ...]
+    voice: Voice
+    melody: tuple[MelodyNote, ...]
+    lines: tuple[tuple[Word, ...], ...]
+    hook: Hook
+
+
+def write_lead_sheet(seed: int, duration_s: float = DEFAULT_DURATION_S) -> LeadSheet:
+    """The lead sheet of a seed's song, about `duration_s` long."""
     frame = make_frame(seed, duration_s)
     chords = _harmonise(frame, Chance("harmony", seed))
     voice = _choose_voice(Chance("voice", seed))
     melody, lines, hook = _write_song(frame, chords, voice, seed)
-    tracks = arrange(frame, chords, melody, hook, seed)
+    return LeadSheet(seed=seed, frame=frame, chords=tuple(chords), voice=voice, melody=tuple(melody), lines=tuple(lines), hook=hook)
+
+
+def compose(seed: int, duration_s: float = DEFAULT_DURATION_S) -> SongRecord:
+    """The song of a seed, about `duration_s` long. Equal arguments give equal records, in any process and order."""
+    return compose_sheet(write_lead_sheet(seed, duration_s))
+
+
+def compose_sheet(sheet: LeadSheet) -> SongRecord:
+    """The song with the band that it was written for."""
+    seed, frame, chords = sheet.seed, sheet.frame, list(sheet.chords)
+    tracks = arrange(frame, chords, list(sheet.melody), sheet.hook, seed)
     beats = frame.beats_s
     return SongRecord(
         seed=seed,
-        title=title(hook[1]),
+        title=title(sheet.hook[1]),
         style=frame.style.name,
         key=f"{NAMES[frame.tonic]} {frame.mode}",
         tonic=frame.tonic,
@@ -44,17 +70,7 @@ def compose(seed: int, duration_s: float = DEFAULT_DURATION_S) -> SongRecord:
         duration_s=round(beats[-1] + TAIL_S, 6),
         beats_s=beats[:-1],
         downbeats_s=beats[: -1 : round(frame.bar_beats / METRES[frame.style.metre][1])],
-        chords=tuple(
-            Chord(
-                start_s=round(frame.time_s(chord.start), 6),
-                end_s=round(frame.time_s(chord.end), 6),
-                root=chord.root,
-                quality=chord.quality,
-                pitch_classes=chord.pitch_classes,
-                label=chord.label,
-            )
-            for chord in chords
-        ),
+        chords=timed_chords(frame, chords),
         sections=tuple(
             Section(
                 name=part.name,
@@ -66,11 +82,26 @@ def compose(seed: int, duration_s: float = DEFAULT_DURATION_S) -> SongRecord:
             )
             for part in frame.parts
         ),
-        vocal=_perform(frame, melody, lines, Chance("singer", seed)),
+        vocal=_perform(frame, list(sheet.melody), list(sheet.lines), Chance("singer", seed)),
         tracks=tracks,
-        voice=voice,
-        mix=_choose_mix(frame, Chance("mix", seed)),
+        voice=sheet.voice,
+        mix=choose_mix(frame, Chance("mix", seed)),
         drift=frame.drift,
+    )
+
+
+def timed_chords(frame: Frame, chords: list[PlacedChord]) -> tuple[Chord, ...]:
+    """Chords of the beat grid in seconds."""
+    return tuple(
+        Chord(
+            start_s=round(frame.time_s(chord.start), 6),
+            end_s=round(frame.time_s(chord.end), 6),
+            root=chord.root,
+            quality=chord.quality,
+            pitch_classes=chord.pitch_classes,
+            label=chord.label,
+        )
+        for chord in chords
     )
 
 
@@ -91,7 +122,7 @@ def _choose_voice(chance: Chance) -> Voice:
     )
 
 
-def _choose_mix(frame: Frame, chance: Chance) -> Mix:
+def choose_mix(frame: Frame, chance: Chance) -> Mix:
     return Mix(
         loudness_lufs=round(chance.uniform(-17, -12), 2),
         peak_dbfs=-1.0,

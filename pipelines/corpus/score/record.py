@@ -46,6 +46,8 @@ class VocalNote:
     phones: tuple[str, ...]
     """ARPAbet-like; exactly one vowel."""
     phrase: int
+    spoken: bool = False
+    """Half spoken, in time: the pitch falls through the syllable and is only near `midi`. `song.json` leaves it out where it is false."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,10 +145,19 @@ class SongRecord:
     generator_version: str = GENERATOR_VERSION
     schema_version: int = SCHEMA_VERSION
     license: str = LICENSE
+    band: int = 0
+    """Which of the bands for this vocal: 0 is the one that the song was written with."""
+    vocal_of: str = ""
+    """The song, by its id, whose vocal this one shares; empty where the vocal is its own."""
 
     @property
     def song_id(self) -> str:
-        return f"song-{self.seed:06d}"
+        return f"song-{self.seed:06d}" + (f"-band-{self.band}" if self.band else "")
+
+    @property
+    def band_seed(self) -> int | str:
+        """What the band's draws are named after; the singer's are named after `seed`."""
+        return f"{self.seed}/{self.band}" if self.band else self.seed
 
     def sha256(self) -> str:
         """Identity of the composition: SHA-256 of its canonical JSON."""
@@ -168,24 +179,46 @@ class Rendering:
     sha256: dict[str, str]
     banks: dict[str, str] = field(default_factory=dict)
     """Which bank played each part; empty in songs of generators 1 and 2."""
+    voices: str = "numpy"
+    """The singers that the song's was drawn from, with their weights."""
+    voice: str = "numpy"
+    """Who sang, with the version of what it sings with."""
+    timbre: dict[str, float] = field(default_factory=dict)
+    """How this song's voice differs from the singer's own."""
+    doubled: bool = False
+    """Whether the choruses have a second take behind the first."""
+    bank_licences: dict[str, str] = field(default_factory=dict)
+    """Bank, or voice → the licence of its recordings, and whom to credit."""
+    credit: str = ""
+    """What the banks' licences ask to be said of the song."""
+    vocal_of_audio_sha256: str = ""
+    """`audio_sha256` of the song that the vocal is shared with, as `prepare` calls it: vocals.wav and accompaniment.wav together."""
 
 
 def as_json(record: SongRecord) -> dict[str, Any]:
     """A dictionary ready for JSON; a track's notes are rows of onset, duration, MIDI, velocity and, where
     there is one, slide: there are thousands."""
     document = dataclasses.asdict(record)
+    for note in document["vocal"]:
+        if not note["spoken"]:
+            del note["spoken"]
     for track, row in zip(record.tracks, document["tracks"], strict=True):
         row["notes"] = [
             [note.onset_s, note.duration_s, note.midi, note.velocity, *([note.slide] if note.slide else ())] for note in track.notes
         ]
-    return document
+    return _without_empty(document, ("band", "vocal_of"))
+
+
+def _without_empty(document: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Songs with a vocal of their own say nothing of other bands: their records stay what they were."""
+    return {name: value for name, value in document.items() if value or name not in names}
 
 
 def song_json(record: SongRecord, rendering: Rendering) -> bytes:
     """The bytes of `song.json`."""
     document = {"song_id": record.song_id, **as_json(record)}
     document["record_sha256"] = record.sha256()
-    document["rendering"] = dataclasses.asdict(rendering)
+    document["rendering"] = _without_empty(dataclasses.asdict(rendering), ("bank_licences", "credit", "vocal_of_audio_sha256"))
     return (json.dumps(document, indent=1) + "\n").encode()
 
 

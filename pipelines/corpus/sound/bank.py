@@ -18,6 +18,8 @@ from pipelines.corpus.sound.instruments import INSTRUMENTS, Key
 class Bank(Protocol):
     name: str
     """Names the bank's content in `song.json`: the same name, the same sound."""
+    licence: str
+    """Of its recordings, an SPDX identifier and behind a comma whom to credit; "unknown"; empty where there are none."""
 
     def plays(self, instrument: str) -> bool:
         """`instrument` is "drums" or a key of `styles.PROGRAMS`."""
@@ -51,7 +53,7 @@ class BankSet:
 
     def draw(self, track: Track, record: SongRecord) -> Bank:
         able = [(bank, weight) for bank, weight in zip(self.banks, self.weights, strict=True) if bank.plays(track.instrument)]
-        at = Chance("bank", record.seed, track.name).uniform(0, sum(weight for _, weight in able))
+        at = Chance("bank", record.band_seed, track.name).uniform(0, sum(weight for _, weight in able))
         for bank, weight in able:
             at -= weight
             if at < 0:
@@ -63,6 +65,7 @@ class NumpyBank:
     """Sums of partials and shaped noise: no file, no package."""
 
     name = "numpy"
+    licence = ""
 
     def plays(self, instrument: str) -> bool:
         return instrument == "drums" or instrument in INSTRUMENTS

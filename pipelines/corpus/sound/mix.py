@@ -10,6 +10,8 @@ from pipelines.corpus.sound.dsp import band, db, gated_loudness_lufs, k_weighted
 
 _ACTIVE_BLOCK = 4096
 _DYNAMICS_DB, _DYNAMICS_S = 14.0, 0.3
+# A mastered vocal is itself below the peak; a band so far below it adds nothing.
+_DEEPEST_DB = 40.0
 # 3.5 dB above a vocal of active level 1.
 LOWEST_CEILING_DB = 3.5
 
@@ -70,7 +72,7 @@ def blend(record: SongRecord, parts: dict[str, Array], kicks_s: list[float]) -> 
             part *= np.sqrt(2) * np.array([[np.cos(angle)], [np.sin(angle)]])
         dry += part
         send += track.reverb * part.mean(axis=0)
-    wet = reverberate(send * 1.6, room(record.mix.room_s, f"band/{record.seed}"))
+    wet = reverberate(send * 1.6, room(record.mix.room_s, f"band/{record.band_seed}"))
     return (dry + wet) * section_gain(record.sections, samples)
 
 
@@ -106,13 +108,7 @@ def master(vocals_CN: Array, accompaniment_CN: Array, mix: Mix) -> tuple[Array, 
 
     Only the band is limited: a gain that followed the drums must never move the vocal, which would tell a model where they were.
     """
-    mid = (accompaniment_CN[0] + accompaniment_CN[1]) / 2
-    side = (accompaniment_CN[0] - accompaniment_CN[1]) / 2
-    sung_mid, sung_side = (vocals_CN[0] + vocals_CN[1]) / 2, (vocals_CN[0] - vocals_CN[1]) / 2
-    wanted = np.mean((mid + sung_mid) ** 2) * 10 ** (mix.side_to_mid_db / 10)
-    a, b, c = np.mean(side**2), 2 * np.mean(side * sung_side), np.mean(sung_side**2) - wanted
-    width = (-b + np.sqrt(max(b * b - 4 * a * c, 0.0))) / (2 * max(a, 1e-12))
-    band_CN = np.stack([mid + width * side, mid - width * side])
+    band_CN = _widened(vocals_CN, accompaniment_CN, mix)
     sung = k_weighted(vocals_CN)
     limited, gain = band_CN, 1.0
     ceiling_db = highest_db = level_db(float(np.max(np.abs(band_CN))) ** 2)
@@ -131,6 +127,36 @@ def master(vocals_CN: Array, accompaniment_CN: Array, mix: Mix) -> tuple[Array, 
             slope = min(-0.2, (heard[-1][1] - heard[-2][1]) / (heard[-1][0] - heard[-2][0]))
         ceiling_db = min(max(ceiling_db + (mix.loudness_lufs - loudness) / slope, LOWEST_CEILING_DB), highest_db)
     return vocals_CN * gain, limited * gain
+
+
+def master_band(vocals_CN: Array, accompaniment_CN: Array, mix: Mix) -> Array:
+    """The band for a vocal that is mastered already: widened, and limited until the mixture's peak is the wanted one, or lower.
+
+    `accompaniment_CN` is at the vocal's level. The ceiling is found by bisection, to a twentieth of a decibel.
+    """
+    band_CN = _widened(vocals_CN, accompaniment_CN, mix)
+    most = db(mix.peak_dbfs)
+    if np.max(np.abs(vocals_CN + band_CN)) <= most:
+        return band_CN
+    lowest_db, highest_db = level_db(most**2) - _DEEPEST_DB, level_db(float(np.max(np.abs(band_CN))) ** 2)
+    while highest_db - lowest_db > 0.05:
+        middle_db = (lowest_db + highest_db) / 2
+        if np.max(np.abs(vocals_CN + limit(band_CN, db(middle_db)))) <= most:
+            lowest_db = middle_db
+        else:
+            highest_db = middle_db
+    return limit(band_CN, db(lowest_db))
+
+
+def _widened(vocals_CN: Array, accompaniment_CN: Array, mix: Mix) -> Array:
+    """The band with as much side as brings the mixture's to the wanted one."""
+    mid = (accompaniment_CN[0] + accompaniment_CN[1]) / 2
+    side = (accompaniment_CN[0] - accompaniment_CN[1]) / 2
+    sung_mid, sung_side = (vocals_CN[0] + vocals_CN[1]) / 2, (vocals_CN[0] - vocals_CN[1]) / 2
+    wanted = np.mean((mid + sung_mid) ** 2) * 10 ** (mix.side_to_mid_db / 10)
+    a, b, c = np.mean(side**2), 2 * np.mean(side * sung_side), np.mean(sung_side**2) - wanted
+    width = (-b + np.sqrt(max(b * b - 4 * a * c, 0.0))) / (2 * max(a, 1e-12))
+    return np.stack([mid + width * side, mid - width * side])
 
 
 def quantise(vocals_CN: Array, accompaniment_CN: Array) -> tuple[np.ndarray, np.ndarray]:

@@ -21,6 +21,7 @@ _CHUNK_FRAMES = 96
 _TOP_HZ = 14_000.0
 _CASCADE = 5
 _FORMANTS = 7
+_SPOKEN_FALL_SEMITONES = 3.0
 _BREATH = (620.0, 1500.0, 2500.0)
 
 
@@ -52,7 +53,10 @@ def sing(record: SongRecord, samples: int) -> tuple[Array, Array]:
 
 
 def pitch_curve(record: SongRecord, samples: int) -> Array:
-    """Pitch in MIDI at 200 Hz: steps between notes smoothed into glides, scoops into phrases, late vibrato, a slow drift."""
+    """Pitch in MIDI at 200 Hz: steps between notes smoothed into glides, scoops into phrases, late vibrato, a slow drift.
+
+    Spoken notes fall through their syllable and have neither scoop nor vibrato.
+    """
     voice, chance = record.voice, Chance("pitch", record.seed)
     size = int(samples / SAMPLE_RATE_HZ * F0_RATE_HZ) + 1
     t = np.arange(size) / F0_RATE_HZ
@@ -71,6 +75,11 @@ def pitch_curve(record: SongRecord, samples: int) -> Array:
         inside = (t >= note.onset_s - lead) & (t < note.offset_s + 0.05)
         since = t[inside] - note.onset_s
         length = note.offset_s - note.onset_s
+        if note.spoken:
+            # A syllable's fall runs through its own middle, so that its mean stays what the note says.
+            curve[inside] += _SPOKEN_FALL_SEMITONES * (0.5 - np.clip(since / length, 0, 1))
+            previous = note.phrase
+            continue
         if note.phrase != previous and chance.happens(0.6):
             curve[inside] -= voice.scoop_semitones * np.exp(-np.maximum(since + lead, 0) / 0.035)
         if length > 0.45:

@@ -8,6 +8,7 @@ from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.chance import Array, Chance
 from pipelines.corpus.score.record import SongRecord, Track
 from pipelines.corpus.score.styles import DRUM_KEYS
+from pipelines.corpus.sound.banks.licence import bank_licence
 from pipelines.corpus.sound.banks.samples import audio_files, digest, read_sample, rms
 from pipelines.corpus.sound.drumkit import load_kit
 
@@ -19,6 +20,7 @@ _PIECES = {
 }  # fmt: skip
 _NOT_PLAYED = ("rest", "bell", "rider", "kdrumr")
 _TOMS = ("tom_high", "tom_mid", "tom_low")
+_TOM_WORDS = ((("floor",), 3), (("high", "hitom", "tomhi"), 0), (("low", "lotom", "tomlo"), 2), (("mid",), 1))
 _RANGE_DB = 30.0
 _NEAREST, _ALIKE_DB = 4, 6.0
 _LOUDNESS_S = 0.1
@@ -35,13 +37,14 @@ class DrumFolder:
         self._hits = {DRUM_KEYS[drum]: hits for drum, hits in heard.items()}
         read_sample.cache_clear()
         self.name = f"{folder.name}@{digest(folder, files)}"
+        self.licence = bank_licence(folder)
 
     def plays(self, instrument: str) -> bool:
         return instrument == "drums"
 
     def play(self, track: Track, record: SongRecord, samples: int) -> Array:
         out = np.zeros((2, samples))
-        chance, last = Chance("drums", record.seed), dict.fromkeys(self._hits, -1)
+        chance, last = Chance("drums", record.band_seed), dict.fromkeys(self._hits, -1)
         full = self._hits[DRUM_KEYS["kick"]][-1]
         unit = float(np.max(np.abs(read_sample(full[1]))))
         computed = load_kit(record.mix.kit, record.mix.kit_tune, record.mix.kit_damp)
@@ -76,7 +79,7 @@ def is_drum_folder(folder: Path) -> bool:
 
 
 def _pieces(paths: list[Path]) -> dict[str, list[Path]]:
-    """Each drum's files, by the names of their folders; of several toms the first, second and last."""
+    """Each drum's files, by the names of their folders; of several toms the highest, the second and the lowest."""
     folders: dict[str, list[Path]] = {}
     for path in paths:
         folders.setdefault("".join(letter for letter in path.parent.name.lower() if letter.isalnum()), []).append(path)
@@ -85,10 +88,17 @@ def _pieces(paths: list[Path]) -> dict[str, list[Path]]:
         for name, files in sorted(folders.items()):
             if name.startswith(beginnings) and not any(word in name for word in _NOT_PLAYED):
                 found.setdefault(drum, []).extend(files)
-    toms = sorted(name for name in folders if name.startswith("tom"))
+    toms = sorted((name for name in folders if "tom" in name and not any(word in name for word in _NOT_PLAYED)), key=_tom_order)
     if len(toms) >= len(_TOMS):
         found |= {drum: folders[name] for drum, name in zip(_TOMS, (toms[0], toms[1], toms[-1]), strict=True)}
     return found
+
+
+def _tom_order(name: str) -> tuple[int, int, str]:
+    """High before middle before low before floor, as the names say it; within that small numbers first, be they turns or inches."""
+    rank = next((rank for words, rank in _TOM_WORDS if any(word in name for word in words)), 1)
+    digits = "".join(letter for letter in name if letter.isdigit())
+    return rank, int(digits or 0), name
 
 
 def _choked(sound: Array, seconds: float | None) -> Array:

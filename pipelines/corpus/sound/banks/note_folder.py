@@ -12,6 +12,7 @@ from pipelines.chance import Array, Chance
 from pipelines.corpus.score.record import Note, SongRecord, Track
 from pipelines.corpus.score.styles import PROGRAMS
 from pipelines.corpus.sound.amplifier import AMPLIFIED, amplify
+from pipelines.corpus.sound.banks.licence import bank_licence
 from pipelines.corpus.sound.banks.samples import SampleName, audio_files, digest, read_name, read_sample, rms
 
 # A word in the folder's name to the instruments that it can be.
@@ -54,12 +55,13 @@ class NoteFolder:
         self._short = _takes([name for name in names if _is(name, _SHORT)], octaves) or self._long
         self._instruments = instruments_of(folder)
         self.name = f"{folder.name}@{digest(folder, files)}"
+        self.licence = bank_licence(folder)
 
     def plays(self, instrument: str) -> bool:
         return instrument in self._instruments
 
     def play(self, track: Track, record: SongRecord, samples: int) -> Array:
-        chance = Chance("notes", record.seed, track.name)
+        chance = Chance("notes", record.band_seed, track.name)
         takes = self._short if track.instrument == "muted_guitar" else self._long
         first = chance.integer(0, len(takes) - 1)
         one = _perform(takes[first], track, samples, chance.integer(0, 3))

@@ -39,8 +39,12 @@ def choose_banks(named: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
     """
     chosen = named or _in_setting(settings.banks)
     if not chosen:
-        fonts = {path.resolve(): path for folder in FONT_FOLDERS if folder.is_dir() for path in sorted(folder.iterdir()) if _is_known(path)}
-        chosen = tuple(str(path) for path in fonts.values() if _is_playable(path))
+        fonts = found_fonts()
+        faults = {path: font_fault(path) for path in fonts}
+        for path, fault in faults.items():
+            if fault:
+                log.info("%s is not played: %s", path, fault)
+        chosen = tuple(str(path) for path, fault in faults.items() if not fault)
         if not chosen:
             if not fonts:
                 log.info("%s", _BETTER if sys.version_info < (3, 13) else NO_WHEEL)
@@ -49,14 +53,32 @@ def choose_banks(named: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
     return chosen
 
 
-def _is_playable(path: Path) -> bool:
-    """Whether a font that was only found can play every part; else one line says why not."""
+def found_fonts() -> list[Path]:
+    """The known fonts in the distribution's folders, each once."""
+    fonts = {path.resolve(): path for folder in FONT_FOLDERS if folder.is_dir() for path in sorted(folder.iterdir()) if _is_known(path)}
+    return list(fonts.values())
+
+
+def font_fault(path: Path) -> str:
+    """Why a font that was only found cannot play every part, with the remedy; empty when it can."""
     try:
         open_banks((str(path),))
     except UserError as error:
-        log.info("%s is not played: %s", path, str(error).removeprefix(f"--bank {path}: "))
-        return False
-    return True
+        return str(error).removeprefix(f"--bank {path}: ")
+    return ""
+
+
+def describe_banks(settings: Settings) -> str:
+    """One line on what the corpus plays when no bank is named.
+
+    Raises: UserError when a bank of BACKLINE_BANKS is unusable, and when nothing but the computed instruments is there.
+    """
+    chosen = choose_banks((), settings)
+    passed = [f"{path}: {fault}" for path in found_fonts() if (fault := font_fault(path))] if not settings.banks else []
+    if chosen == ("numpy",) and not settings.banks:
+        raise UserError("; ".join(passed) or f"no soundfont in {', '.join(map(str, FONT_FOLDERS))}: the corpus computes its instruments")
+    played = [f"{spec} ({bank.licence or 'computed'})" for spec, bank in zip(chosen, open_banks(chosen).banks, strict=True)]
+    return "; ".join([", ".join(played), *(f"not played: {line}" for line in passed)])
 
 
 def _is_known(path: Path) -> bool:
@@ -67,7 +89,7 @@ def _in_setting(banks: tuple[str, ...]) -> tuple[str, ...]:
     """Each entry is a bank, or a folder of banks."""
     found: list[str] = []
     for spec in banks:
-        uri, weight = parse_bank(spec)
+        uri, weight = parse_weighted(spec)
         folder = localise(uri) if uri != "numpy" else Path(uri)
         inside = (
             [path for path in sorted(folder.iterdir()) if path.is_dir() or path.suffix.lower() in FONT_KINDS] if folder.is_dir() else []
@@ -79,7 +101,7 @@ def _in_setting(banks: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def parse_bank(spec: str) -> tuple[str, float]:
+def parse_weighted(spec: str, option: str = "--bank") -> tuple[str, float]:
     """URI and weight of `URI[=WEIGHT]`; the weight is 1 where none is given."""
     uri, equals, weight = spec.rpartition("=")
     if not equals:
@@ -89,7 +111,7 @@ def parse_bank(spec: str) -> tuple[str, float]:
     except ValueError:
         return spec, 1.0  # an equals sign of the path's own
     if not (uri and 0 < number < float("inf")):
-        raise UserError(f"--bank {spec}: the weight must be above 0, for example --bank {uri or 'numpy'}=1")
+        raise UserError(f"{option} {spec}: the weight must be above 0, for example {option} {uri or 'numpy'}=1")
     return uri, number
 
 
@@ -101,7 +123,7 @@ def open_banks(specs: tuple[str, ...]) -> BankSet:
     """
     if specs in ((), ("numpy",)):
         return NUMPY
-    parsed = [parse_bank(spec) for spec in specs]
+    parsed = [parse_weighted(spec) for spec in specs]
     return BankSet(banks=tuple(_open(uri) for uri, _ in parsed), weights=tuple(weight for _, weight in parsed))
 
 

@@ -46,8 +46,8 @@ def read_name(path: Path, root: Path) -> SampleName | None:
     return None if midi is None else SampleName(path=path, midi=midi, layer=layer, kind="/".join(words).lower())
 
 
-def audio_files(folder: Path) -> list[Path]:
-    """Every sample below a folder, checked to be audio of the corpus' rate.
+def audio_files(folder: Path, option: str = "--bank ") -> list[Path]:
+    """Every sample below a folder, checked to be audio of the corpus' rate. `option` stands before the folder in errors.
 
     Raises: UserError naming the first file that is not, and the remedy.
     """
@@ -56,15 +56,15 @@ def audio_files(folder: Path) -> list[Path]:
         try:
             found = sf.info(path)
         except (sf.LibsndfileError, OSError) as error:
-            raise UserError(f"--bank {folder}: {path.relative_to(folder)} is no audio ({error}): remove it, or copy it again") from error
+            raise UserError(f"{option}{folder}: {path.relative_to(folder)} is no audio ({error}): remove it, or copy it again") from error
         if not found.frames or found.channels > 2:
             raise UserError(
-                f"--bank {folder}: {path.relative_to(folder)} has {found.frames} samples in {found.channels} channels: "
+                f"{option}{folder}: {path.relative_to(folder)} has {found.frames} samples in {found.channels} channels: "
                 "give mono or stereo, or remove it"
             )
         if found.samplerate != SAMPLE_RATE_HZ:
             raise UserError(
-                f"--bank {folder}: {path.relative_to(folder)} has a rate of {found.samplerate} Hz, samples must have {SAMPLE_RATE_HZ}: "
+                f"{option}{folder}: {path.relative_to(folder)} has a rate of {found.samplerate} Hz, samples must have {SAMPLE_RATE_HZ}: "
                 f"convert it, for example ffmpeg -i IN -ar {SAMPLE_RATE_HZ} OUT"
             )
     return files

@@ -9,6 +9,7 @@ from pipelines.chance import Array
 from pipelines.corpus.score.record import SongRecord, Track
 from pipelines.corpus.score.styles import PROGRAMS
 from pipelines.corpus.sound.amplifier import AMPLIFIED, amplify
+from pipelines.corpus.sound.banks.licence import bank_licence
 from pipelines.corpus.sound.banks.players import BLOCK, FluidPlayer, Player, TinyPlayer, needs_fluidsynth
 from pipelines.corpus.sound.banks.sf2 import DRUM_BANK, Soundfont
 
@@ -24,6 +25,7 @@ class SoundfontBank:
     def __init__(self, font: Soundfont) -> None:
         self.font = font
         self.name = f"{font.path.name}@{font.digest}"
+        self.licence = bank_licence(font.path)
 
     def plays(self, instrument: str) -> bool:
         return not self.missing(instrument)
@@ -39,7 +41,7 @@ class SoundfontBank:
         player = _player(self.font)
         if track.name == "drums":
             kits = [kit for kit in _KITS[record.mix.kit] if (DRUM_BANK, kit) in self.font.presets]
-            player.select(DRUM_BANK, kits[record.seed % len(kits)] if kits else _STANDARD_KIT)
+            player.select(DRUM_BANK, kits[(record.seed + record.band) % len(kits)] if kits else _STANDARD_KIT)
             return _stream(player, track, samples)
         if track.instrument in AMPLIFIED:
             player.select(0, _CLEAN_GUITAR)

@@ -1,0 +1,84 @@
+"""How well a band follows what it was asked: chords, beats, and a grid that does not drift; and how far it only doubles the voice.
+
+Shapes: C channels, N samples, B beats, P pitch classes, T frames at `CHROMA_RATE_HZ`.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy
+
+from model.chords import NO_CHORD, pitch_classes
+from model.controls import ChordSpan
+from model.listen import CHROMA_RATE_HZ, F0_RATE_HZ, chord_agreement, chroma, f0, recognise_chords, track_beats
+
+# As beat trackers are judged (Davies et al. 2009).
+BEAT_WINDOW_S = 0.07
+_FEWEST_BEATS = 8
+
+
+def chords_followed(band_CN: np.ndarray, spans: Sequence[ChordSpan], beats_s: np.ndarray | None = None) -> float:
+    """Share of the asked frames in which root and third, as heard, are those that were asked; NaN where no chord with a third was.
+
+    beats_s: where the beats are, when that is known; by default as heard.
+    """
+    asked = [(span.start_s, span.end_s, triad) for span in spans if (triad := triad_of(span.chord.root, span.chord.quality)) is not None]
+    if not asked:
+        return float("nan")
+    beats_s = track_beats(band_CN) if beats_s is None else beats_s
+    return chord_agreement(asked, recognise_chords(band_CN, beats_s))
+
+
+def triad_of(root: int, quality: int) -> int | None:
+    """root · 2 + minor, as `recognise_chords` names what it hears; None without a third."""
+    if NO_CHORD in (root, quality):
+        return None
+    thirds = {3: 1, 4: 0}
+    return next((2 * root + thirds[step] for note in pitch_classes(root, quality) if (step := (note - root) % 12) in thirds), None)
+
+
+def beats_followed(band_CN: np.ndarray, beats_s: np.ndarray) -> float:
+    """F-measure of the beats as heard against those asked, each matched once within 70 ms; 0 where none is heard."""
+    return beat_f1(track_beats(band_CN), beats_s)
+
+
+def beat_f1(heard_s: np.ndarray, asked_s: np.ndarray) -> float:
+    """The F-measure of two sorted lists of beats."""
+    matched = heard = asked = 0
+    while heard < len(heard_s) and asked < len(asked_s):
+        ahead_s = heard_s[heard] - asked_s[asked]
+        if abs(ahead_s) <= BEAT_WINDOW_S:
+            matched, heard, asked = matched + 1, heard + 1, asked + 1
+        elif ahead_s < 0:
+            heard += 1
+        else:
+            asked += 1
+    return 2 * matched / (len(heard_s) + len(asked_s)) if len(heard_s) + len(asked_s) else 0.0
+
+
+def drift_ms_per_minute(heard_s: np.ndarray, asked_s: np.ndarray) -> float:
+    """How fast the heard beats run away from those asked: the slope of their distances (Theil 1950 and Sen 1968, so that a few wrong
+    beats do not count). NaN with fewer than eight."""
+    if len(heard_s) < _FEWEST_BEATS or len(asked_s) < 2:
+        return float("nan")
+    nearest_B = asked_s[np.abs(heard_s[:, None] - asked_s[None]).argmin(axis=1)]
+    near_B = np.abs(heard_s - nearest_B) <= np.median(np.diff(asked_s)) / 4
+    if near_B.sum() < _FEWEST_BEATS:
+        return float("nan")
+    slope = scipy.stats.theilslopes((heard_s - nearest_B)[near_B], heard_s[near_B])[0]
+    return float(abs(slope) * 60 * 1_000)
+
+
+def shadowing(vocal_CN: np.ndarray, band_CN: np.ndarray) -> float:
+    """Share of the sung frames in which the band's strongest pitch class is the voice's own: an instrument doubles it. 0 without singing.
+
+    A band that plays chords under a melody does so now and then, so compare with the true band's.
+    """
+    times_s, hz_T, voiced_T = f0(vocal_CN)
+    chroma_PT = chroma(band_CN)
+    frames_T = np.clip(np.rint(times_s * CHROMA_RATE_HZ).astype(int), 0, chroma_PT.shape[1] - 1)
+    sounding_T = voiced_T & (chroma_PT.sum(axis=0)[frames_T] > 0)
+    if sounding_T.sum() < F0_RATE_HZ:
+        return 0.0
+    sung_T = np.rint(69 + 12 * np.log2(hz_T[sounding_T] / 440)).astype(int) % 12
+    return float((chroma_PT.argmax(axis=0)[frames_T[sounding_T]] == sung_T).mean())

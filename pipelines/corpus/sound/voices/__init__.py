@@ -1,0 +1,1 @@
+"""Voices that sing words: a neural one, and recorded syllables that a vocoder moves."""
