@@ -70,6 +70,11 @@ def sung(seconds: float = 1.0, rate_hz: int = RATE_HZ) -> np.ndarray:
     return (0.1 * envelope_N * sum(np.sin(k * phase_N) / k for k in range(1, 9))).astype(np.float32)
 
 
+def stereo(seconds: float = 1.0) -> np.ndarray:
+    """`sung` as an engine takes it, (2, N)."""
+    return np.repeat(sung(seconds)[None], 2, axis=0)
+
+
 def audio_file(samples_NC: np.ndarray, rate_hz: int = RATE_HZ, format: str = "WAV", subtype: str = "PCM_16") -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, samples_NC, rate_hz, format=format, subtype=subtype)

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import av
 import numpy as np
 
-from infra.audio.limits import REMEDY, NotAudio, UnreadableAudio, check_format, check_length
+from infra.audio.limits import REMEDY, NotAudio, UnreadableAudio, check_format, check_length, check_parts
 
 # (FFmpeg's demuxer, where its signature stands, the signature, what people call it)
 _SIGNATURES = (
@@ -31,6 +31,10 @@ _CODECS = (
     *("aac", "aac_latm", "ac3", "eac3", "alac", "flac", "mp2", "mp2float", "mp3", "mp3float", "opus", "libopus", "vorbis", "wavpack"),
     *("pcm_alaw", "pcm_mulaw", "pcm_u8", "pcm_s8", "pcm_s16le", "pcm_s16be", "pcm_s24le"),
     *("pcm_s24be", "pcm_s32le", "pcm_s32be", "pcm_f32le", "pcm_f32be", "pcm_f64le", "pcm_f64be"),
+)
+# Boxes of an MP4 that hold boxes.
+_HOLDERS = frozenset(
+    (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"dinf", b"udta", b"mvex", b"moof", b"traf", b"mfra", b"wave", b"ilst")
 )
 # (zero, full scale) of FFmpeg's integer samples.
 _SCALE: dict[str, tuple[float, float]] = {"u8": (128.0, 128.0), "s16": (0.0, 2.0**15), "s32": (0.0, 2.0**31), "s64": (0.0, 2.0**63)}
@@ -57,7 +61,7 @@ def decode_container(data: bytes, *, stream: int, max_duration_s: float, max_cha
         raise NotAudio(f"the file ({len(data)} bytes) is not audio; {REMEDY}")
     demuxer, name = found
     if demuxer == "mov":
-        _check_fragments(data)
+        _check_boxes(data)
     try:
         with _opened(data, demuxer) as container:
             audio = _stream(container, stream, name)
@@ -90,7 +94,7 @@ def probe_container(data: bytes, demuxer: str) -> tuple[int, float | None]:
     Raises UnreadableAudio when it does not open it, or the file would lead it astray.
     """
     if demuxer == "mov":
-        _check_fragments(data)
+        _check_boxes(data)
     try:
         with _opened(data, demuxer) as container:
             return len(container.streams.audio), None if container.duration is None else container.duration / av.time_base
@@ -115,29 +119,37 @@ def _signature(data: bytes) -> tuple[str, str] | None:
     return None
 
 
-def _check_fragments(data: bytes) -> None:
-    """UnreadableAudio when an MP4's fragments claim more packets than the file has bytes: FFmpeg would make a list of them first."""
+def _check_boxes(data: bytes) -> None:
+    """UnreadableAudio when an MP4 has too many boxes, or its fragments claim more packets than the file has bytes: FFmpeg would walk over
+    all of the ones, and make a list of the others, before it says anything."""
     packets = 0
-    for moof in _boxes(data, b"moof", 0, len(data)):
-        for traf in _boxes(data, b"traf", *moof):
-            for start, _ in _boxes(data, b"trun", *traf):
-                packets += int.from_bytes(data[start + 4 : start + 8])
+    for number, (kind, start) in enumerate(_boxes(data, 0, len(data)), 1):
+        check_parts(number, "boxes")
+        if kind == b"trun":
+            packets += int.from_bytes(data[start + 4 : start + 8])
     if packets > len(data):
         raise UnreadableAudio(f"the header claims {packets} packets and the file holds {len(data)} bytes: it is damaged; {REMEDY} again")
 
 
-def _boxes(data: bytes, kind: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of the content of each box of this kind (ISO/IEC 14496-12, section 4.2)."""
-    while start + 8 <= end:
-        size, head = int.from_bytes(data[start : start + 4]), 8
+def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int]]:
+    """(kind, start of the content) of each box, and of those inside (ISO/IEC 14496-12, section 4.2)."""
+    ends = [end]
+    while ends:
+        if start + 8 > ends[-1]:
+            start = ends.pop()
+            continue
+        kind, size, head = data[start + 4 : start + 8], int.from_bytes(data[start : start + 4]), 8
         if size == 1:
             size, head = int.from_bytes(data[start + 8 : start + 16]), 16
-        stop = min(start + size, end) if size else end
-        if data[start + 4 : start + 8] == kind:
-            yield start + head, stop
+        stop = min(start + size, ends[-1]) if size else ends[-1]
+        yield kind, start + head
         if stop < start + head:
-            return
-        start = stop
+            start = ends.pop()
+        elif kind in _HOLDERS:
+            ends.append(stop)
+            start += head
+        else:
+            start = stop
 
 
 def _refuse(url: str, flags: int, options: dict[str, str]) -> NoReturn:  # noqa: ARG001  # the form in which FFmpeg asks

@@ -4,7 +4,6 @@ Shape legend: N samples.
 """
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -12,7 +11,10 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +22,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.audio.decoder_child import HEADER_BYTES, encode_header
+from infra.audio.decoder_child import HEADER_BYTES, encode_message, write_all
 from infra.audio.files import MAX_DURATION_S, SAMPLE_RATE_HZ, AudioError, AudioTooLong, NotAudio, UnreadableAudio
 
 log = logging.getLogger(__name__)
@@ -30,9 +32,9 @@ TIMEOUT_S = 600.0
 # Headers of a file of 256 MiB take milliseconds once it is read.
 PROBE_TIMEOUT_S = 60.0
 ATTEMPTS = 2
-# Linux's own 64 KiB cost a switch of processes for every 0.2 s of audio.
-PIPE_BYTES = 2**20
 MAX_HEADER_BYTES = 2**16
+# How often who waits for a child looks whether it should go on waiting.
+LOOK_EVERY_S = 0.05
 ROOT = Path(__file__).resolve().parents[2]
 _ERRORS = {kind.__name__: kind for kind in (AudioError, NotAudio, UnreadableAudio, AudioTooLong)}
 
@@ -42,11 +44,15 @@ class DecoderCrashed(AudioError):
 
 
 class DecoderTimeout(AudioError):
-    """The file was not decoded in time; the process that decoded it was ended."""
+    """The file was not decoded in the time that it may take; the process that decoded it was ended."""
 
 
 class _ChildDiedError(Exception):
     """The child's end of a pipe is closed."""
+
+
+def _go_on() -> None:
+    """Nobody asks for an end."""
 
 
 class Decoder:
@@ -57,18 +63,32 @@ class Decoder:
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
+        self._shared: FileIO | None = None
+        self._look = _go_on
 
     @property
     def pid(self) -> int | None:
         """The running child's process id."""
         return self._child.pid if self._child and self._child.poll() is None else None
 
-    def decode(
-        self, source: Path | bytes, *, stream: int = 0, max_duration_s: float = MAX_DURATION_S, timeout_s: float = TIMEOUT_S
-    ) -> NDArray[np.float32]:
-        """(2, N) float32 at 44.1 kHz of one audio stream of a file; a local path is opened by the child, bytes are sent to it.
+    def start(self) -> None:
+        """Start the child now, where there is none, and not with the next file. Raises RuntimeError."""
+        self._started()
 
-        `timeout_s` is for each of at most two attempts, from when the child is ready.
+    def decode(
+        self,
+        source: Path | bytes,
+        *,
+        stream: int = 0,
+        max_duration_s: float = MAX_DURATION_S,
+        timeout_s: float = TIMEOUT_S,
+        cpu_s: float | None = None,
+        look: Callable[[], None] = _go_on,
+    ) -> NDArray[np.float32]:
+        """(2, N) float32 at 44.1 kHz of one audio stream of a file; a local path is opened by the child, bytes are handed to it.
+
+        `timeout_s` is for each of at most two attempts, from when the child is ready; `cpu_s`, rounded up, what the file may take of a
+        processor, however busy the machine is. look: called while the child works; what it raises ends the child, and is raised.
 
         Raises: what `infra.audio.files.decode` and `to_stereo_44k` raise; OSError when the path cannot be read; DecoderCrashed;
         DecoderTimeout.
@@ -77,8 +97,13 @@ class Decoder:
             "path": str(source.absolute()) if isinstance(source, Path) else None,
             "stream": stream,
             "max_duration_s": max_duration_s,
+            "cpu_s": cpu_s,
         }
-        return self._ask(request, source, max_duration_s, timeout_s)[1]
+        self._look = look
+        try:
+            return self._ask(request, source, max_duration_s, timeout_s)[1]
+        finally:
+            self._look = _go_on
 
     def probe(self, path: Path, demuxer: str, *, timeout_s: float = PROBE_TIMEOUT_S) -> tuple[int, float | None]:
         """(audio streams, seconds that the header claims, if it does) of a file; nothing is decoded. `demuxer` is FFmpeg's.
@@ -103,6 +128,8 @@ class Decoder:
                 break
             except _ChildDiedError:
                 reason = self._end()
+                if reason == signal.SIGXCPU.name:
+                    raise DecoderTimeout(f"decoding takes more than the {request['cpu_s']:g} s of a processor allowed; cut it") from None
                 log.warning("the decoder ended (%s) while it decoded %s, attempt %d of %d", reason, what, attempt, ATTEMPTS)
             except TimeoutError as error:
                 self._end(signal.SIGKILL)
@@ -137,16 +164,24 @@ class Decoder:
     ) -> tuple[dict[str, Any], NDArray[np.float32]]:
         """(the answer's header, the audio; without samples where the header holds an error)."""
         child = self._started()
+        assert self._shared is not None
         deadline = time.monotonic() + timeout_s
-        _send(child, encode_header(request, len(data)), deadline)
-        _send(child, data, deadline)
-        header = _receive_header(child, deadline)
+        self._shared.seek(0)
+        write_all(self._shared, data)
+        self._send(child, encode_message({**request, "bytes": len(data)}), deadline)
+        header = self._receive_message(child, deadline)
         samples = int(header.get("samples", 0))
         # The child has held this limit already; a child that a file has taken over would not.
-        if header["bytes"] != samples * 8 or not 0 <= samples <= max_duration_s * SAMPLE_RATE_HZ + 1:
+        if not 0 <= samples <= max_duration_s * SAMPLE_RATE_HZ + 1:
             raise _ChildDiedError
         received = np.empty(samples * 8, np.uint8)
-        _receive(child, received.data, deadline)
+        self._shared.seek(0)
+        left = received.data
+        while left:
+            if not (got := self._shared.readinto(left)):
+                raise _ChildDiedError
+            left = left[got:]
+        self._shared.truncate(0)
         return header, received.view(np.float32).reshape(2, samples)
 
     def _started(self) -> "subprocess.Popen[bytes]":
@@ -156,9 +191,11 @@ class Decoder:
         if self._child:
             log.warning("the decoder ended (%s) while it had nothing to do; starting another", self._end())
         begun = time.monotonic()
+        self._shared = _file_in_memory()
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "infra.audio.decoder_child"],
+            [sys.executable, "-m", "infra.audio.decoder_child", str(self._shared.fileno())],
             cwd=ROOT,
+            pass_fds=[self._shared.fileno()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -167,9 +204,8 @@ class Decoder:
         for pipe in (self._child.stdin, self._child.stdout):
             assert pipe is not None
             os.set_blocking(pipe.fileno(), False)
-            _enlarge(pipe.fileno())
         try:
-            _receive_header(self._child, begun + START_TIMEOUT_S)
+            self._receive_message(self._child, begun + START_TIMEOUT_S)
         except (_ChildDiedError, TimeoutError) as error:
             # No file is to blame, so this is no AudioError: with it every song of a dataset would be rejected.
             raise RuntimeError(f"the decoder's process does not start ({self._end(signal.SIGKILL)}); see what it wrote above") from error
@@ -192,7 +228,62 @@ class Decoder:
         for pipe in (child.stdin, child.stdout):
             assert pipe is not None
             pipe.close()
+        if self._shared is not None:
+            self._shared.close()
         return signal.Signals(-child.returncode).name if child.returncode < 0 else f"exit status {child.returncode}"
+
+    def _send(self, child: "subprocess.Popen[bytes]", data: bytes, deadline: float) -> None:
+        assert child.stdin is not None
+        left = memoryview(data)
+        while left:
+            self._wait(child.stdin.fileno(), select.POLLOUT, deadline)
+            try:
+                left = left[os.write(child.stdin.fileno(), left) :]
+            except BlockingIOError:
+                continue
+            except BrokenPipeError as error:
+                raise _ChildDiedError from error
+
+    def _receive_message(self, child: "subprocess.Popen[bytes]", deadline: float) -> dict[str, Any]:
+        text_bytes = int.from_bytes(self._receive(child, HEADER_BYTES, deadline), "little")
+        if text_bytes > MAX_HEADER_BYTES:  # before so much is allocated
+            raise _ChildDiedError
+        message = json.loads(self._receive(child, text_bytes, deadline))
+        assert isinstance(message, dict)
+        return message
+
+    def _receive(self, child: "subprocess.Popen[bytes]", wanted: int, deadline: float) -> bytes:
+        assert child.stdout is not None
+        received = b""
+        while len(received) < wanted:
+            self._wait(child.stdout.fileno(), select.POLLIN, deadline)
+            try:
+                got = os.read(child.stdout.fileno(), wanted - len(received))
+            except BlockingIOError:
+                continue
+            if not got:
+                raise _ChildDiedError
+            received += got
+        return received
+
+    def _wait(self, pipe: int, event: int, deadline: float) -> None:
+        poll = select.poll()
+        poll.register(pipe, event)
+        while True:
+            self._look()
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError
+            if poll.poll(min(left_s, LOOK_EVERY_S) * 1_000):
+                return
+
+
+def _file_in_memory() -> FileIO:
+    """One without a name; where the system has none in memory (macOS), on disk."""
+    if hasattr(os, "memfd_create"):
+        return FileIO(os.memfd_create("decoder"), "r+")
+    with tempfile.TemporaryFile(buffering=0) as file:
+        return FileIO(os.dup(file.fileno()), "r+")
 
 
 def _error(kind: str, header: dict[str, Any], source: Path | bytes) -> Exception:
@@ -205,59 +296,3 @@ def _error(kind: str, header: dict[str, Any], source: Path | bytes) -> Exception
             f"decoding needs more than the {text} of memory allowed; the file is damaged or far too long: export it again"
         )
     return _ERRORS.get(kind, AudioError)(text)
-
-
-def _send(child: "subprocess.Popen[bytes]", data: bytes, deadline: float) -> None:
-    assert child.stdin is not None
-    left = memoryview(data)
-    while left:
-        _wait(child.stdin.fileno(), select.POLLOUT, deadline)
-        try:
-            left = left[os.write(child.stdin.fileno(), left[:PIPE_BYTES]) :]
-        except BlockingIOError:
-            continue
-        except BrokenPipeError as error:
-            raise _ChildDiedError from error
-
-
-def _receive_header(child: "subprocess.Popen[bytes]", deadline: float) -> dict[str, Any]:
-    length = bytearray(HEADER_BYTES)
-    _receive(child, memoryview(length), deadline)
-    text_bytes = int.from_bytes(length, "little")
-    if text_bytes > MAX_HEADER_BYTES:  # before so much is allocated
-        raise _ChildDiedError
-    text = bytearray(text_bytes)
-    _receive(child, memoryview(text), deadline)
-    header = json.loads(text)
-    assert isinstance(header, dict)
-    return header
-
-
-def _receive(child: "subprocess.Popen[bytes]", into: memoryview, deadline: float) -> None:
-    """Fill `into`."""
-    assert child.stdout is not None
-    while into:
-        _wait(child.stdout.fileno(), select.POLLIN, deadline)
-        try:
-            got = os.readv(child.stdout.fileno(), [into])
-        except BlockingIOError:
-            continue
-        if not got:
-            raise _ChildDiedError
-        into = into[got:]
-
-
-def _wait(pipe: int, event: int, deadline: float) -> None:
-    poll = select.poll()
-    poll.register(pipe, event)
-    left_s = deadline - time.monotonic()
-    if left_s <= 0 or not poll.poll(left_s * 1_000):
-        raise TimeoutError
-
-
-def _enlarge(pipe: int) -> None:
-    if hasattr(fcntl, "F_SETPIPE_SZ"):
-        try:
-            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        except OSError:  # a user's pipes are limited in sum; a small one only is slower
-            log.debug("the decoder's pipe keeps its size")

@@ -29,6 +29,7 @@ from infra.audio.limits import (
     check_format,
     check_length,
     check_mixable,
+    check_parts,
     check_samples,
 )
 from infra.errors import UserError
@@ -236,11 +237,14 @@ def _decode_file(data: bytes, max_duration_s: float, max_channels: int) -> tuple
 
 
 def _check_wav_claim(data: bytes) -> None:
-    """Raises when a RIFF file's data chunk claims more bytes than follow it; libsndfile would silently shorten it."""
+    """Raises when a RIFF file's data chunk claims more bytes than follow it, which libsndfile would silently shorten, or comes after more
+    chunks than any recording has."""
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
         return
-    at = 12
+    at, chunks = 12, 0
     while at + 8 <= len(data):
+        chunks += 1
+        check_parts(chunks, "chunks")
         size = int.from_bytes(data[at + 4 : at + 8], "little")
         if data[at : at + 4] == b"data":
             held = len(data) - at - 8

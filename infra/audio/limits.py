@@ -14,6 +14,8 @@ MIXABLE_CHANNELS = (1, 2, 6)
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
 # A minute of silence in eight channels is a few kB of FLAC: duration alone does not bound the memory.
 MAX_DECODED_BYTES = 2**30
+# Boxes of an MP4, chunks of a WAV: an honest file has hundreds; 20 minutes in fragments of 85 ms have so many.
+MAX_PARTS = 100_000
 # Float files scaled as integers or holding garbage overflow later, where nobody knows which file it was.
 MAX_PEAK = 100.0
 
@@ -64,6 +66,12 @@ def check_length(samples: int, sample_rate_hz: int, channels: int, max_duration_
             f"{duration_s:.1f} s at {sample_rate_hz} Hz in {channels} channels decode to {size_mib:.0f} MiB, "
             f"more than the {MAX_DECODED_BYTES // 2**20} MiB allowed; export stereo at 44100 Hz or cut it"
         )
+
+
+def check_parts(parts: int, what: str) -> None:
+    """UnreadableAudio when a file has more boxes or chunks than any recording: to walk over 100 MiB of empty ones takes half a minute."""
+    if parts > MAX_PARTS:
+        raise UnreadableAudio(f"the file has more than {MAX_PARTS} {what}, as no recording has; {REMEDY} again")
 
 
 def check_samples(samples: np.ndarray) -> None:

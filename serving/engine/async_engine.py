@@ -8,8 +8,10 @@ from contextlib import aclosing
 from contextvars import copy_context
 from typing import Any
 
+from infra.audio.decoders import Decoders
 from infra.audio.files import AudioError
 from model.threads import one_thread_workers
+from serving.engine.door import DECODED_AT_A_TIME, Door
 from serving.engine.engine import Call, CancelledRequestError, DeadlineError, Engine, FieldError
 from serving.messages import Message
 from serving.observe import tracing
@@ -25,9 +27,9 @@ PROGRESS_EVERY_S = 0.25
 class Replies:
     """An engine's answers, with a thread for each request that is in work."""
 
-    def __init__(self, engine: Engine, *, concurrent: int, tracer: Tracer | None = None) -> None:
-        """tracer: of a process that requests come to with an `Origin`."""
-        self.engine = engine
+    def __init__(self, engine: Engine, decoders: Decoders, *, concurrent: int, tracer: Tracer | None = None) -> None:
+        """decoders: of this process, whatever engines it has. tracer: of a process that requests come to with an `Origin`."""
+        self.engine, self._door = engine, Door(engine, decoders)
         self._tracer = tracer
         self._threads = one_thread_workers(concurrent, "request")
 
@@ -49,7 +51,7 @@ class Replies:
             facts, streams = dict[str, Any](), False
             try:
                 call.look()
-                for message in self.engine.play(vocal, request, call):
+                for message in self._door.play(vocal, request, call):
                     if isinstance(message, AccompanimentResult):
                         facts, streams = _facts(message), message.more
                         if not streams:
@@ -117,7 +119,7 @@ class LocalBackend:
     """An engine in this process behind the HTTP application: for one machine without Ray, and for tests."""
 
     def __init__(self, engine: Engine, *, concurrent: int = 16) -> None:
-        self._replies = Replies(engine, concurrent=concurrent)
+        self._replies = Replies(engine, Decoders(DECODED_AT_A_TIME), concurrent=concurrent)
 
     async def play(self, vocal: bytes, request: AccompanimentRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Message, None]:
         id = self._replies.engine.accompanist.checkpoint.name

@@ -1,7 +1,7 @@
-"""One vocal to one finished file, without Ray or HTTP: decode, accompany, render, for many requests at a time.
+"""One vocal to one band, without Ray, HTTP or files: samples in, samples out, for many requests at a time.
 
-Each request has a thread of its caller's, which decodes, encodes and renders; the network is asked by one thread for all of them
-(`serving/engine/scheduler.py`).
+Each request has a thread of its caller's, which asks the codec; the network is asked by one thread for all of them
+(`serving/engine/scheduler.py`). Files become samples, and samples files, at its door (`serving/engine/door.py`).
 
 Shape legend: C channels (2), N samples at 44.1 kHz.
 """
@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from infra.audio import files as audio_files
+from infra.audio.limits import MAX_DURATION_S
 from infra.errors import UserError
 from model.accompany import Accompaniment, Accompanist, GenerationConfig, StageClock, check_known
 from model.checkpoint import Checkpoint
@@ -28,17 +28,13 @@ from model.inference.windows import Lane
 from model.metrics.fit import Fit as ModelFit
 from model.metrics.fit import Listener
 from serving.engine.audio_budget import Room
-from serving.engine.output_files import StreamedFile, kind_of, render
 from serving.engine.scheduler import Denoiser
 from serving.engine.sign_of_life import SignOfLife
 from serving.observe import tracing
-from serving.schema import AccompanimentRequest, AccompanimentResult, Fit, ModelInfo, RequestProgress, StageSeconds
+from serving.schema import AccompanimentRequest, Fit, ModelInfo, RequestProgress, StageSeconds
 
 log = logging.getLogger(__name__)
 
-# Ten minutes in six channels take 2 GB for a moment while they are decoded.
-DECODED_AT_A_TIME = 2
-LOOK_EVERY_S = 0.1
 # Measured, of a vocal in work: what EngineConfig.max_audio_s counts in.
 BYTES_A_SECOND = 1.5e6
 # A stream's headers tell the fit of what is heard so far, at least this much, if the first window has it.
@@ -70,6 +66,19 @@ def _naming_its_field() -> Iterator[None]:
         raise FieldError(error.control, error.message) from error
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Band:
+    """What an engine plays to a vocal: audio_CN (2, N) float32 at the vocal's level, and what is said of it."""
+
+    audio_CN: np.ndarray
+    more: bool = False
+    """Whether `audio_CN` is only the beginning; fit and stages are those of it then."""
+    seed: int
+    fit: Fit
+    candidate_fits: tuple[Fit, ...]
+    stages: StageSeconds
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Limits of one engine."""
@@ -79,12 +88,11 @@ class EngineConfig:
     """Seconds of vocals in work at a time, about 1.5 MB each, to which long vocals with many steps and candidates add; requests beyond
     them wait, decoded (0.35 MB a second)."""
     hang_after_s: float = 300.0
-    """An engine that has requests and does no work for so long counts as hung (a device that does not answer)."""
+    """An engine that has a request and does no work on it for so long counts as hung (a device that does not answer)."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_duration_s <= audio_files.MAX_DURATION_S:
-            longest_s = audio_files.MAX_DURATION_S
-            raise UserError(f"max_duration_s is {self.max_duration_s}, which is not within 1 to {longest_s:g}: give seconds")
+        if not 1 <= self.max_duration_s <= MAX_DURATION_S:
+            raise UserError(f"max_duration_s is {self.max_duration_s}, which is not within 1 to {MAX_DURATION_S:g}: give seconds")
         for name in ("max_audio_s", "hang_after_s"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}, which is not positive: give seconds")
@@ -167,51 +175,47 @@ class Engine:
     A request's noise comes from its own seed, and what it is evaluated beside changes no bit: its audio depends on nobody else's.
     """
 
-    def __init__(self, accompanist: Accompanist, config: EngineConfig | None = None) -> None:
+    def __init__(self, accompanist: Accompanist, config: EngineConfig | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        """clock: seconds, from which `stalled_s` is told."""
         self.accompanist = accompanist
         self.config = config or EngineConfig()
         self.denoiser = Denoiser(accompanist.evaluator)
         self._room = Room(self.config.max_audio_s)
-        self._decoders = threading.Semaphore(DECODED_AT_A_TIME)
         self._calls: set[Call] = set()
-        self._decoding_life, self._playing_life = SignOfLife(), SignOfLife()
+        self._life = SignOfLife(clock)
 
     def close(self) -> None:
         """Ends the engine's thread; requests in work end with an error."""
         self.denoiser.close()
 
-    def generate(self, vocal: bytes | np.ndarray, request: AccompanimentRequest, call: Call | None = None) -> AccompanimentResult:
-        """The band for `vocal`: an audio file's bytes, or samples_CN at 44.1 kHz. Whole, also where the request says `stream`.
+    def generate(self, vocal_CN: np.ndarray, request: AccompanimentRequest, call: Call | None = None) -> Band:
+        """The band for a vocal (2, N) float32 at 44.1 kHz. Whole, also where the request says `stream`.
 
-        Raises AudioError (the vocal), FieldError (the request), ModelError (the model, say one that diverged), CancelledRequestError or
-        DeadlineError (within a denoising step).
+        Raises FieldError (the request), ModelError (the model, say one that diverged), CancelledRequestError or DeadlineError (within a
+        denoising step).
         """
-        (result,) = self.play(vocal, request.model_copy(update={"stream": False}), call)
-        assert isinstance(result, AccompanimentResult)
-        return result
+        (band,) = self.play(vocal_CN, request.model_copy(update={"stream": False}), call)
+        assert isinstance(band, Band)
+        return band
 
     def play(
-        self, vocal: bytes | np.ndarray, request: AccompanimentRequest, call: Call | None = None
-    ) -> Iterator[AccompanimentResult | bytes]:
-        """What `generate` gives, and where a stream is wanted and the vocal is longer than a window, in pieces: a result with the file's
-        beginning and `more`, then bytes. Its fit and times are those of what had been made by then. Errors as there, between pieces too.
+        self, vocal_CN: np.ndarray, request: AccompanimentRequest, call: Call | None = None
+    ) -> Generator[Band | np.ndarray, None, None]:
+        """What `generate` gives, and where a stream is wanted and the vocal is longer than a window, in pieces: the band's beginning with
+        `more`, then samples (2, n). Its fit and times are those of what had been made by then. Errors as there, between pieces too. Until
+        it is closed, the vocal counts as audio in work.
         """
         call = call or Call()
-        self._check(request)
-        start_s = time.perf_counter()
+        self.check(request)
+        with _naming_its_field():
+            request.controls().within(vocal_CN.shape[1] / SAMPLE_RATE_HZ)
+        start_s = time.monotonic()
         self._calls.add(call)
         try:
-            with self._decoding(call), tracing.span("decode"):
-                began_s = time.perf_counter()
-                vocal_CN = self._decode(vocal)
-                decoded_s = time.perf_counter() - began_s
-            with _naming_its_field():
-                request.controls().within(vocal_CN.shape[1] / SAMPLE_RATE_HZ)
-            call.look()
-            with self._room.take(self._room_s(vocal_CN.shape[1], request), call.look), self._playing_life.inside():
-                waited_s = time.perf_counter() - start_s - decoded_s
-                tracing.passed("wait", time.monotonic() - waited_s, time.monotonic())
-                stages = StageSeconds(queue=waited_s, decode=decoded_s)
+            with self._room.take(self._room_s(vocal_CN.shape[1], request), call.look):
+                ready_s = time.monotonic()
+                tracing.passed("wait", start_s, ready_s)
+                stages = StageSeconds(queue=ready_s - start_s)
                 if request.stream and self._streams(vocal_CN, request):
                     yield from self._stream(vocal_CN, request, call, stages)
                 else:
@@ -235,32 +239,16 @@ class Engine:
         return len(self._calls)
 
     def stalled_s(self) -> float:
-        """Seconds for which decoding files, playing, or a step of the network has stood still; 0 when nothing is asked."""
-        return max(life.stalled_s() for life in (self.denoiser, self._decoding_life, self._playing_life))
+        """Seconds for which a request, or a step of the network, has stood still; 0 when nothing is asked."""
+        return max(self.denoiser.stalled_s(), self._life.stalled_s())
 
-    def _check(self, request: AccompanimentRequest) -> None:
+    def check(self, request: AccompanimentRequest) -> None:
+        """FieldError where this model does not do what is asked."""
         most = self.accompanist.checkpoint.network.diffusion_steps
         if request.steps is not None and request.steps > most:
             raise FieldError("steps", f"is {request.steps}, more than the {most} of this model's noise schedule; give {most} or fewer")
         with _naming_its_field():
             check_known(request.controls(), self.accompanist.checkpoint.network)
-
-    @contextmanager
-    def _decoding(self, call: Call) -> Iterator[None]:
-        """Waits until few others decode."""
-        with self._decoding_life.inside():
-            while not self._decoders.acquire(timeout=LOOK_EVERY_S):
-                call.look()
-            try:
-                yield
-            finally:
-                self._decoding_life.went_on()  # a file that is rejected was decoded, too
-                self._decoders.release()
-
-    def _decode(self, vocal: bytes | np.ndarray) -> np.ndarray:
-        if isinstance(vocal, np.ndarray):
-            return vocal
-        return audio_files.to_stereo_44k(audio_files.decode(vocal, max_duration_s=self.config.max_duration_s))
 
     def _streams(self, vocal_CN: np.ndarray, request: AccompanimentRequest) -> bool:
         """Whether sound can leave before the end: of one window, of the best of several, and of a ZIP it cannot."""
@@ -268,7 +256,14 @@ class Engine:
         return longer and request.candidates == 1 and request.output != "stems"
 
     def _pieces(
-        self, vocal_CN: np.ndarray, request: AccompanimentRequest, call: Call, clock: StageClock, *, first_soon: bool
+        self,
+        vocal_CN: np.ndarray,
+        request: AccompanimentRequest,
+        call: Call,
+        clock: StageClock,
+        went_on: Callable[[], None],
+        *,
+        first_soon: bool,
     ) -> Generator[np.ndarray, None, Accompaniment]:
         """The accompaniment's pieces (2, n), then the whole; the one denoiser asks the network."""
         seed = secrets.randbelow(2**32) if request.seed is None else request.seed
@@ -280,17 +275,31 @@ class Engine:
             controls=request.controls(),
         )
 
+        own_thread, waits = threading.get_ident(), False
+
+        @contextmanager
+        def waiting() -> Iterator[None]:
+            nonlocal waits
+            waits = True
+            try:
+                yield
+            finally:
+                waits = False
+                went_on()
+
         def stepped(done: int, steps: int) -> None:
-            self._playing_life.went_on()
+            # The denoiser tells this after others' steps, too: a sign of life for who waits for its turn, not for who asks the codec.
+            if waits or threading.get_ident() == own_thread:
+                went_on()
             call.stepped(done, steps)
 
         def denoise(lanes: Sequence[Lane], progress: Callable[[int], None]) -> Iterator[tuple[Lane, Tensor]]:
             for lane in lanes:
                 lane.prepare()
-                self._playing_life.went_on()
+                went_on()
                 call.look()
             call.ready()
-            return self.denoiser.denoise(lanes, progress, first_soon=first_soon)
+            return self.denoiser.denoise(lanes, progress, first_soon=first_soon, waiting=waiting)
 
         pieces = self.accompanist.stream(vocal_CN, config, progress=stepped, denoise=denoise, clock=clock)
         while True:
@@ -299,72 +308,48 @@ class Engine:
             except StopIteration as end:
                 made: Accompaniment = end.value
                 return made
-            self._playing_life.went_on()
+            went_on()
             call.look()
             yield piece_CN
 
-    def _whole(self, vocal_CN: np.ndarray, request: AccompanimentRequest, call: Call, stages: StageSeconds) -> AccompanimentResult:
+    def _whole(self, vocal_CN: np.ndarray, request: AccompanimentRequest, call: Call, stages: StageSeconds) -> Band:
         clock = _TracedClock(self, call)
-        pieces = self._pieces(vocal_CN, request, call, clock, first_soon=False)
-        while True:
-            try:
-                next(pieces)
-            except StopIteration as end:
-                made: Accompaniment = end.value
-                break
-        with clock.stage("render"):  # the codec's own decoding is rendering too, as a listener sees it
-            audio, media_type, file_name = render(vocal_CN, made.audio_CN, request)
-        self._playing_life.went_on()
-        return AccompanimentResult(
-            audio=audio,
-            media_type=media_type,
-            file_name=file_name,
-            model=self.accompanist.checkpoint.name,
+        with self._life.inside() as went_on:
+            pieces = self._pieces(vocal_CN, request, call, clock, went_on, first_soon=False)
+            while True:
+                try:
+                    next(pieces)
+                except StopIteration as end:
+                    made: Accompaniment = end.value
+                    break
+        return Band(
+            audio_CN=made.audio_CN,
             seed=made.seed,
             fit=_fit(made.fit),
             candidate_fits=tuple(_fit(fit) for fit in made.candidate_fits),
-            duration_s=vocal_CN.shape[1] / SAMPLE_RATE_HZ,
             stages=_stages(stages, clock.stage_s, call.waited_s),
         )
 
-    def _stream(
-        self, vocal_CN: np.ndarray, request: AccompanimentRequest, call: Call, stages: StageSeconds
-    ) -> Iterator[AccompanimentResult | bytes]:
+    def _stream(self, vocal_CN: np.ndarray, request: AccompanimentRequest, call: Call, stages: StageSeconds) -> Iterator[Band | np.ndarray]:
         clock = _TracedClock(self, call)
         if request.seed is None:
             request = request.model_copy(update={"seed": secrets.randbelow(2**32)})
-        file = StreamedFile(vocal_CN, request)
-        media_type, file_name = kind_of(request)
-        pieces = self._pieces(vocal_CN, request, call, clock, first_soon=True)
-        heard, beginning = [next(pieces)], bytearray()
-        while sum(piece_CN.shape[1] for piece_CN in heard) < STREAM_FIT_S * SAMPLE_RATE_HZ:
-            heard.append(next(pieces))
-        with clock.stage("fit"):
+        with self._life.inside() as went_on:
+            pieces = self._pieces(vocal_CN, request, call, clock, went_on, first_soon=True)
+            heard = [next(pieces)]
+            while sum(piece_CN.shape[1] for piece_CN in heard) < STREAM_FIT_S * SAMPLE_RATE_HZ:
+                heard.append(next(pieces))
             heard_CN = np.concatenate(heard, axis=1)
-            fit = _fit(Listener(vocal_CN[:, : heard_CN.shape[1]]).fit(heard_CN))
-        with clock.stage("render"):
-            beginning += file.write(heard_CN)
-        yield AccompanimentResult(
-            audio=bytes(beginning),
-            more=True,
-            media_type=media_type,
-            file_name=file_name,
-            model=self.accompanist.checkpoint.name,
-            seed=request.seed or 0,
-            fit=fit,
-            candidate_fits=(fit,),
-            duration_s=vocal_CN.shape[1] / SAMPLE_RATE_HZ,
-            stages=_stages(stages, clock.stage_s, call.waited_s),
-        )
-        left = vocal_CN.shape[1] - heard_CN.shape[1]
-        while left > 0:
-            piece_CN = next(pieces)
-            left -= piece_CN.shape[1]
-            if data := file.write(piece_CN):
-                yield data
-        pieces.close()  # after the last piece it would listen to the whole, which nobody reads any more
-        if data := file.close():
-            yield data
+            with clock.stage("fit"):
+                fit = _fit(Listener(vocal_CN[:, : heard_CN.shape[1]]).fit(heard_CN))
+            stages = _stages(stages, clock.stage_s, call.waited_s)
+            yield Band(audio_CN=heard_CN, more=True, seed=request.seed or 0, fit=fit, candidate_fits=(fit,), stages=stages)
+            left = vocal_CN.shape[1] - heard_CN.shape[1]
+            while left > 0:
+                piece_CN = next(pieces)
+                left -= piece_CN.shape[1]
+                yield piece_CN
+            pieces.close()  # after the last piece it would listen to the whole, which nobody reads any more
 
 
 def describe(checkpoint: Checkpoint, config: EngineConfig) -> ModelInfo:
@@ -395,7 +380,6 @@ def _stages(before: StageSeconds, model_s: Mapping[str, float], waited_s: float)
     waited_s = min(waited_s, model_s["diffuse"])
     return StageSeconds(
         queue=before.queue + waited_s,
-        decode=before.decode,
         encode=model_s["encode"],
         diffuse=model_s["diffuse"] - waited_s,
         fit=model_s["fit"],

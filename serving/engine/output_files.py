@@ -17,21 +17,16 @@ from serving.schema import AccompanimentRequest
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 
 
-def render(vocal_CN: np.ndarray, accompaniment_CN: np.ndarray, request: AccompanimentRequest) -> tuple[bytes, str, str]:
-    """(file, media type, file name) as the request wants it."""
-    media_type, name = kind_of(request)
+def render(vocal_CN: np.ndarray, accompaniment_CN: np.ndarray, request: AccompanimentRequest) -> bytes:
+    """The file that the request wants; `kind_of` says what it is."""
     if request.output == "accompaniment":
         # It has the vocal's own level, which a mix can keep; alone it is turned down where it would clip.
-        return audio_files.encode(within_full_scale(accompaniment_CN), request.format), media_type, name
+        return audio_files.encode(within_full_scale(accompaniment_CN), request.format)
     mixed_vocal_CN, mixed_accompaniment_CN, mixture_CN = mix(vocal_CN, accompaniment_CN)
     if request.output == "mix":
-        return audio_files.encode(mixture_CN, request.format), media_type, name
+        return audio_files.encode(mixture_CN, request.format)
     stems = {"vocal": mixed_vocal_CN, "accompaniment": mixed_accompaniment_CN, "mix": mixture_CN}
-    return (
-        _zip({f"{name}.{request.format}": audio_files.encode(stem_CN, request.format) for name, stem_CN in stems.items()}),
-        media_type,
-        name,
-    )
+    return _zip({f"{name}.{request.format}": audio_files.encode(stem_CN, request.format) for name, stem_CN in stems.items()})
 
 
 def kind_of(request: AccompanimentRequest) -> tuple[str, str]:

@@ -13,6 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
@@ -81,13 +82,21 @@ class Denoiser:
         # Their own operations are small; split over threads, these would spin beside those that do the evaluations.
         self._threads = [one_thread_worker(self._run, f"denoiser-{number}") for number in range(evaluator.askers)]
 
-    def denoise(self, lanes: Sequence[Lane], progress: Callable[[int], None], *, first_soon: bool = False) -> Iterator[tuple[Lane, Tensor]]:
+    def denoise(
+        self,
+        lanes: Sequence[Lane],
+        progress: Callable[[int], None],
+        *,
+        first_soon: bool = False,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> Iterator[tuple[Lane, Tensor]]:
         """Moves a request's lanes to their ends: each window's settled frames (1, 64, T) with its lane, as soon as they are there.
 
         For any thread. What windows are conditioned on is worked out in the calling thread, a window ahead. progress: told after each
         step how many of these lanes took it, and 0 while none did, in a denoiser's thread; what it raises ends this request within
         a step, and is raised here. first_soon: nothing of the second window is done before the first one has been taken and made into
-        sound, so that this has the cores for itself.
+        sound, so that this has the cores for itself. waiting: around each wait of the calling
+        thread for steps, where it does nothing else.
         """
         job = _Job(progress=progress)
         windows = sum(lane.windows_left for lane in lanes)  # before the denoiser enters any
@@ -100,7 +109,8 @@ class Denoiser:
                 if not first_soon:
                     self._prepare_next(lane)
             for number in range(windows):
-                found = job.settled.get()
+                with waiting():
+                    found = job.settled.get()
                 if isinstance(found, BaseException):
                     raise found
                 yield found

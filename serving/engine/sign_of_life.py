@@ -7,33 +7,34 @@ from contextlib import contextmanager
 
 
 class SignOfLife:
-    """Counts the requests inside one stage and knows when any of them last went on; several threads may use it.
+    """Knows when each request inside a stage last went on; several threads may use it.
 
-    A stage has its own, so that files which are decoded do not hide a device that stands still.
+    Each has its own time, so that neither who comes later nor who goes on hides one that stands still.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._lock = clock, threading.Lock()
-        self._inside = 0
-        self._at_s = 0.0
+        self._at_s = dict[object, float]()
 
     @contextmanager
-    def inside(self) -> Iterator[None]:
-        """A request is in this stage for as long as the block lasts."""
+    def inside(self) -> Iterator[Callable[[], None]]:
+        """A request is in this stage for as long as the block lasts; what is given says that some work on it was done."""
+        request = object()
+
+        def went_on() -> None:
+            with self._lock:
+                if request in self._at_s:  # another thread may say so a moment too late
+                    self._at_s[request] = self._clock()
+
         with self._lock:
-            if not self._inside:
-                self.went_on()  # a stage that nothing was asked of has not stood still
-            self._inside += 1
+            self._at_s[request] = self._clock()
         try:
-            yield
+            yield went_on
         finally:
             with self._lock:
-                self._inside -= 1
-
-    def went_on(self) -> None:
-        """Some work was done, whatever came of it."""
-        self._at_s = self._clock()
+                del self._at_s[request]
 
     def stalled_s(self) -> float:
-        """Seconds since work was last done here; 0 when no request is inside."""
-        return self._clock() - self._at_s if self._inside else 0.0
+        """Seconds since work was last done on the request that has waited longest for it; 0 when none is inside."""
+        with self._lock:
+            return self._clock() - min(self._at_s.values()) if self._at_s else 0.0

@@ -90,6 +90,8 @@ class Origin:
 
     request_id: str | None = None
     traceparent: str | None = None
+    suspect: bool = False
+    """Whether a replica died while it worked on this request."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,12 @@ import os
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import TYPE_CHECKING
 
 from ray import serve as ray_serve
 
+from infra.audio.decoders import Decoders
 from infra.errors import UserError
 from model.errors import ModelError
 from serving.config import ServeConfig
@@ -22,7 +23,7 @@ from serving.messages import Message
 from serving.observe.metrics import ReplicaMetrics, Reporting
 from serving.observe.tracing import Origin, Tracer
 from serving.problems import Problem, deadline_problem
-from serving.schema import AccompanimentRequest, ModelInfo
+from serving.schema import AccompanimentRequest, ModelInfo, RequestProgress
 
 if TYPE_CHECKING:
     from serving.engine.engine import Engine
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 HUNG_EXIT = 70
 LOOK_EVERY_S = 0.05
 RETRY_AFTER_S = 5.0
+SUSPECT_HEARD_S = 1.0
+"""In which the ingress has heard, on a busy machine too, that the suspect before has ended and this one begins."""
 MOST_FAILURES = 3
 """Failed steps in succession after which a replica's device is given up."""
 
@@ -43,6 +46,7 @@ class ModelServer:
         """places: of the models by their names; None is what ships, whatever this machine's BACKLINE_CHECKPOINT says. most: how many it
         holds, and one more while that makes room."""
         from model.checkpoint import SHIPPED_CHECKPOINT
+        from serving.engine.door import DECODED_AT_A_TIME
         from serving.engine.load import EngineLoader
 
         self._tracer = reporting.begin("model")
@@ -57,12 +61,14 @@ class ModelServer:
             hang_after_s=config.hang_after_s,
         )
         self._metrics = ReplicaMetrics()
+        self._decoders = Decoders(DECODED_AT_A_TIME)
+        self._decoders.start()
         self._first, *others = places
         self._held = {self._first: self._load(self._first)}
         self._infos = {self._first: self._held[self._first].engine.info()} | {
             name: self._loader.info(self._places[name]) for name in others
         }
-        self._loads = asyncio.Lock()
+        self._loads, self._suspects = asyncio.Lock(), asyncio.Lock()
 
         async def load(name: str) -> Claim:
             return Claim(await self._claimed(name))
@@ -75,19 +81,23 @@ class ModelServer:
     ) -> AsyncGenerator[Message, None]:
         """One request to the model of this name; a fault of the user's is told as a problem."""
         began_s = time.monotonic()
-        try:
-            claim: Claim = await self._of(model)
-        except (UserError, ModelError, OSError, RuntimeError):
-            log.exception("%s could not be loaded", model, extra={"request_id": origin.request_id})
-            yield Problem(status=503, title="Not ready", detail="the model could not be loaded", retry_after_s=RETRY_AFTER_S)
-            return
-        left_s = None if timeout_s is None else timeout_s - (time.monotonic() - began_s)
-        if left_s is not None and left_s <= 0:
-            yield deadline_problem()
-            return
-        async with aclosing(claim.held.play(vocal, request, left_s, origin)) as messages:
-            async for message in messages:
-                yield message
+        async with self._suspects if origin.suspect else nullcontext():
+            if origin.suspect:
+                yield RequestProgress(state="queued")  # should this replica die, it is known with which of them
+                await asyncio.sleep(SUSPECT_HEARD_S)
+            try:
+                claim: Claim = await self._of(model)
+            except (UserError, ModelError, OSError, RuntimeError):
+                log.exception("%s could not be loaded", model, extra={"request_id": origin.request_id})
+                yield Problem(status=503, title="Not ready", detail="the model could not be loaded", retry_after_s=RETRY_AFTER_S)
+                return
+            left_s = None if timeout_s is None else timeout_s - (time.monotonic() - began_s)
+            if left_s is not None and left_s <= 0:
+                yield deadline_problem()
+                return
+            async with aclosing(claim.held.play(vocal, request, left_s, origin)) as messages:
+                async for message in messages:
+                    yield message
 
     async def info(self, model: str) -> ModelInfo:
         return self._infos[model]
@@ -131,7 +141,7 @@ class ModelServer:
     def _load(self, name: str) -> "Held":
         engine = self._loader.engine(self._places[name])
         self._metrics.watch(engine.denoiser, engine.accompanist.checkpoint.name)
-        return Held(engine, self._config.concurrent, self._tracer, closed=lambda: self._held.pop(name))
+        return Held(engine, self._decoders, self._config.concurrent, self._tracer, closed=lambda: self._held.pop(name))
 
 
 def _make_room(loading: "asyncio.Future[Held]") -> None:
@@ -156,14 +166,14 @@ class Claim:
 class Held:
     """An engine that stays as long as Serve keeps its model, and then until its last request has ended. For any threads."""
 
-    def __init__(self, engine: "Engine", concurrent: int, tracer: Tracer | None, closed: Callable[[], object]) -> None:
+    def __init__(self, engine: "Engine", decoders: Decoders, concurrent: int, tracer: Tracer | None, closed: Callable[[], object]) -> None:
         """closed: told when the engine is closed, in a thread of its own."""
         from serving.engine.async_engine import Replies
 
         self._lock, self._closed = threading.Lock(), closed
         self._claims, self._asked, self.ended = 0, 0, False
         self.engine = engine
-        self._replies = Replies(engine, concurrent=concurrent, tracer=tracer)
+        self._replies = Replies(engine, decoders, concurrent=concurrent, tracer=tracer)
 
     def claim(self) -> bool:
         """Serve keeps the model from now on; not where the engine is being closed already."""

@@ -19,6 +19,7 @@ from serving.messages import Message
 from serving.observe import tracing
 from serving.observe.tracing import Origin
 from serving.problems import Problem, ProblemError, unknown_model
+from serving.replica.quarantine import QUARANTINE_S, Quarantine
 from serving.schema import AccompanimentRequest, AccompanimentResult, ModelInfo
 
 log = logging.getLogger(__name__)
@@ -28,10 +29,46 @@ WAITING_LOOK_S = 3.0
 """How often who waits for a place in a replica looks whether there will be one."""
 CONTROLLER_TIMEOUT_S = 5.0
 INFO_TIMEOUT_S = 5.0
+MOST_DEATHS = 2
+"""Replicas that one request may cost."""
+MOST_ATTEMPTS = 5
+"""Replicas that it is sent to: they may die of others before they begin with it."""
+HEARD_S = 2.0
+"""A replica that has told anything so lately is there. One that works on a request tells of it four times a second."""
+
+
+_ABSENT = (RayActorError, BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError)
+"""What Serve raises where no replica takes a call."""
 
 
 class _EndingError(Exception):
     """The service is being taken down, and no replica has begun with the request."""
+
+
+class _ReplicaDiedError(Exception):
+    """The replica that had the request is gone."""
+
+
+class _Sent:
+    """What the caller has of an answer already, and so needs no more when a second replica makes it anew."""
+
+    def __init__(self) -> None:
+        self.model: str | None = None
+        self._bytes, self._skip = 0, 0
+
+    def fresh(self, message: Message) -> Message | None:
+        """What of a replica's message is new."""
+        if isinstance(message, AccompanimentResult) and self.model is None:
+            self.model, self._bytes = message.model, len(message.audio)
+            return message
+        if isinstance(message, AccompanimentResult):
+            self._skip = self._bytes  # another replica begins anew
+            message = message.audio
+        if not isinstance(message, bytes):
+            return message
+        fresh, self._skip = message[self._skip :], max(0, self._skip - len(message))
+        self._bytes += len(fresh)
+        return fresh or None
 
 
 class ReplicaBackend:
@@ -47,55 +84,67 @@ class ReplicaBackend:
         self._retry_after_s = retry_after_s
         self._info: ModelInfo | None = None
         self._asking = asyncio.Lock()
+        self._quarantine = Quarantine()
+        self._heard_s = -HEARD_S
         self._known: tuple[float, ApplicationStatusOverview | None] = (-STATUS_CACHE_S, None)
 
     async def play(self, vocal: bytes, request: AccompanimentRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Message, None]:
-        """A request is a function of its seed, so one that died with its replica is simply asked again, once; of a stream that had begun,
-        the bytes that were sent are made again and skipped."""
-        sent, model = 0, ""
-        began_s = time.monotonic()
-        for last in (False, True):
-            attempt = tracing.started("backend call", attempt=2 if last else 1)
-            origin = Origin(request_id=logs.request_id(), traceparent=attempt.traceparent)
+        """A request is a function of its seed, so one whose replica died is simply asked again; of a stream that had begun, the bytes that
+        were sent are made again and skipped. A replica works on one such request at a time, so that the next death has one culprit: that
+        is sent to no third replica, and who was only beside it is."""
+        if await self._quarantine.holds(vocal, request):
+            yield _quarantined()
+            return
+        sent, began_s, deaths = _Sent(), time.monotonic(), 0
+        for _ in range(MOST_ATTEMPTS):
             left_s = None if timeout_s is None else max(0.001, timeout_s - (time.monotonic() - began_s))
-            answers: Any = self._handle.options(stream=True).play.remote(self._model, vocal, request, left_s, origin)
-            skip = sent
-            try:
-                async with aclosing(self._begun(answers)) as messages:
+            begun = not deaths  # the first time, whatever was in the replica is suspected
+            async with aclosing(self._attempt(vocal, request, left_s, deaths)) as messages:
+                try:
                     async for message in messages:
-                        if isinstance(message, AccompanimentResult) and not sent:
-                            sent, model = len(message.audio), message.model
-                            yield message
-                        elif isinstance(message, AccompanimentResult) and message.model != model:
+                        begun = True
+                        if isinstance(message, AccompanimentResult) and sent.model not in (None, message.model):
                             # A rollout came between: the rest of a stream has to be the same model's.
                             detail = "the replica working on this stream died, and its model is replaced by now"
                             yield self._unavailable("Replica lost", detail)
                             return
-                        elif isinstance(message, AccompanimentResult | bytes):
-                            data = message if isinstance(message, bytes) else message.audio
-                            fresh, skip = data[skip:], max(0, skip - len(data))
-                            sent += len(fresh)
-                            if fresh:
-                                yield fresh
-                        else:
-                            yield message
+                        if (fresh := sent.fresh(message)) is not None:
+                            yield fresh
+                    return
+                except _ReplicaDiedError:
+                    deaths += begun
+            if deaths == MOST_DEATHS:
+                await self._quarantine.add(vocal, request)
+                log.error("%d model replicas died of this request, which is sent to none for %g s", deaths, QUARANTINE_S)
+                yield _quarantined()
                 return
-            except _EndingError:
-                yield self._unavailable("Not ready", "the service is ending; try again after the time in Retry-After")
-                return
-            except BackPressureError:
-                yield self._unavailable("Full", "all places in the queue are taken; try again after the time in Retry-After")
-                return
-            except DeploymentUnavailableError:
-                yield self._unavailable("Not ready", "no model could be loaded; the service's log has the reason")
-                return
-            except (RayActorError, ReplicaUnavailableError, ObjectLostError) as error:
-                log.warning("a model replica died with a request%s: %s", "" if last else ", asking another", error)
-                attempt.fail("replica died")
-            finally:
-                answers.cancel()
-                attempt.end()
         yield self._unavailable("Replica lost", "the replicas working on this request died; try again after the time in Retry-After")
+
+    async def _attempt(
+        self, vocal: bytes, request: AccompanimentRequest, timeout_s: float | None, deaths: int
+    ) -> AsyncGenerator[Message, None]:
+        """What one replica says of a request, or why none takes it; _ReplicaDiedError where it dies with it. deaths: of those before."""
+        span = tracing.started("backend call", attempt=deaths + 1)
+        origin = Origin(request_id=logs.request_id(), traceparent=span.traceparent, suspect=deaths > 0)
+        answers: Any = self._handle.options(stream=True).play.remote(self._model, vocal, request, timeout_s, origin)
+        try:
+            async with aclosing(self._begun(answers)) as messages:
+                async for message in messages:
+                    self._heard_s = time.monotonic()
+                    yield message
+        except _EndingError:
+            yield self._unavailable("Not ready", "the service is ending; try again after the time in Retry-After")
+        except BackPressureError:
+            yield self._unavailable("Full", "all places in the queue are taken; try again after the time in Retry-After")
+        except DeploymentUnavailableError:
+            yield self._unavailable("Not ready", "no model could be loaded; the service's log has the reason")
+        except (RayActorError, ReplicaUnavailableError, ObjectLostError) as error:
+            log.warning("a model replica died with a request%s: %s", "" if deaths else ", asking another", error)
+            span.fail("replica died")
+            raise _ReplicaDiedError from error
+        finally:
+            answers.cancel()
+            span.end()
 
     async def _begun(self, answers: AsyncIterator[Message]) -> AsyncGenerator[Message, None]:
         """Those of a replica, and _EndingError where none has said anything and the deployment goes: Serve itself would let it wait."""
@@ -123,7 +172,7 @@ class ReplicaBackend:
             try:
                 async with asyncio.timeout(INFO_TIMEOUT_S):
                     self._info = await self._handle.info.remote(self._model)
-            except (TimeoutError, RayActorError, BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
+            except (TimeoutError, *_ABSENT) as error:
                 problem = self._unavailable(
                     "Not ready", "the model is still being loaded, or busy; try again after the time in Retry-After"
                 )
@@ -131,24 +180,43 @@ class ReplicaBackend:
         return self._info
 
     async def not_ready(self) -> str | None:
-        """As Serve's controller knows it, so that a busy model does not look like a missing one."""
+        """As Serve's controller knows it, so that a busy model does not look like a missing one. It knows no deployments while it builds
+        an application anew, and after it failed to; then, and where it does not answer itself, the replicas are asked."""
         try:
             application = await self._status()
         except TimeoutError:
-            return "Ray Serve's controller does not answer"
-        model = application.deployments.get(self._deployment) if application else None
-        running = model.replica_states.get(ReplicaState.RUNNING, 0) if model else 0
-        asleep = self._may_sleep and model is not None and model.status == DeploymentStatus.HEALTHY
-        if running or asleep:
+            return None if await self._answers() else "neither Ray Serve's controller nor a model replica answers"
+        if application is None or application.status == ApplicationStatus.DELETING:
+            return "the service is ending"
+        model = application.deployments.get(self._deployment)
+        if model is None:
+            if (self._may_sleep and not application.deployments) or await self._answers():
+                return None
+            return f"no model replica answers ({application.message or application.status.value})"
+        asleep = self._may_sleep and model.status == DeploymentStatus.HEALTHY
+        if model.replica_states.get(ReplicaState.RUNNING, 0) or asleep:
             return None
-        return f"no model replica is running ({model.message or model.status.value if model else 'not deployed'})"
+        return f"no model replica is running ({model.message or model.status.value})"
+
+    async def _answers(self) -> bool:
+        """Whether a replica tells anything: to a request of somebody's, or when it is asked."""
+        if time.monotonic() - self._heard_s < HEARD_S:
+            return True
+        try:
+            async with asyncio.timeout(HEARD_S):
+                self._info = await self._handle.info.remote(self._model)
+        except (TimeoutError, *_ABSENT):
+            return False
+        return True
 
     async def _is_ending(self) -> bool:
         try:
             application = await self._status()
         except TimeoutError:
             return False
-        return application is None or application.status == ApplicationStatus.DELETING or self._deployment not in application.deployments
+        if application is None or application.status == ApplicationStatus.DELETING:
+            return True
+        return bool(application.deployments) and self._deployment not in application.deployments
 
     async def _status(self) -> ApplicationStatusOverview | None:
         """What Serve's controller knows of the application, asked at most once a second. Raises TimeoutError."""
@@ -163,6 +231,12 @@ class ReplicaBackend:
 
     def _unavailable(self, title: str, detail: str) -> Problem:
         return Problem(status=503, title=title, detail=detail, retry_after_s=self._retry_after_s)
+
+
+def _quarantined() -> Problem:
+    """No 503: asked again, it would cost further replicas."""
+    detail = f"two replicas died while they worked on this request; it is not tried again for {QUARANTINE_S / 60:g} minutes"
+    return Problem(status=500, title="Quarantined", detail=detail)
 
 
 class ModelsBackend:

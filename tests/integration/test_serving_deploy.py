@@ -184,16 +184,28 @@ def test_the_page_of_a_deployed_service(deployed: Operator, tmp_path: Path) -> N
 
 
 def test_a_changed_file_is_rolled_out_without_a_lost_request(deployed: Operator, checkpoints: dict[str, Path]) -> None:
-    """Short requests one after the other and long ones that are in flight meanwhile: all are answered, by one model or the other."""
-    over, answers = threading.Event(), []
+    """Short requests one after the other and long ones that are in flight meanwhile: all are answered, by one model or the other. As long
+    as the old model takes new ones, `/readyz` says that the service is ready."""
+    over, answers, taken_s, unready_s = threading.Event(), [], dict[str, float](), list[float]()
 
     def keep_asking(steps: str) -> None:
         while not over.is_set():
-            answers.append(deployed.ask(steps=steps))
+            began_s = time.monotonic()
+            answers.append(answer := deployed.ask(steps=steps))
+            if answer.status_code == 200:
+                model = answer.headers["x-backline-model"]
+                taken_s[model] = max(taken_s.get(model, 0), began_s)
             time.sleep(0.1)  # a core is left to the replica that is loading
 
-    with ThreadPoolExecutor(2) as threads:
-        asking = [threads.submit(keep_asking, steps) for steps in ("2", "200")]
+    def keep_looking() -> None:
+        while not over.is_set():
+            began_s = time.monotonic()
+            if httpx.get(f"{deployed.url}/readyz", timeout=TIMEOUT_S).status_code != 200:
+                unready_s.append(began_s)
+            time.sleep(0.3)
+
+    with ThreadPoolExecutor(3) as threads:
+        asking = [threads.submit(keep_asking, steps) for steps in ("2", "200")] + [threads.submit(keep_looking)]
         try:
             until(lambda: len(answers) > 3)
             deployed.deploy(checkpoint=str(checkpoints["second"]))
@@ -206,6 +218,8 @@ def test_a_changed_file_is_rolled_out_without_a_lost_request(deployed: Operator,
     assert {answer.status_code for answer in answers} == {200}
     assert {answer.headers["x-backline-model"] for answer in answers} == {parts.MODEL_NAME, "second"}
     assert deployed.ask().headers["x-backline-model"] == "second"
+    # Serve takes a replica's name from the ingress within a moment after it has decided that the replica stops.
+    assert not [at_s for at_s in unready_s if at_s + 1 < taken_s[parts.MODEL_NAME]]
 
 
 def test_a_wrong_field_is_said_and_changes_nothing(deployed: Operator) -> None:
@@ -216,4 +230,9 @@ def test_a_wrong_field_is_said_and_changes_nothing(deployed: Operator) -> None:
     until(lambda: told.append(deployed.status()) or told[-1]["status"] == "DEPLOY_FAILED")
     message = told[-1]["message"]
     assert message.count("args of serving.deployments:build: chekpoint") == 1, message
-    assert deployed.ask().headers["x-backline-model"] == model
+    time.sleep(3)  # the ingress, too, has heard by now that Serve knows no deployments of this application
+    assert httpx.get(f"{deployed.url}/readyz", timeout=TIMEOUT_S).status_code == 200
+    with ThreadPoolExecutor(4) as threads:  # more than a replica takes to at a time, and so long that the ingress looks what became of it
+        answers = list(threads.map(lambda seed: deployed.ask(steps="200", candidates="8", seed=str(seed)), range(4)))
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert {answer.headers["x-backline-model"] for answer in answers} == {model}

@@ -34,11 +34,15 @@ BOUND_S = 60.0
 SEEDS = range(6)
 STEPS = 20
 WORKER_CPUS = 2
-HANG_AFTER_S = 4.0
+DEADLY_STEPS = 13
+# A request that stands still counts, and on a busy machine one may do so for seconds.
+HANG_AFTER_S = 20.0
 
 
 def hangable(flag: Path) -> type[ModelServer]:
-    """A model replica whose device stops in the middle of a step, for ever, once `flag` is there; the first that sees it takes it."""
+    """A model replica whose device stops in the middle of a step, for ever, once `flag` is there; the first that sees it takes it. It dies
+    of a request for DEADLY_STEPS, and notes it."""
+    steps, deaths = DEADLY_STEPS, flag.with_name("deaths")
 
     class HangableServer(ModelServer):
         def _load(self, name: str) -> "Any":  # quoted: the class travels by value, without this module's names for types
@@ -55,7 +59,16 @@ def hangable(flag: Path) -> type[ModelServer]:
                         threading.Event().wait()
                     return evaluator(asked)
 
-            denoiser._evaluator = Device()
+            check = held.engine.check
+
+            def deadly(request: "Any") -> None:
+                if request.steps == steps:
+                    with deaths.open("a") as file:
+                        file.write("x")
+                    os.kill(os.getpid(), signal.SIGKILL)
+                check(request)
+
+            denoiser._evaluator, held.engine.check = Device(), deadly
             return held
 
     return HangableServer
@@ -127,8 +140,8 @@ def scene(ray_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ite
             yield scene
 
 
-def ask(url: str, seed: int) -> httpx.Response:
-    fields = {"seed": str(seed), "steps": str(STEPS)}
+def ask(url: str, seed: int, steps: int = STEPS) -> httpx.Response:
+    fields = {"seed": str(seed), "steps": str(steps)}
     return httpx.post(f"{url}/v1/accompaniments", files={"vocal": ("v.wav", VOCAL)}, data=fields, timeout=BOUND_S)
 
 
@@ -263,6 +276,25 @@ def test_the_ingresses_die_under_load(scene: Scene) -> None:
         assert one.began_s < killed_s + 2
         assert one.began_s + one.took_s < killed_s + 5
     assert statuses([one for one in clients.asked if one.began_s > killed_s + 2]) == {200}
+
+
+def test_a_request_that_replicas_die_of_costs_two_and_who_is_beside_it_nothing(scene: Scene) -> None:
+    """Whichever ingress they came through; and asked again, with another seed, it costs no third. Each ingress learns for itself."""
+    scene.settle()
+    deaths = scene.flag.with_name("deaths")
+    with crowd(scene, plain=6) as clients:
+        answer = ask(scene.service.url, 0, DEADLY_STEPS)
+        assert (answer.status_code, answer.json()["title"]) == (500, "Quarantined")
+        assert deaths.read_text() == "xx"
+        answered = len(clients.asked)
+        wait_for(lambda: len(clients.asked) > answered + 12)
+    assert statuses(clients.asked) == {200}
+    scene.settle()
+    for seed in range(6):
+        answer = ask(scene.service.url, seed, DEADLY_STEPS)
+        assert (answer.status_code, answer.json()["title"]) == (500, "Quarantined")
+    assert len(deaths.read_text()) <= 2 * scene.config.ingress_replicas
+    scene.settle()
 
 
 @pytest.mark.soak

@@ -213,6 +213,12 @@ def test_what_is_unreadable(data: bytes, words: str) -> None:
         decode(data)
 
 
+def test_a_wav_of_empty_chunks_is_refused_before_libsndfile_walks_over_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soundfile.SoundFile, "__init__", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(UnreadableAudio, match="more than 100000 chunks"):
+        decode(b"RIFF\xff\xff\xff\x7fWAVE" + b"junk\0\0\0\0" * (100 * 2**20 // 8 - 2))
+
+
 def test_a_plain_file_holds_one_stream() -> None:
     with pytest.raises(UnreadableAudio, match="audio stream 1 is wanted and the file holds one"):
         decode(encode(noise(2, 100)), stream=1)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.audio import limits as audio_limits
-from infra.audio.containers import container_of
+from infra.audio.containers import _boxes, container_of
 from infra.audio.files import AudioError, AudioTooLong, NotAudio, UnreadableAudio, decode, to_stereo_44k
 from tests.examples import examples
 from tests.source_examples import bursts, container
@@ -166,6 +166,28 @@ def test_fragments_that_claim_packets_without_end_are_refused_at_once() -> None:
     data[at + 4 : at + 8], data[at + 8 : at + 12] = bytes(3) + b"\x01", (40_000_000).to_bytes(4)
     with pytest.raises(UnreadableAudio, match=r"claims 400\d* packets"):
         decode(bytes(data))
+
+
+FTYP = b"\0\0\0\x10ftypM4A \0\0\0\0"
+EMPTY_BOXES = b"\0\0\0\x08free" * (100 * 2**20 // 8 - 16)
+
+
+@pytest.mark.parametrize("data", [FTYP + EMPTY_BOXES, FTYP + (len(EMPTY_BOXES) + 8).to_bytes(4) + b"moov" + EMPTY_BOXES])
+def test_a_file_of_empty_boxes_is_refused_before_ffmpeg_walks_over_them(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 MiB of them took half a minute."""
+    monkeypatch.setattr(av, "open", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(UnreadableAudio, match="more than 100000 boxes"):
+        decode(data)
+
+
+def test_boxes_are_walked_over_once_at_every_depth() -> None:
+    """As a box that holds boxes says where it ends, and no further than the one that holds it."""
+    inner = b"\0\0\0\x10trun\0\0\0\0\0\0\0\x01" + b"\0\0\0\x08free"
+    traf = b"\0\0\xff\xfftraf" + inner  # claims more than there is
+    moof = (len(traf) + 8).to_bytes(4) + b"moof" + traf
+    large = b"\0\0\0\x01mdat" + (20).to_bytes(8) + b"moof"
+    data = FTYP + moof + large + b"\0\0\0\0free" + b"moov"
+    assert [kind for kind, _ in _boxes(data, 0, len(data))] == [b"ftyp", b"moof", b"traf", b"trun", b"free", b"mdat", b"free"]
 
 
 def test_only_known_signatures_reach_ffmpeg(tmp_path: Path) -> None:

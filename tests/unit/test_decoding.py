@@ -17,8 +17,8 @@ import psutil
 import pytest
 import soundfile
 
-from infra.audio import decoder as decoding
-from infra.audio.decoder import Decoder, DecoderCrashed, DecoderTimeout
+from infra.audio.decoder import Decoder, DecoderCrashed, DecoderTimeout, _ChildDiedError
+from infra.audio.decoders import Decoders
 from infra.audio.files import AudioError, AudioTooLong, NotAudio, UnreadableAudio, decode, encode, to_stereo_44k
 from tests.source_examples import bursts, container
 
@@ -169,6 +169,93 @@ def test_a_file_that_takes_too_long_is_given_up(decoder: Decoder, tmp_path: Path
     assert decoder.decode(encode(bursts(0, 0.1))).shape == (2, 4_410)
 
 
+def many_blocks() -> bytes:
+    """A FLAC of 25 million empty metadata blocks: seconds of a processor."""
+    return b"fLaC\0\0\0\x22" + bytes([16, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0x0A, 0xC4, 0x42, 0xF0]) + bytes(20) + b"\x01\0\0\0" * 25_000_000
+
+
+def test_a_file_that_takes_too_much_of_a_processor_is_given_up_at_once(decoder: Decoder, caplog: pytest.LogCaptureFixture) -> None:
+    """However much time it is given, and without a second attempt."""
+    short = encode(bursts(0, 0.1))
+    for _ in range(3):
+        assert decoder.decode(short, cpu_s=1.0).shape == (2, 4_410)
+    pid = decoder.pid
+    assert pid
+    with pytest.raises(DecoderTimeout, match=r"more than the 0.5 s of a processor allowed.*cut it"):
+        decoder.decode(many_blocks(), cpu_s=0.5)
+    assert gone(pid)
+    assert "attempt" not in caplog.text
+    assert decoder.decode(short, cpu_s=1.0).shape == (2, 4_410)
+
+
+def test_who_asks_may_end_it_while_it_works(decoder: Decoder) -> None:
+    """Also one whose child neither works nor answers."""
+
+    class LeftError(Exception):
+        pass
+
+    decoder.decode(encode(bursts(0, 0.1)))
+    pid, looked = decoder.pid, 0
+    assert pid
+    os.kill(pid, signal.SIGSTOP)
+
+    def look() -> None:
+        nonlocal looked
+        looked += 1
+        if looked > 3:
+            raise LeftError
+
+    with pytest.raises(LeftError):
+        decoder.decode(encode(bursts(0, 0.1)), look=look)
+    assert gone(pid)
+    assert decoder.decode(encode(bursts(0, 0.1))).shape == (2, 4_410)
+
+
+def test_what_a_library_prints_of_a_crafted_file_floods_no_log(decoder: Decoder, capfd: pytest.CaptureFixture[str]) -> None:
+    """libmpg123 has a line for every four bytes of this one."""
+    with pytest.raises(AudioError):
+        decoder.decode(b"\xff\xfb\x90\x00" + b"\xff\xfb\x00\x00" * 100_000)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_few_files_are_decoded_at_a_time_and_who_waits_may_go_away() -> None:
+    class LeftError(Exception):
+        pass
+
+    def leave() -> None:
+        raise LeftError
+
+    def stay() -> None:
+        pass
+
+    decoders = Decoders(2)
+    with decoders.one(stay) as first, decoders.one(stay) as second:
+        assert first is not second
+        with pytest.raises(LeftError), decoders.one(leave):
+            pytest.fail("a third")
+    with decoders.one(stay) as one:
+        assert one.decode(encode(bursts(0, 0.1))).shape == (2, 4_410)
+        pid = one.pid
+    decoders.close()
+    assert pid
+    assert gone(pid)
+
+
+def test_a_decoder_that_died_has_a_successor_before_the_next_file_comes() -> None:
+    decoders = Decoders(1)
+    decoders.start()
+    with decoders.one(lambda: None) as decoder:
+        pid = decoder.pid
+        with pytest.raises(DecoderTimeout):
+            decoder.decode(many_blocks(), cpu_s=0.5)
+        assert decoder.pid is None
+    assert decoder.pid not in (None, pid)
+    with decoders.one(lambda: None):
+        decoders.close()
+        assert decoder.pid
+    assert decoder.pid is None
+
+
 def test_an_interrupt_leaves_no_answer_for_the_next_file(decoder: Decoder, long_flac: Path) -> None:
     class StoppedError(Exception):
         pass
@@ -237,9 +324,9 @@ def test_a_child_that_claims_gigabytes_is_not_given_them() -> None:
     try:
         with (
             subprocess.Popen(["printf", r"\377\377\377\377"], stdout=subprocess.PIPE) as child,
-            pytest.raises(decoding._ChildDiedError),
+            pytest.raises(_ChildDiedError),
         ):
-            decoding._receive_header(child, time.monotonic() + 10)
+            Decoder()._receive_message(child, time.monotonic() + 10)
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()

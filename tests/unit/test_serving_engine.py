@@ -18,6 +18,7 @@ import serving_parts as parts
 import torch
 from torch import Tensor
 
+from infra.audio.decoders import Decoders
 from infra.audio.files import AudioTooLong, decode
 from infra.errors import UserError
 from model.accompany import Accompanist
@@ -25,9 +26,10 @@ from model.diffusion.sampling import Sampling
 from model.errors import ModelError
 from model.inference.gain import mix
 from model.inference.windows import Lane
-from serving.engine.engine import DECODED_AT_A_TIME, Call, CancelledRequestError, DeadlineError, Engine, EngineConfig
+from serving.engine.door import Door
+from serving.engine.engine import Call, CancelledRequestError, DeadlineError, Engine, EngineConfig
 from serving.engine.load import load_engine
-from serving.engine.output_files import render
+from serving.engine.output_files import kind_of, render
 from serving.schema import AccompanimentRequest, AccompanimentResult, Format, Output, StageSeconds
 
 QUICK = AccompanimentRequest(seed=7, steps=2)
@@ -43,12 +45,23 @@ def engine(folder: Path) -> Engine:
     return load_engine(checkpoint=str(folder), codec=None, device="cpu", threads=2, max_duration_s=20.0, hang_after_s=60.0)
 
 
+@pytest.fixture(scope="module")
+def door(engine: Engine) -> Iterator[Door]:
+    decoders = Decoders(1)
+    yield Door(engine, decoders)
+    decoders.close()
+
+
+def played(engine: Engine, vocal_CN: np.ndarray, request: AccompanimentRequest, call: Call | None = None) -> bytes:
+    return engine.generate(vocal_CN, request, call).audio_CN.tobytes()
+
+
 def test_threads_do_not_hear_each_other(engine: Engine) -> None:
     """Requests of other lengths, steps and seeds at the same time leave a request's bytes as they are."""
-    requests = [(parts.vocal(1.0 + 0.3 * (n % 3)), AccompanimentRequest(seed=n % 2, steps=1 + n % 3)) for n in range(6)]
-    alone = [engine.generate(vocal, request).audio for vocal, request in requests]
+    requests = [(parts.stereo(1.0 + 0.3 * (n % 3)), AccompanimentRequest(seed=n % 2, steps=1 + n % 3)) for n in range(6)]
+    alone = [played(engine, vocal, request) for vocal, request in requests]
     with ThreadPoolExecutor(6) as threads:
-        together = list(threads.map(lambda asked: engine.generate(*asked).audio, requests))
+        together = list(threads.map(lambda asked: played(engine, *asked), requests))
     assert together == alone
     assert engine.stalled_s() == 0
 
@@ -59,7 +72,7 @@ def test_no_window_is_lost_in_a_crowd(engine: Engine) -> None:
     sys.setswitchinterval(1e-5)
     try:
         with ThreadPoolExecutor(8) as threads:
-            made = list(threads.map(lambda _: engine.generate(parts.vocal(6), AccompanimentRequest(seed=1, steps=1)).audio, range(24)))
+            made = list(threads.map(lambda _: played(engine, parts.stereo(6), AccompanimentRequest(seed=1, steps=1)), range(24)))
     finally:
         sys.setswitchinterval(often_s)
     assert len(set(made)) == 1
@@ -74,17 +87,17 @@ def test_a_process_ends_that_closed_no_engine(folder: Path) -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120, cwd=Path(__file__).resolve().parents[2])
 
 
-def test_samples_are_taken_as_well_as_files(engine: Engine) -> None:
-    vocal_CN = np.repeat(parts.sung()[None], 2, axis=0)
-    result = engine.generate(parts.audio_file(vocal_CN.T, subtype="FLOAT"), QUICK)
-    assert engine.generate(vocal_CN, QUICK).audio == result.audio
-    assert result.duration_s == 1.0
-    assert result.stages.diffuse > 0
-    assert result.stages.render > 0
+def test_a_file_is_its_samples(engine: Engine, door: Door) -> None:
+    vocal_CN = parts.stereo()
+    result, band = door.generate(parts.audio_file(vocal_CN.T, subtype="FLOAT"), QUICK), engine.generate(vocal_CN, QUICK)
+    assert result.audio == render(vocal_CN, band.audio_CN, QUICK)
+    assert (result.duration_s, result.seed, result.fit.leakage) == (1.0, band.seed, band.fit.leakage)
+    assert min(result.stages.decode, result.stages.render, band.stages.diffuse) > 0
+    assert band.stages.decode == 0
 
 
 def test_the_best_of_several_candidates(engine: Engine) -> None:
-    result = engine.generate(parts.vocal(4.5), QUICK.model_copy(update={"candidates": 2}))
+    result = engine.generate(parts.stereo(4.5), QUICK.model_copy(update={"candidates": 2}))
     assert len(result.candidate_fits) == 2
     assert result.fit.overall == max(fit.overall for fit in result.candidate_fits)
 
@@ -108,11 +121,11 @@ def test_cancelled_between_two_steps(engine: Engine, at: int) -> None:
     """Of 200 steps no more are made than were before."""
     call, steps = EndsAt(at), engine.denoiser.steps
     with pytest.raises(CancelledRequestError):
-        engine.generate(parts.vocal(), AccompanimentRequest(seed=1, steps=200), call)
+        engine.generate(parts.stereo(), AccompanimentRequest(seed=1, steps=200), call)
     assert call.looked == at
     assert engine.denoiser.steps - steps <= at
     assert engine.calls == engine.denoiser.waiting == 0
-    assert engine.generate(parts.vocal(), QUICK).audio
+    assert played(engine, parts.stereo(), QUICK)
 
 
 def test_cancelled_between_two_candidates(engine: Engine) -> None:
@@ -127,7 +140,7 @@ def test_cancelled_between_two_candidates(engine: Engine) -> None:
             super().stepped(done, steps)
 
     with pytest.raises(CancelledRequestError):
-        engine.generate(parts.vocal(), AccompanimentRequest(seed=1, steps=2, candidates=4), Watched())
+        engine.generate(parts.stereo(), AccompanimentRequest(seed=1, steps=2, candidates=4), Watched())
     assert made.count(8) == 2  # the last step, and the first candidate's fit
 
 
@@ -135,12 +148,12 @@ def test_a_request_that_waits_can_be_cancelled_and_has_a_deadline(engine: Engine
     """A long request holds the device; one that is due later ends where it waits, and costs no step."""
     with ThreadPoolExecutor(3) as threads:
         long = Call()
-        first = threads.submit(engine.generate, parts.vocal(5), AccompanimentRequest(seed=1, steps=200, candidates=3), long)
+        first = threads.submit(engine.generate, parts.stereo(5), AccompanimentRequest(seed=1, steps=200, candidates=3), long)
         while not long.progress.steps_done:
             time.sleep(0.01)
         waiting, late = Call(), Call(timeout_s=0.3)
         asked = [
-            threads.submit(engine.generate, parts.vocal(19), AccompanimentRequest(seed=1, steps=200), call) for call in (waiting, late)
+            threads.submit(engine.generate, parts.stereo(19), AccompanimentRequest(seed=1, steps=200), call) for call in (waiting, late)
         ]
         with pytest.raises(DeadlineError):
             asked[1].result()
@@ -158,10 +171,10 @@ def test_a_short_request_passes_a_long_one(engine: Engine) -> None:
     """Continuous batching: a second of vocal is answered while 19 s with 200 steps are under way."""
     long = Call()
     with ThreadPoolExecutor(1) as threads:
-        first = threads.submit(engine.generate, parts.vocal(19), AccompanimentRequest(seed=1, steps=200), long)
+        first = threads.submit(engine.generate, parts.stereo(19), AccompanimentRequest(seed=1, steps=200), long)
         while not long.progress.steps_done:
             time.sleep(0.01)
-        assert engine.generate(parts.vocal(), QUICK).stages.queue < 5
+        assert engine.generate(parts.stereo(), QUICK).stages.queue < 5
         assert long.progress.state == "running"
         assert long.progress.steps_done < long.progress.steps == 200
         long.cancel()
@@ -176,17 +189,17 @@ def test_a_long_request_is_not_starved_by_short_ones(engine: Engine) -> None:
     def short(number: int) -> int:
         answered = 0
         while not over.is_set():
-            engine.generate(parts.vocal(), AccompanimentRequest(seed=number, steps=4))
+            engine.generate(parts.stereo(), AccompanimentRequest(seed=number, steps=4))
             answered += 1
         return answered
 
     with ThreadPoolExecutor(3) as threads:
         crowd = [threads.submit(short, number) for number in range(3)]
         try:
-            long = engine.generate(parts.vocal(8), AccompanimentRequest(seed=1, steps=20), Call(timeout_s=120))
+            long = engine.generate(parts.stereo(8), AccompanimentRequest(seed=1, steps=20), Call(timeout_s=120))
         finally:
             over.set()
-    assert long.audio
+    assert long.audio_CN.tobytes()
     assert all(answered.result() for answered in crowd)
 
 
@@ -204,12 +217,12 @@ def test_a_long_request_is_not_starved_by_short_ones_that_run_beside_each_other(
 
     def short(number: int) -> None:
         while not over.is_set():
-            slow.generate(parts.vocal(6.5), AccompanimentRequest(seed=number, steps=20))
+            slow.generate(parts.stereo(6.5), AccompanimentRequest(seed=number, steps=20))
 
     with ThreadPoolExecutor(6) as threads:
         crowd = [threads.submit(short, number) for number in range(6)]
         try:
-            assert slow.generate(parts.vocal(12), AccompanimentRequest(seed=1, steps=4), Call(timeout_s=20)).audio
+            assert played(slow, parts.stereo(12), AccompanimentRequest(seed=1, steps=4), Call(timeout_s=20))
         finally:
             over.set()
     for asking in crowd:
@@ -226,7 +239,7 @@ def test_room_is_given_in_order(folder: Path) -> None:
     with ThreadPoolExecutor(3) as threads:
         asked = []
         for call in calls:
-            asked.append(threads.submit(engine.generate, parts.vocal(4), AccompanimentRequest(seed=1, steps=200), call))
+            asked.append(threads.submit(engine.generate, parts.stereo(4), AccompanimentRequest(seed=1, steps=200), call))
             while engine.calls < len(asked):
                 time.sleep(0.01)
         while not calls[1].progress.steps_done and not calls[0].progress.steps_done:
@@ -271,16 +284,20 @@ def long_engine(engine: Engine) -> Engine:
     return Engine(short, EngineConfig(max_duration_s=60.0))
 
 
+def door_of(engine: Engine) -> Door:
+    return Door(engine, Decoders(1))
+
+
 @pytest.mark.parametrize("output", ["accompaniment", "mix"])
 def test_a_stream_is_the_whole_in_pieces(engine: Engine, output: Output) -> None:
     engine = long_engine(engine)
     vocal = parts.vocal(30)
     request = AccompanimentRequest(seed=7, steps=2, output=output, stream=True)
-    head, *rest = engine.play(vocal, request)
+    head, *rest = door_of(engine).play(vocal, request, Call())
     assert isinstance(head, AccompanimentResult)
     assert head.more
     assert rest
-    whole = engine.generate(vocal, request)
+    whole = door_of(engine).generate(vocal, request)
     assert not whole.more
     assert head.audio + b"".join(rest) == whole.audio
     assert len(head.audio) < len(whole.audio) * 0.8
@@ -307,7 +324,7 @@ def test_nothing_is_done_for_the_second_window_of_a_stream_before_the_first_is_t
 
     monkeypatch.setattr(Lane, "prepare", counted)
     monkeypatch.setattr(engine.denoiser, "denoise", watched)
-    for _ in engine.play(parts.vocal(12), AccompanimentRequest(seed=1, steps=2, stream=stream)):
+    for _ in engine.play(parts.stereo(12), AccompanimentRequest(seed=1, steps=2, stream=stream)):
         pass
     assert len(when_settled) == len(prepared) > 3
     assert when_settled[0] == (1 if stream else 2)
@@ -316,11 +333,12 @@ def test_nothing_is_done_for_the_second_window_of_a_stream_before_the_first_is_t
 @pytest.mark.parametrize("format", ["flac", "ogg", "mp3"])
 def test_a_stream_in_other_formats_decodes_to_the_whole(engine: Engine, format: Format) -> None:
     engine = long_engine(engine)
+    door = door_of(engine)
     request = AccompanimentRequest(seed=7, steps=1, format=format, stream=True)
-    head, *rest = engine.play(parts.vocal(16), request)
+    head, *rest = door.play(parts.vocal(16), request, Call())
     assert isinstance(head, AccompanimentResult)
     streamed_CN = decode(head.audio + b"".join(rest)).samples_CN
-    whole_CN = decode(engine.generate(parts.vocal(16), request).audio).samples_CN
+    whole_CN = decode(door.generate(parts.vocal(16), request).audio).samples_CN
     if format == "mp3":  # its coder's silence before and after stays in a stream
         lag = streamed_CN.shape[1] - whole_CN.shape[1]
         assert 0 <= lag < 4_000
@@ -346,9 +364,9 @@ def test_a_failed_step_ends_its_requests_and_no_others(engine: Engine) -> None:
     failing = Engine(Accompanist(checkpoint, engine.accompanist.codec, evaluator=evaluator))
     evaluator.failing = True
     with pytest.raises(RuntimeError, match="a step of the network failed: the device is gone"):
-        failing.generate(parts.vocal(), QUICK)
+        failing.generate(parts.stereo(), QUICK)
     assert failing.denoiser.failures == 1
-    assert failing.generate(parts.vocal(), QUICK).audio == engine.generate(parts.vocal(), QUICK).audio
+    assert played(failing, parts.stereo(), QUICK) == played(engine, parts.stereo(), QUICK)
     assert failing.denoiser.failures == 0
     failing.close()
 
@@ -357,9 +375,9 @@ def test_a_models_own_sampling_is_used_and_told(engine: Engine) -> None:
     checkpoint = replace(engine.accompanist.checkpoint, sampling=Sampling(solver="ddim", steps=3, guidance=1.0))
     student = Engine(Accompanist(checkpoint, engine.accompanist.codec))
     assert (student.info().default_steps, student.info().default_guidance) == (3, 1.0)
-    own = student.generate(parts.vocal(), AccompanimentRequest(seed=7))
-    assert own.audio == student.generate(parts.vocal(), AccompanimentRequest(seed=7, steps=3, guidance=1.0)).audio
-    assert own.audio != student.generate(parts.vocal(), QUICK).audio
+    own = student.generate(parts.stereo(), AccompanimentRequest(seed=7))
+    assert own.audio_CN.tobytes() == played(student, parts.stereo(), AccompanimentRequest(seed=7, steps=3, guidance=1.0))
+    assert own.audio_CN.tobytes() != played(student, parts.stereo(), QUICK)
 
 
 def test_a_hung_model_is_seen(engine: Engine) -> None:
@@ -377,96 +395,102 @@ def test_a_hung_model_is_seen(engine: Engine) -> None:
     hung = Engine(Accompanist(checkpoint, engine.accompanist.codec, evaluator=evaluator))
     assert hung.stalled_s() == 0
     with ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(hung.generate, parts.vocal(), QUICK)
+        waiting = threads.submit(hung.generate, parts.stereo(), QUICK)
         asked.wait()
         first = hung.stalled_s()
         while hung.stalled_s() < first + 0.2:
             time.sleep(0.01)
         answer.set()
-        assert waiting.result().audio
+        assert waiting.result().audio_CN.tobytes()
     assert hung.stalled_s() == 0
     hung.close()
 
 
-def test_who_comes_later_does_not_hide_that_the_codec_hangs(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    codec, hanging, answer = engine.accompanist.codec, threading.Semaphore(0), threading.Event()
-    encode_pieces = codec.encode_pieces
+class Clock:
+    now_s = 0.0
 
-    def hang(*args: Any, **options: Any) -> Iterator[Tensor]:
-        hanging.release()
-        answer.wait()
-        yield from encode_pieces(*args, **options)
+    def __call__(self) -> float:
+        return self.now_s
 
-    monkeypatch.setattr(codec, "encode_pieces", hang)
-    with ThreadPoolExecutor(2) as threads:
-        waiting = [threads.submit(engine.generate, parts.vocal(), QUICK)]
-        hanging.acquire()  # before, a busy machine may stand still for as long, and then go on
-        while engine.stalled_s() < 0.3:
-            time.sleep(0.01)
-        waiting.append(threads.submit(engine.generate, parts.vocal(), QUICK))
-        hanging.acquire()  # its vocal is decoded by now
-        stalled_s = engine.stalled_s()
-        answer.set()
-        assert waiting[0].result().audio == waiting[1].result().audio
-    assert stalled_s >= 0.3
+
+def hang(patch: pytest.MonkeyPatch, codec: Any, name: str, at: int) -> tuple[threading.Semaphore, threading.Event]:
+    """(released when a thread hangs, what lets it go on): the first piece number `at` that the codec is asked for hangs."""
+    hanging, answer, whole, once = threading.Semaphore(0), threading.Event(), getattr(codec, name), threading.Lock()
+
+    def pieces(*args: Any, **options: Any) -> Iterator[Tensor]:
+        for number, piece in enumerate(whole(*args, **options)):
+            if number == at and once.acquire(blocking=False):
+                hanging.release()
+                answer.wait()
+            yield piece
+
+    patch.setattr(codec, name, pieces)
+    return hanging, answer
+
+
+@pytest.mark.parametrize(("name", "at"), [("encode_pieces", 0), ("encode_pieces", 1), ("decode_pieces", 0)])
+def test_who_comes_later_does_not_hide_that_the_codec_hangs(engine: Engine, monkeypatch: pytest.MonkeyPatch, name: str, at: int) -> None:
+    """Not even who is answered meanwhile, and whose steps the one that hangs is told of."""
+    model, clock = engine.accompanist, Clock()
+    short = Accompanist(model.checkpoint, model.codec, window_frames=64, overlap_frames=16, slope_frames=8)
+    engine = Engine(short, EngineConfig(max_duration_s=60.0), clock)
+    hanging, answer = hang(monkeypatch, model.codec, name, at)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(engine.generate, parts.stereo(12), AccompanimentRequest(seed=1, steps=2))
+        hanging.acquire()
+        try:
+            clock.now_s += 100
+            assert engine.generate(parts.stereo(5), QUICK).audio_CN.any()
+            assert engine.stalled_s() == 100
+        finally:
+            answer.set()
+        assert waiting.result().audio_CN.any()
     assert engine.stalled_s() == 0
+    engine.close()
 
 
-def test_few_vocals_are_decoded_at_a_time(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file of 0.3 MB may need a GB for a moment. Who waits for that can go away."""
-    inside, go_on = threading.Semaphore(0), threading.Event()
-    now, most, lock = 0, 0, threading.Lock()
-
-    def counted(*args: Any, **options: Any) -> Any:
-        nonlocal now, most
-        with lock:
-            now += 1
-            most = max(most, now)
-        inside.release()
-        go_on.wait()
-        try:
-            return decode(*args, **options)
-        finally:
-            with lock:
-                now -= 1
-
-    monkeypatch.setattr("serving.engine.engine.audio_files.decode", counted)
-    with ThreadPoolExecutor(6) as threads:
-        waiting = [threads.submit(engine.generate, parts.vocal(), QUICK) for _ in range(DECODED_AT_A_TIME)]
-        for _ in waiting:
-            inside.acquire()
-        gone = Call()
-        leaving = threads.submit(engine.generate, parts.vocal(), QUICK, gone)
-        waiting += [threads.submit(engine.generate, parts.vocal(), QUICK) for _ in range(2)]
-        gone.cancel()
-        try:
+def test_who_waits_for_its_turn_does_not_stand_still(engine: Engine) -> None:
+    """As long as the denoiser makes steps of others."""
+    clock, request = Clock(), AccompanimentRequest(seed=1, steps=200, candidates=8)
+    engine = Engine(engine.accompanist, EngineConfig(max_duration_s=60.0), clock)
+    long, waiting = Call(), Call()
+    with ThreadPoolExecutor(2) as threads:
+        asked = [threads.submit(engine.generate, parts.stereo(19), request, call) for call in (long, waiting)]
+        while engine.denoiser.waiting < 2:
+            time.sleep(0.01)
+        for _ in range(3):
+            clock.now_s += 100
+            while engine.stalled_s() >= 100:
+                time.sleep(0.01)
+        assert not any(future.done() for future in asked)
+        for call, future in zip((long, waiting), asked, strict=True):
+            call.cancel()
             with pytest.raises(CancelledRequestError):
-                leaving.result(timeout=60)
-        finally:
-            go_on.set()
-        assert len({one.result().audio for one in waiting}) == 1
-    assert most == DECODED_AT_A_TIME
+                future.result()
+    engine.close()
 
 
-def test_a_long_vocal_is_refused(engine: Engine) -> None:
+def test_a_long_vocal_is_refused(door: Door) -> None:
     with pytest.raises(AudioTooLong, match="20 s"):
-        engine.generate(parts.audio_file(np.zeros(8_000 * 21), 8_000), QUICK)
+        door.generate(parts.audio_file(np.zeros(8_000 * 21), 8_000), QUICK)
 
 
 def test_stems_alone_do_not_clip() -> None:
     """An accompaniment above full scale is turned down, not cut off."""
-    loud_CN = 3 * np.repeat(parts.sung()[None], 2, axis=0) / 0.1
-    audio, media_type, name = render(loud_CN / 10, loud_CN.astype(np.float32), AccompanimentRequest(format="flac"))
-    assert (media_type, name) == ("audio/flac", "accompaniment.flac")
+    loud_CN = 3 * parts.stereo() / 0.1
+    request = AccompanimentRequest(format="flac")
+    audio = render(loud_CN / 10, loud_CN.astype(np.float32), request)
+    assert kind_of(request) == ("audio/flac", "accompaniment.flac")
     samples_CN = decode(audio).samples_CN
     assert np.abs(samples_CN).max() == pytest.approx(10 ** (-1 / 20), abs=1e-3)
     assert np.corrcoef(samples_CN[0], loud_CN[0])[0, 1] > 0.9999
 
 
 def test_stems_are_the_mix_of_the_model() -> None:
-    vocal_CN, band_CN = np.repeat(parts.sung()[None], 2, axis=0), np.full((2, 44_100), 0.2, np.float32)
-    audio, media_type, _ = render(vocal_CN, band_CN, AccompanimentRequest(output="stems"))
-    assert media_type == "application/zip"
+    vocal_CN, band_CN = parts.stereo(), np.full((2, 44_100), 0.2, np.float32)
+    request = AccompanimentRequest(output="stems")
+    audio = render(vocal_CN, band_CN, request)
+    assert kind_of(request) == ("application/zip", "stems.zip")
     with zipfile.ZipFile(BytesIO(audio)) as archive:
         for name, stem_CN in zip(("vocal", "accompaniment", "mix"), mix(vocal_CN, band_CN), strict=True):
             assert np.abs(decode(archive.read(f"{name}.wav")).samples_CN - stem_CN).max() < 1e-4

@@ -17,34 +17,35 @@ def test_a_stage_without_requests_never_stalls() -> None:
     assert life.stalled_s() == 0
 
 
-def test_time_runs_from_the_first_request_and_from_each_piece_of_work() -> None:
+def test_time_runs_from_a_requests_coming_and_from_each_piece_of_its_work() -> None:
     clock = Clock()
     life = SignOfLife(clock)
     clock.now_s += 1_000
-    with life.inside():
+    with life.inside() as went_on:
         clock.now_s += 3
         assert life.stalled_s() == 3
-        life.went_on()
+        went_on()
         clock.now_s += 2
         assert life.stalled_s() == 2
     assert life.stalled_s() == 0
 
 
-def test_who_comes_later_is_no_sign_of_life_and_who_leaves_is_none() -> None:
+def test_neither_who_comes_later_nor_who_goes_on_hides_one_that_stands_still() -> None:
     clock = Clock()
     life = SignOfLife(clock)
     with life.inside():
         clock.now_s += 5
-        with life.inside():
+        with life.inside() as went_on:
             clock.now_s += 1
+            went_on()
+            assert life.stalled_s() == 6
         assert life.stalled_s() == 6
 
 
-def test_a_stage_that_was_empty_begins_anew() -> None:
-    clock = Clock()
-    life = SignOfLife(clock)
-    with life.inside():
-        clock.now_s += 5
-    clock.now_s += 50
-    with life.inside():
-        assert life.stalled_s() == 0
+def test_what_is_said_of_a_request_that_has_left_is_not_heard() -> None:
+    life = SignOfLife(clock := Clock())
+    with life.inside() as went_on:
+        pass
+    went_on()
+    clock.now_s += 5
+    assert life.stalled_s() == 0

@@ -74,15 +74,18 @@ PARTS = {
 
 def alone(given: argparse.Namespace) -> None:
     """An engine, asked by a line on standard input; a line of JSON for each."""
+    from infra.audio.decoders import Decoders
+    from serving.engine.door import DECODED_AT_A_TIME, Door
     from serving.engine.load import load_engine
 
     engine = load_engine(
         checkpoint=given.checkpoint, codec=None, device=given.device, threads=given.threads, max_duration_s=600.0, hang_after_s=300.0
     )
     data, request = asked(given)
+    door = Door(engine, Decoders(DECODED_AT_A_TIME))
     for _ in sys.stdin:
         began_s = time.perf_counter()
-        result = engine.generate(data, request)
+        result = door.generate(data, request)
         took_s = time.perf_counter() - began_s
         stages = {name: 1000 * getattr(result.stages, name) for name in WORK}
         print(json.dumps({"engine": 1000 * took_s, "engine_work": 1000 * result.stages.work_s, "engine_stages": stages}), flush=True)
