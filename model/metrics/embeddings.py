@@ -1,4 +1,4 @@
-"""Embeddings of audio for distribution distances: a weight-free one for smoke tests, the codec's latents, and CLAP.
+"""Embeddings of audio for distribution distances: a weight-free one for smoke tests, the codec's latents, musicnn and CLAP.
 
 Shapes: C channels, N samples, R windows, D dimensions, F bands, T frames, P pitch classes.
 """
@@ -15,10 +15,12 @@ from model.listen import CHROMA_RATE_HZ, ONSET_RATE_HZ, chroma, mono
 from model.listen.rhythm import onset_bands
 from model.listen.spectrum import magnitudes, mel_matrix
 from model.metrics.embedding import Embedding, EmbeddingUnavailable
+from model.metrics.musicnn import load_musicnn
 
 log = logging.getLogger(__name__)
 
-SPECS = "auto, smoke, codec, clap, or the folder or hub name of a CLAP model"
+SPECS = "auto, smoke, codec, clap, musicnn:FILE, or the folder or hub name of a CLAP model"
+MUSICNN = "musicnn:"
 WINDOW_S = 1.0
 _WINDOW_SAMPLES, _HOP_SAMPLES, _BANDS = 2_048, 1_024, 32
 # 80 dB below full scale is silence; a step of 20 dB is about as large as the spread of a band within a song.
@@ -94,7 +96,8 @@ class CodecEmbedding:
 
 
 def load_embedding(spec: str, *, codec: Codec, device: str = "cpu") -> Embedding:
-    """An embedding by name: smoke, codec, clap (the hub's), a folder or hub name of a CLAP model, or auto (clap where it can be had).
+    """An embedding by name: smoke, codec, clap (the hub's), a folder or hub name of a CLAP model, auto (clap where it can be had), or
+    musicnn: with the file of its weights.
 
     Raises EmbeddingUnavailable, whose message says what to install or name.
     """
@@ -102,6 +105,8 @@ def load_embedding(spec: str, *, codec: Codec, device: str = "cpu") -> Embedding
         return SmokeEmbedding()
     if spec == "codec":
         return CodecEmbedding(codec)
+    if spec.startswith(MUSICNN):
+        return load_musicnn(spec.removeprefix(MUSICNN), device=device)
     from model.metrics.clap import HUB_MODEL, load_clap
 
     if spec == "auto":
