@@ -1,4 +1,4 @@
-"""How far apart two sets of sounds lie: a Fréchet and a kernel distance between their embeddings.
+"""How far apart two sets of sounds lie: Fréchet audio distance and kernel audio distance (KAD) between their embeddings.
 
 Windows of one song are alike, so songs are the independent witnesses: bias is taken off, pairs are counted and intervals are drawn by
 song. Decision 15 has the reasons.
@@ -108,10 +108,10 @@ def extrapolated(distance: Callable[[np.ndarray], float], sample: EmbeddedSet) -
 
 
 class KernelDistance:
-    """MMD² with a Gaussian kernel, unbiased (Gretton et al. 2012, eq. 3; for audio Chung et al. 2025), times 100.
+    """KAD (Chung et al. 2025): MMD² with a Gaussian kernel, unbiased (Gretton et al. 2012, eq. 3), times 100.
 
-    The bandwidth is the reference's median distance between windows. Pairs within a song are left out where a set has several songs: only
-    pairs of independent windows estimate without bias.
+    The bandwidth is the reference's median distance between windows, as there. Unlike there, pairs within a song are left out where a set
+    has several songs: only pairs of independent windows estimate without bias. With a window a song the two are the same number.
     """
 
     def __init__(self, reference: EmbeddedSet) -> None:
@@ -158,24 +158,23 @@ def _mean_of_pairs(blocks_SS: np.ndarray, counts_SS: np.ndarray, weight_S: np.nd
 
 def frechet_with_interval(distance: Callable[[np.ndarray], float], sample: EmbeddedSet) -> Interval:
     """The distance of all windows, with an interval from drawing songs with replacement."""
-    drawn = [distance(sample.drawn(songs).windows_RD) for songs in _draws(sample.songs)]
-    interval = _around(distance(sample.windows_RD), drawn)
+    drawn = [distance(sample.drawn(songs).windows_RD) for songs in draws(sample.songs)]
+    interval = around(distance(sample.windows_RD), drawn)
     return Interval(value=interval.value, low=max(interval.low, 0.0), high=interval.high)
 
 
 def kernel_with_interval(distance: KernelDistance, sample: EmbeddedSet) -> Interval:
     """The kernel distance with an interval from drawing songs with replacement."""
     weighted = distance.weighted(sample)
-    return _around(
-        weighted(np.ones(sample.songs)), [weighted(np.bincount(songs, minlength=sample.songs)) for songs in _draws(sample.songs)]
-    )
+    return around(weighted(np.ones(sample.songs)), [weighted(np.bincount(songs, minlength=sample.songs)) for songs in draws(sample.songs)])
 
 
-def _draws(songs: int) -> np.ndarray:
+def draws(songs: int) -> np.ndarray:
+    """(DRAWS, songs): songs drawn with replacement, always the same."""
     return np.random.default_rng(0).integers(songs, size=(DRAWS, songs))
 
 
-def _around(value: float, drawn: list[float]) -> Interval:
+def around(value: float, drawn: list[float]) -> Interval:
     """A draw repeats songs, so it knows fewer and lies further away: its spread is used, its offset is not."""
     low, high = np.quantile(np.array(drawn) - np.mean(drawn), (0.05, 0.95))
     return Interval(value=value, low=float(value + low), high=float(value + high))
