@@ -22,11 +22,16 @@ def chords_followed(band_CN: np.ndarray, spans: Sequence[ChordSpan], beats_s: np
 
     beats_s: where the beats are, when that is known; by default as heard.
     """
-    asked = [(span.start_s, span.end_s, triad) for span in spans if (triad := triad_of(span.chord.root, span.chord.quality)) is not None]
+    asked = triads_of(spans)
     if not asked:
         return float("nan")
     beats_s = track_beats(band_CN) if beats_s is None else beats_s
     return chord_agreement(asked, recognise_chords(band_CN, beats_s))
+
+
+def triads_of(spans: Sequence[ChordSpan]) -> list[tuple[float, float, int]]:
+    """(start_s, end_s, triad) of the chords that have a third, as `chord_agreement` takes them."""
+    return [(span.start_s, span.end_s, triad) for span in spans if (triad := triad_of(span.chord.root, span.chord.quality)) is not None]
 
 
 def triad_of(root: int, quality: int) -> int | None:
@@ -74,11 +79,19 @@ def shadowing(vocal_CN: np.ndarray, band_CN: np.ndarray) -> float:
 
     A band that plays chords under a melody does so now and then, so compare with the true band's.
     """
+    return shadowed(*sung_classes(vocal_CN), chroma(band_CN))
+
+
+def sung_classes(vocal_CN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds and pitch classes of the frames in which a vocal has a pitch."""
     times_s, hz_T, voiced_T = f0(vocal_CN)
-    chroma_PT = chroma(band_CN)
+    return times_s[voiced_T], np.rint(69 + 12 * np.log2(hz_T[voiced_T] / 440)).astype(int) % 12
+
+
+def shadowed(times_s: np.ndarray, sung_T: np.ndarray, chroma_PT: np.ndarray) -> float:
+    """`shadowing` of a vocal and a band that have been heard before."""
     frames_T = np.clip(np.rint(times_s * CHROMA_RATE_HZ).astype(int), 0, chroma_PT.shape[1] - 1)
-    sounding_T = voiced_T & (chroma_PT.sum(axis=0)[frames_T] > 0)
+    sounding_T = chroma_PT.sum(axis=0)[frames_T] > 0
     if sounding_T.sum() < F0_RATE_HZ:
         return 0.0
-    sung_T = np.rint(69 + 12 * np.log2(hz_T[sounding_T] / 440)).astype(int) % 12
-    return float((chroma_PT.argmax(axis=0)[frames_T[sounding_T]] == sung_T).mean())
+    return float((chroma_PT.argmax(axis=0)[frames_T[sounding_T]] == sung_T[sounding_T]).mean())
