@@ -7,11 +7,10 @@ near to one as to the other. It can hear what the embedding hears of a mix, and 
 Shapes: C channels, N samples, R windows, D dimensions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from model.errors import ModelError
 from model.listen import loudness_db
 from model.listen.loudness import FLOOR_DB
 from model.metrics.set_distances import EmbeddedSet, FrechetDistance, Interval, around, draws
@@ -57,13 +56,23 @@ def _at_level(audio_CN: np.ndarray) -> np.ndarray:
     return audio_CN * np.float32(10 ** ((MIX_LUFS - level_db) / 20)) if level_db > FLOOR_DB else np.zeros_like(audio_CN)
 
 
-def mismatched(song_ids: Sequence[str]) -> list[int]:
-    """For each pair the index of another song's, each as often as can be: the next in a circle. ModelError for a single song."""
-    count = len(song_ids)
-    found = []
-    for index, song in enumerate(song_ids):
-        other = next((at for shift in range(1, count) if song_ids[at := (index + shift) % count] != song), None)
-        if other is None:
-            raise ModelError("adherence needs pairs of two songs or more: give more reference segments")
-        found.append(other)
-    return found
+def paired_and_swapped(pairs: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> Iterator[tuple[bool, str, np.ndarray]]:
+    """(song, vocal, band) of each reference pair → (whether true, the vocal's song, its mix): every pair, and every vocal with the band of
+    the next pair of another song, the last ones with one of the first. Of a single song there is nothing to swap.
+
+    Holds no more than a few pairs at a time."""
+    waiting: list[tuple[str, np.ndarray]] = []
+    first: dict[str, np.ndarray] = {}
+    for song, vocal_CN, band_CN in pairs:
+        yield True, song, mixed(vocal_CN, band_CN)
+        for other, waiting_CN in waiting:
+            if other != song:
+                yield False, other, mixed(waiting_CN, band_CN)
+        waiting = [(other, waiting_CN) for other, waiting_CN in waiting if other == song] + [(song, vocal_CN)]
+        if len(first) < 2:
+            first.setdefault(song, band_CN)
+    for song, vocal_CN in waiting:
+        for other, band_CN in first.items():
+            if other != song:
+                yield False, song, mixed(vocal_CN, band_CN)
+                break

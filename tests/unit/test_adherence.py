@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from model.errors import ModelError
 from model.listen import loudness_db
-from model.metrics.adherence import MIX_LUFS, Adherence, mismatched, mixed
+from model.metrics.adherence import MIX_LUFS, Adherence, mixed, paired_and_swapped
 from model.metrics.set_distances import EmbeddedSet, FrechetDistance
 from tests.bands import band
 
@@ -52,9 +51,19 @@ def test_a_mix_has_both_alike_loud_and_one_level() -> None:
     assert not mixed(np.zeros_like(vocal), np.zeros_like(vocal)).any()
 
 
-def test_each_vocal_is_dealt_another_songs_band() -> None:
-    songs = ["a", "a", "b", "c"]
-    dealt = mismatched(songs)
-    assert all(songs[other] != song for song, other in zip(songs, dealt, strict=True))
-    with pytest.raises(ModelError, match="two songs"):
-        mismatched(["a", "a"])
+def test_each_vocal_is_mixed_with_its_own_band_and_with_another_songs() -> None:
+    songs = ["a", "b", "b", "c", "a"]
+    vocals = [band(1, root_hz=200.0 + 10 * index) for index in range(5)]
+    bands = [band(1, root_hz=400.0 + 10 * index, bpm=90) for index in range(5)]
+    found = list(paired_and_swapped(zip(songs, vocals, bands, strict=True)))
+    assert [song for true, song, _ in found if true] == songs
+    assert all(np.array_equal(mix, mixed(vocals[at], bands[at])) for at, mix in enumerate(mix for true, _, mix in found if true))
+    dealt = [(0, 1), (1, 3), (2, 3), (3, 4), (4, 1)]  # the last one's is the first of another song
+    expected = [mixed(vocals[voice], bands[other]) for voice, other in dealt]
+    swapped = [(song, mix) for true, song, mix in found if not true]
+    assert [song for song, _ in swapped] == songs
+    assert all(np.array_equal(mix, wanted) for (_, mix), wanted in zip(swapped, expected, strict=True))
+
+
+def test_of_one_song_nothing_can_be_swapped() -> None:
+    assert [true for true, _, _ in paired_and_swapped([("a", band(1), band(1)), ("a", band(1), band(1))])] == [True, True]

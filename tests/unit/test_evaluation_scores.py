@@ -7,8 +7,8 @@ import pytest
 
 from model.dimensions import SAMPLE_RATE_HZ
 from model.metrics.fit import Listener
-from training.evaluation.evaluate import EvaluateConfig
-from training.evaluation.measures import Measures, advantage, bands_db, measure, summarise
+from training.evaluation.config import EvaluateConfig
+from training.evaluation.measures import Measures, advantage, bands_db, interval_over_songs, measure, summarise
 from training.evaluation.rows import HeldOut
 
 SECONDS = 6
@@ -67,6 +67,13 @@ def test_the_advantage_is_paired_and_its_interval_over_songs() -> None:
     assert none.low < 0 < none.high
 
 
+def test_what_is_not_known_of_a_segment_leaves_the_others_mean() -> None:
+    found = interval_over_songs([1.0, float("nan"), 0.0, 2.0], ["a", "b", "c", "c"])
+    assert found is not None
+    assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
+    assert interval_over_songs([float("nan")] * 2, ["a", "b"]) is None
+
+
 @pytest.mark.parametrize(
     ("changes", "remedy"),
     [
@@ -74,7 +81,11 @@ def test_the_advantage_is_paired_and_its_interval_over_songs() -> None:
         ({"seconds": 1.0}, "4 or more"),
         ({"audio_files": -1}, "0 or more"),
         ({"reference": -1}, "no distances"),
-        ({"embedding": " "}, "smoke"),
+        ({"embedding": (" ",)}, "smoke"),
+        ({"embedding": ()}, "smoke"),
+        ({"embedding": "smoke"}, "a tuple"),
+        ({"embedding": ("smoke", "smoke")}, "each once"),
+        ({"retrieval": -1}, "0 for no row"),
     ],
 )
 def test_a_wrong_config_names_its_remedy(changes: dict, remedy: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from model.dimensions import SAMPLE_RATE_HZ, SEGMENT_SAMPLES
 from model.metrics.set_distances import Interval
 from training.evaluation.measures import GENERATED, OTHER, ROUND_TRIP
-from training.evaluation.report import EvaluationReport, bracketed
+from training.evaluation.report import Distances, EvaluationReport, bracketed
 
 # Below this many songs a reader is told that an interval says little.
 FEW_SONGS = 5
@@ -24,11 +24,17 @@ def markdown(report: EvaluationReport) -> str:
     """The whole page; its first two lines are the title."""
     lines = [f"# Evaluation of {report.checkpoint} (step {report.step})", "", result(report), "", *_basis(report)]
     lines += ["", "## Fit to the vocal, 0 to 1", "", *_fit(report)]
-    if report.distances is not None:
-        lines += ["", "## Distance from real accompaniments", "", *_distances(report)]
+    if report.following:
+        lines += ["", "## What the band follows", "", *_following(report)]
+    for found in report.all_distances:
+        lines += ["", f"## Distance from real accompaniments: {found.embedding}", "", *_distances(found)]
     lines += ["", "## Sound", "", *_sound(report)]
     if report.aesthetics or report.aesthetics_note:
         lines += ["", "## AudioBox-Aesthetics, 1 to 10", "", *_aesthetics(report)]
+    if report.costs:
+        lines += ["", "## What it costs", "", *_costs(report)]
+    if report.absent:
+        lines += ["", "## Not in these tables", "", *(f"- {absent.what}: {absent.why}." for absent in report.absent)]
     return "\n".join(lines) + "\n"
 
 
@@ -77,40 +83,75 @@ def _fit(report: EvaluationReport) -> list[str]:
                 row.name,
                 *(
                     bracketed(Interval(value=getattr(row.mean, name), low=getattr(row.low, name), high=getattr(row.high, name)))
-                    for name in ("harmony", "rhythm", "overall")
+                    for name in ("harmony", "rhythm", "overall", "leakage")
                 ),
-                f"{row.mean.leakage:.2f}",
             )
             for row in report.rows
         ],
     )
 
 
-def _distances(report: EvaluationReport) -> list[str]:
-    found = report.distances
-    assert found is not None
+def _following(report: EvaluationReport) -> list[str]:
+    note = (
+        f"{report.following_note} *Shadowing*: share of the sung frames in which the band's strongest pitch class is the voice's own; "
+        "*beyond*: more than the true band does. *Key*: share of segments in the song's key. *Chords*: share of the frames with the root "
+        "and third that were given or composed. *Beats*: F-measure within 70 ms. *Drift*: milliseconds per minute by which the "
+        "band's beats run away from the song's; none where fewer than eight of them lie near."
+    )
+
+    def cell(interval: Interval | None, digits: int = 2) -> str:
+        return "–" if interval is None else bracketed(interval, digits)
+
+    header = ("accompaniment", "shadowing", "beyond the true band's", "key", "chords", "beats", "drift, ms/min")
+    rows = [
+        (
+            row.name,
+            *(cell(part) for part in (row.shadowing, row.shadowing_beyond, row.key, row.chords, row.beats)),
+            cell(row.drift_ms, 0),
+        )
+        for row in report.following
+    ]
+    return [note, "", *_table(header, rows)]
+
+
+def _costs(report: EvaluationReport) -> list[str]:
+    note = (
+        f"{report.device}. Real-time factor: seconds of encoding, sampling and decoding per second of sound; below 1 is faster than it "
+        "sounds. Memory: of an accelerator what was allocated at most, else the most that the whole process held, with the evaluation's "
+        "own sounds."
+    )
+    rows = [(row.name, f"{row.real_time_factor:.3f}", f"{row.peak_bytes / 2**30:.2f} GiB") for row in report.costs]
+    return [note, "", *_table(("accompaniment", "real-time factor", "peak memory"), rows)]
+
+
+def _distances(found: Distances) -> list[str]:
     songs = f"{found.reference_windows} windows of {found.reference_songs} {_songs(found.reference_songs)}"
+    adhered = any(row.apa is not None for row in found.rows)
     intro = (
-        f"Embedding *{found.embedding}*: {found.note}; {found.dimension} values a window of {found.window_s:g} s. The reference is {songs} "
+        f"{found.note}; {found.dimension} values a window of {found.window_s:.3g} s. The reference is {songs} "
         "of the training split, none of which stands in a row where there are others. Smaller is nearer. Few songs make a Fréchet distance "
-        "too large; *extrapolated* takes that off. The kernel distance (100 × MMD²) has no such bias: it is about 0, now and then below, "
-        "where nothing tells the two apart. A distance does not hear which vocal a sound belongs to: rows that deal the same sounds to "
-        "other vocals have the same."
+        "too large; *extrapolated* takes that off. KAD, the kernel audio distance (100 × MMD²), has no such bias: it is about 0, now and "
+        "then below, where nothing tells the two apart. A distance does not hear which vocal a sound belongs to: rows that deal the same "
+        "sounds to other vocals have the same."
     )
+    if adhered:
+        intro += (
+            f" APA, accompaniment prompt adherence, does: 1 where mixes with the vocal are like the {found.reference_mixes} windows of "
+            "true pairs, 0 where they are like the same vocals with other songs' bands, as far as this embedding tells these apart."
+        )
     digits = 2 if max(row.frechet.value for row in found.rows) > 10 else 3  # vectors of length 1 lie near each other
-    table = _table(
-        ("accompaniment", "Fréchet", "extrapolated", "kernel"),
-        [
-            (
-                row.name,
-                bracketed(row.frechet, digits),
-                "" if row.frechet_extrapolated is None else f"{row.frechet_extrapolated:.{digits}f}",
-                bracketed(row.kernel),
-            )
-            for row in found.rows
-        ],
-    )
-    return [intro, "", *table]
+    header = ("accompaniment", "Fréchet", "extrapolated", "KAD", *(("APA",) if adhered else ()))
+    rows = [
+        (
+            row.name,
+            bracketed(row.frechet, digits),
+            "" if row.frechet_extrapolated is None else f"{row.frechet_extrapolated:.{digits}f}",
+            bracketed(row.kernel),
+            *((("–" if row.apa is None else bracketed(row.apa)),) if adhered else ()),
+        )
+        for row in found.rows
+    ]
+    return [intro, "", *_table(header, rows)]
 
 
 def _sound(report: EvaluationReport) -> list[str]:

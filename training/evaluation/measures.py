@@ -3,6 +3,7 @@
 Shapes: C channels, N samples, F bins, R rows, M measures.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 
@@ -14,6 +15,7 @@ from model.metrics.fit import Listener, fit
 from model.metrics.set_distances import Interval
 
 GENERATED, REAL, OTHER = "generated", "real, through the codec", "another song's, through the codec"
+RETRIEVED, STUDENT = "retrieved by tempo and key, through the codec", "student"
 ROUND_TRIP, STRANGER, COPY, SILENCE, NOISE = "codec round trip", "generated for another song", "copy of the vocal", "silence", "noise"
 BOOTSTRAP_DRAWS = 1_000
 BANDS = 40
@@ -83,7 +85,7 @@ def summarise(name: str, values: list[Measures], song_ids: list[str]) -> Evaluat
     table_RM = np.array([[getattr(value, field.name) for field in fields(Measures)] for value in values])
     mean, low, high = (
         Measures(**{field.name: float(value) for field, value in zip(fields(Measures), row_M, strict=True)})
-        for row_M in means_over_songs(table_RM, song_ids[: len(values)])
+        for row_M in means_over_songs(table_RM, song_ids)
     )
     return EvaluationRow(name=name, segments=len(values), mean=mean, low=low, high=high)
 
@@ -92,6 +94,15 @@ def advantage(one: list[Measures], other: list[Measures], song_ids: list[str]) -
     """How much better one fits than the other, segment by segment: the mean difference of `overall`, with its interval."""
     difference_R1 = np.array([[a.overall - b.overall] for a, b in zip(one, other, strict=True)])
     value, low, high = (float(row[0]) for row in means_over_songs(difference_R1, song_ids))
+    return Interval(value=value, low=low, high=high)
+
+
+def interval_over_songs(values: Sequence[float], song_ids: Sequence[str]) -> Interval | None:
+    """The mean of the values that are known with its interval; None where none is."""
+    known = [(value, song) for value, song in zip(values, song_ids, strict=True) if np.isfinite(value)]
+    if not known:
+        return None
+    value, low, high = (float(part[0]) for part in means_over_songs(np.array([[value] for value, _ in known]), [song for _, song in known]))
     return Interval(value=value, low=low, high=high)
 
 

@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from model.metrics.set_distances import Interval
+from training.evaluation.following import FollowingRow
 from training.evaluation.measures import GENERATED, OTHER, REAL, EvaluationRow, Measures
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,9 @@ class DistanceRow:
     frechet_extrapolated: float | None
     """Its value for ever more songs; None for a single song."""
     kernel: Interval
-    """MMD² times 100."""
+    """KAD: MMD² times 100."""
+    apa: Interval | None = None
+    """Accompaniment prompt adherence, 0 to 1; None where it was not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,8 @@ class Distances:
     reference_songs: int
     reference_windows: int
     rows: tuple[DistanceRow, ...]
+    reference_mixes: int = 0
+    """Windows of the mixes of true pairs that adherence is measured from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +68,25 @@ class SegmentFit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CostRow:
+    """What playing one row took."""
+
+    name: str
+    real_time_factor: float
+    """Seconds of work per second of audio: below 1 is faster than it sounds."""
+    peak_bytes: int
+    """Of an accelerator what was allocated there at most, else the most that the process had in memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Absent:
+    """A row or a column that a reader may look for, and why it is not there."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationReport:
     """The tables, and what they were made from."""
 
@@ -81,6 +105,13 @@ class EvaluationReport:
     """Mean of overall fit, generated less another song's, segment by segment."""
     segments: tuple[SegmentFit, ...] = ()
     distances: Distances | None = None
+    """In the first embedding."""
+    further_distances: tuple[Distances, ...] = ()
+    following: tuple[FollowingRow, ...] = ()
+    following_note: str = ""
+    """What the bands were held against."""
+    costs: tuple[CostRow, ...] = ()
+    absent: tuple[Absent, ...] = ()
     aesthetics: tuple[AestheticsRow, ...] = ()
     aesthetics_note: str = ""
     """Why there are no aesthetics, or which weights scored."""
@@ -93,6 +124,11 @@ class EvaluationReport:
 
     def row(self, name: str) -> EvaluationRow:
         return next(row for row in self.rows if row.name == name)
+
+    @property
+    def all_distances(self) -> tuple[Distances, ...]:
+        """In every embedding."""
+        return self.further_distances if self.distances is None else (self.distances, *self.further_distances)
 
     def way(self, measure: str) -> float:
         """How far generated accompaniments are on the way from another song's (0) to the real one (1) in one measure; may pass 1."""
@@ -125,12 +161,15 @@ class EvaluationReport:
             name = metric_name(row.name)
             found |= {f"{name}/{part.name}": getattr(row.mean, part.name) for part in fields(Measures)}
             found |= {f"{name}/overall_low": row.low.overall, f"{name}/overall_high": row.high.overall}
-        for distance in self.distances.rows if self.distances else ():
-            name = metric_name(distance.name)
-            found |= _flat(f"{name}/frechet_{_kind(self.distances)}", distance.frechet)
-            found |= _flat(f"{name}/kernel_{_kind(self.distances)}", distance.kernel)
-            if distance.frechet_extrapolated is not None:
-                found[f"{name}/frechet_extrapolated_{_kind(self.distances)}"] = distance.frechet_extrapolated
+        for table in self.all_distances:
+            found |= _distance_metrics(table)
+        for followed in self.following:
+            for part in fields(FollowingRow)[1:]:
+                if (interval := getattr(followed, part.name)) is not None:
+                    found |= _flat(f"{metric_name(followed.name)}/{part.name}", interval)
+        for cost in self.costs:
+            found[f"{metric_name(cost.name)}/real_time_factor"] = cost.real_time_factor
+            found[f"{metric_name(cost.name)}/peak_gib"] = cost.peak_bytes / 2**30
         for scored in self.aesthetics:
             found |= {f"{metric_name(scored.name)}/{axis}": getattr(scored, axis).value for axis in ("PQ", "PC", "CE", "CU")}
         if self.segment_s is not None:
@@ -142,7 +181,7 @@ class EvaluationReport:
 
     @staticmethod
     def from_json(text: str | bytes) -> "EvaluationReport":
-        """Inverse of `to_json`; also reads files of version 1."""
+        """Inverse of `to_json`; also reads files of versions 1 to 3."""
         document = {"schema_version": 1, **json.loads(text)}
         known = {known.name for known in fields(EvaluationReport)}
         values = {name: value for name, value in document.items() if name in known}
@@ -152,8 +191,11 @@ class EvaluationReport:
         if document.get("advantage"):
             values["advantage"] = Interval(**document["advantage"])
         if document.get("distances"):
-            given = document["distances"]
-            values["distances"] = Distances(**{**given, "rows": tuple(_intervals(DistanceRow, row) for row in given["rows"])})
+            values["distances"] = _distances(document["distances"])
+        values["further_distances"] = tuple(_distances(given) for given in document.get("further_distances", ()))
+        values["following"] = tuple(_intervals(FollowingRow, row) for row in document.get("following", ()))
+        values["costs"] = tuple(CostRow(**row) for row in document.get("costs", ()))
+        values["absent"] = tuple(Absent(**row) for row in document.get("absent", ()))
         values["segments"] = tuple(SegmentFit(**row) for row in document.get("segments", ()))
         values["aesthetics"] = tuple(_intervals(AestheticsRow, row) for row in document.get("aesthetics", ()))
         return EvaluationReport(**values)
@@ -170,8 +212,22 @@ def metric_name(row: str) -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in row.replace("'s", "").replace(",", ""))
 
 
-def _kind(distances: Distances | None) -> str:
-    return metric_name(distances.embedding) if distances else ""
+def _distance_metrics(table: Distances) -> dict[str, float]:
+    kind = metric_name(table.embedding)
+    found: dict[str, float] = {}
+    for distance in table.rows:
+        name = metric_name(distance.name)
+        found |= _flat(f"{name}/frechet_{kind}", distance.frechet)
+        found |= _flat(f"{name}/kad_{kind}", distance.kernel)
+        if distance.frechet_extrapolated is not None:
+            found[f"{name}/frechet_extrapolated_{kind}"] = distance.frechet_extrapolated
+        if distance.apa is not None:
+            found |= _flat(f"{name}/apa_{kind}", distance.apa)
+    return found
+
+
+def _distances(given: dict[str, Any]) -> Distances:
+    return Distances(**{**given, "rows": tuple(_intervals(DistanceRow, row) for row in given["rows"])})
 
 
 def _flat(name: str, interval: Interval) -> dict[str, float]:

@@ -28,7 +28,9 @@ from model.dimensions import FRAME_RATE_HZ
 from model.errors import ModelError
 from training.config import TrainConfig
 from training.evaluation import plots as figures
-from training.evaluation.evaluate import HeldOut, device, sounds_of, spread
+from training.evaluation.evaluate import sounds_of
+from training.evaluation.material import device
+from training.evaluation.rows import HeldOut, spread
 from training.state import read_metrics
 
 log = logging.getLogger(__name__)

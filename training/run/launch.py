@@ -22,7 +22,8 @@ from model.checkpoint import load_checkpoint
 from model.errors import ModelError
 from training.config import TrainConfig
 from training.data.datasets import Datasets, open_datasets, with_styles, with_uris
-from training.evaluation.evaluate import device, run_handle
+from training.evaluation.evaluate import run_handle
+from training.evaluation.material import device
 from training.publish.mlflow_run import log_dataset, log_result, loss_of, replay, run_name
 from training.publish.sample_audio import Listener
 from training.ranks import Workers

@@ -112,7 +112,7 @@ def score(sweep: SweepConfig, place: Place, stopping: Callable[[], bool]) -> Non
         evaluate(
             EvaluateConfig(
                 checkpoint=place.uri, data=sweep.data, out=out.uri, samples=sweep.samples, seconds=sweep.seconds, audio_files=1,
-                generation=sweep.generation(guidance), codec=sweep.codec, reference=0, baselines=False, aesthetics="off",
+                generation=sweep.generation(guidance), codec=sweep.codec, reference=0, baselines=False, retrieval=0, aesthetics="off",
                 experiment=sweep.experiment,
             ),
             called=out.name,
