@@ -124,6 +124,8 @@ class Scoring:
         adherence = Adherence(np.concatenate(given.paired), np.concatenate(given.swapped)) if given.swapped else None
         rows = []
         for name, windows in self._windows[number].items():
+            if len(windows) < len(self.song_ids) and sum(map(len, windows)) < 2:
+                continue  # a row of the one segment whose truth is known, which is a set of one window
             sample = EmbeddedSet.of(windows, self._songs[name])
             adhered = None if adherence is None else adherence.with_interval(EmbeddedSet.of(self._mixes[number][name], self._songs[name]))
             rows.append(
