@@ -1,14 +1,21 @@
 """What is known of a segment, from its frames: chords as spans, beats from phases, and other chords to ask for instead."""
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from infra.dataset.format import read_latents, read_manifest, read_truth
+from infra.dataset.parquet import write_table
+from infra.storage.place import Place
 from model.chords import NO_CHORD, QUALITIES
 from model.controls import Controls
 from model.dimensions import FRAME_RATE_HZ
 from model.errors import ModelError
 from model.network.conditions import conditions_of, frame_times_s
-from training.evaluation.truth import NOTHING, Truth, a_fifth_away, beats_of_phases, key_number, relative, truth_of_frames
+from tests.tiny_latents import write_latents
+from training.evaluation.truth import NOTHING, Truth, a_fifth_away, beats_of_phases, composed_truths, key_number, relative, truth_of_frames
 
 FRAMES = 400
 MIDDLE_S = frame_times_s(FRAMES).numpy()
@@ -65,7 +72,7 @@ def test_beats_are_found_only_where_they_are_known() -> None:
 
 def test_a_segment_that_is_cut_has_what_lies_before() -> None:
     number_T = MIDDLE_S * 2.0
-    truth = truth_of_frames(*CHORDS, number_T % 1, number_T / 4 % 1, key="A minor").until(6.0)
+    truth = truth_of_frames(*CHORDS, number_T % 1, number_T / 4 % 1).until(6.0)
     assert truth.chords is not None
     assert truth.beats_s is not None
     assert [span.end_s for span in truth.chords] == pytest.approx([100 / FRAME_RATE_HZ, 6.0])
@@ -89,3 +96,25 @@ def test_keys_by_name() -> None:
     for wrong in ("H major", "C", "C dorian"):
         with pytest.raises(ModelError, match="F# minor"):
             key_number(wrong)
+
+
+def test_a_dataset_tells_what_was_composed_and_not_what_was_estimated(tmp_path: Path) -> None:
+    data = Place(write_latents(tmp_path, songs=4, held_out=2, frames=64, styles=("rock", "waltz")))
+    for song, source in (("song-000", "composed"), ("song-001", "estimated"), ("song-003", "composed")):
+        row = {"song_id": song, "style": "waltz", "tempo_bpm": 90.0, "key": "F# minor", "truth_source": source}
+        write_table(data / f"songs/{song}.parquet", pa.Table.from_pylist([row]))
+    store = read_latents(data, "validation")
+    told = composed_truths(data, store)
+    known = told("song-000", 1)
+    assert (known.key, known.tempo_bpm, known.style) == (13, 90.0, "waltz")
+    assert known.beats_s == pytest.approx((np.arange(0, 64, 8) + 0.5) / FRAME_RATE_HZ, abs=1e-3)
+    assert [beat.position for beat in known.beats or ()] == [1, 2, 3, 4, 1, 2, 3, 4]
+    truth = read_truth(data, "validation", read_manifest(data))
+    assert truth is not None
+    row = [*zip(store.song_ids, store.segments, strict=True)].index(("song-000", 1))
+    roots = np.concatenate([[span.chord.root] * round((span.end_s - span.start_s) * FRAME_RATE_HZ) for span in known.chords or ()])
+    assert np.array_equal(roots, truth.frames.chord_root_RT[row])
+    assert told("song-001", 0) == NOTHING
+    assert told("song-003", 0) == Truth(key=13, tempo_bpm=90.0, style="waltz"), "a training song's key and tempo find it"
+    silent = Place(write_latents(tmp_path / "plain", songs=2, held_out=1))
+    assert composed_truths(silent, read_latents(silent, "validation"))("song-000", 0) == NOTHING

@@ -32,15 +32,16 @@ from training.evaluation.playing import Band, Costs, Player, other_players
 from training.evaluation.report import Absent, Distances, EvaluationReport
 from training.evaluation.rows import HeldOut, baseline_rows, claim_rows, decode_row, round_trip, strangers
 from training.evaluation.scoring import Clock, Scoring
-from training.evaluation.truth import TruthReader, nothing_known
+from training.evaluation.truth import TruthReader
 
 log = logging.getLogger(__name__)
 
 
-def evaluate(config: EvaluateConfig, *, called: str = "evaluation", truths: TruthReader = nothing_known) -> EvaluationReport:
+def evaluate(config: EvaluateConfig, *, called: str = "evaluation", truths: TruthReader | None = None) -> EvaluationReport:
     """Scores a checkpoint on held-out segments, beside its baselines; writes the tables and some audio, and logs all to MLflow.
 
-    called: under which name in the run, of which one may have several. truths: what is known of a segment beside its sound.
+    called: under which name in the run, of which one may have several. truths: what is known of a segment beside its sound; by default what
+    the dataset holds of composed songs.
 
     Raises: UserError or ModelError when checkpoint, dataset and codec do not belong together, nothing is held out, or what was asked for
     cannot be had.

@@ -33,7 +33,7 @@ from training.evaluation.report import Absent
 from training.evaluation.retrieval import best_match, composed, fingerprint
 from training.evaluation.rows import HeldOut, decode_pair, decode_row, reference_rows, spread
 from training.evaluation.scoring import Clock, Reference
-from training.evaluation.truth import NOTHING, Truth, TruthReader
+from training.evaluation.truth import NOTHING, Truth, TruthReader, composed_truths
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Loaded:
         return self.truths(pair.song_id, pair.segment).until(pair.vocal_CN.shape[1] / SAMPLE_RATE_HZ)
 
 
-def load(config: EvaluateConfig, place: Place, data: Place, settings: Settings, truths: TruthReader) -> Loaded:
+def load(config: EvaluateConfig, place: Place, data: Place, settings: Settings, truths: TruthReader | None) -> Loaded:
     """Everything that may not be there, before any work starts."""
     checkpoint = load_checkpoint(localise(best_of(place), settings.cache))
     check_codec(checkpoint, data)
@@ -78,7 +78,8 @@ def load(config: EvaluateConfig, place: Place, data: Place, settings: Settings, 
     scorer, aesthetics_note = scorer_of(config)
     return Loaded(
         checkpoint=checkpoint, codec=codec, accompanist=Accompanist(checkpoint, codec, device=device()), student=student,
-        embeddings=embeddings, scorer=scorer, aesthetics_note=aesthetics_note, store=store, chosen=chosen, truths=truths,
+        embeddings=embeddings, scorer=scorer, aesthetics_note=aesthetics_note, store=store, chosen=chosen,
+        truths=truths or composed_truths(data, store),
     )  # fmt: skip
 
 

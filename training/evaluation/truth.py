@@ -11,7 +11,12 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 
+from infra.dataset.format import LatentTable, read_manifest, read_truth
+from infra.dataset.parquet import read_table
+from infra.dataset.truth import SONG_FIELDS
+from infra.storage.place import Place
 from model.chords import NO_CHORD, ROOTS, pitch_classes, quality_number
 from model.controls import NONE, Beat, Chord, ChordSpan
 from model.dimensions import FRAME_RATE_HZ
@@ -50,23 +55,46 @@ TruthReader = Callable[[str, int], Truth]
 """(song_id, segment) → what is known of it; `NOTHING` where that is nothing."""
 
 
-def nothing_known(_song_id: str, _segment: int) -> Truth:
-    return NOTHING
+def composed_truths(data: Place, store: LatentTable) -> TruthReader:
+    """What a dataset says of its composed songs: all of the held-out segments in `store`, of others key, tempo and style.
+
+    What was only estimated from their sound is left out: a band is not to be judged by what was heard in another.
+    """
+    manifest = read_manifest(data)
+    held = read_truth(data, "validation", manifest)
+    if held is None:
+        return lambda _song_id, _segment: NOTHING
+    table = read_table(
+        (data / "songs").list(suffix=".parquet"), pa.schema([pa.field("song_id", pa.string(), nullable=False), *SONG_FIELDS])
+    )
+    songs = {song["song_id"]: song for song in table.to_pylist() if song["truth_source"] == "composed"}
+    rows = {named: row for row, named in enumerate(zip(store.song_ids, store.segments, strict=True))}
+    frames = held.frames
+
+    def read(song_id: str, segment: int) -> Truth:
+        song, row = songs.get(song_id), rows.get((song_id, segment))
+        if song is None:
+            return NOTHING
+        key = None if song["key"] is None else key_number(song["key"])
+        if row is None:
+            return Truth(key=key, tempo_bpm=song["tempo_bpm"], style=song["style"])
+        chords = (frames.chord_root_RT[row], frames.chord_quality_RT[row], frames.chord_bass_RT[row])
+        root_T, quality_T, bass_T = chords if frames.chords_known_R[row] else (None, None, None)
+        found = truth_of_frames(root_T, quality_T, bass_T, frames.beat_phase_RT[row], frames.bar_phase_RT[row])
+        return replace(found, key=key, tempo_bpm=song["tempo_bpm"], style=song["style"])
+
+    return read
 
 
 def truth_of_frames(
     root_T: np.ndarray | None, quality_T: np.ndarray | None, bass_T: np.ndarray | None, beat_phase_T: np.ndarray, bar_phase_T: np.ndarray,
-    *, key: str | None = None, tempo_bpm: float | None = None, style: str | None = None,
 ) -> Truth:  # fmt: skip
-    """From numbers of `model.chords` (None: chords are not known) and phases in 0..1 (NaN: not known) at the middle of each frame.
-
-    key: as "F# minor". Raises ModelError for one that is none.
-    """
+    """From numbers of `model.chords` (None: chords are not known) and phases in 0..1 (NaN: not known) at the middle of each frame."""
     chords = None
     if root_T is not None and quality_T is not None and bass_T is not None:
         chords = chord_spans(root_T, quality_T, bass_T)
     beats = beats_of_phases(beat_phase_T, bar_phase_T)
-    return Truth(chords=chords, beats=beats or None, key=None if key is None else key_number(key), tempo_bpm=tempo_bpm, style=style)
+    return Truth(chords=chords, beats=beats or None)
 
 
 def chord_spans(root_T: np.ndarray, quality_T: np.ndarray, bass_T: np.ndarray) -> tuple[ChordSpan, ...]:
