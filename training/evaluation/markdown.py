@@ -128,7 +128,7 @@ def _distances(found: Distances) -> list[str]:
     songs = f"{found.reference_windows} windows of {found.reference_songs} {_songs(found.reference_songs)}"
     adhered = any(row.apa is not None for row in found.rows)
     intro = (
-        f"{found.note}; {found.dimension} values a window of {found.window_s:.3g} s. The reference is {songs} "
+        f"Embedding: {found.note}; {found.dimension} values a window of {found.window_s:.3g} s. The reference is {songs} "
         "of the training split, none of which stands in a row where there are others. Smaller is nearer. Few songs make a Fréchet distance "
         "too large; *extrapolated* takes that off. KAD, the kernel audio distance (100 × MMD²), has no such bias: it is about 0, now and "
         "then below, where nothing tells the two apart. A distance does not hear which vocal a sound belongs to: rows that deal the same "
