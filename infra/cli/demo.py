@@ -134,7 +134,7 @@ def train_network(config: DemoConfig, out: Path, notes: list[str]) -> "TrainResu
 def evaluate_network(out: Path, trained: "TrainResult", notes: list[str]) -> "EvaluationReport":
     from training.evaluation.evaluate import EvaluateConfig, evaluate
 
-    # Without what would add half a minute: few songs say little of a set, and the corpus' own page shows no retrieval.
+    # Adherence and retrieval would add half a minute, and say little of four segments.
     report = evaluate(
         EvaluateConfig(
             checkpoint=trained.checkpoint, data=str(out / "latents"), out=str(out / "evaluation"), samples=4, apa=False, retrieval=0
