@@ -267,14 +267,13 @@ def report(figures: Figures, given: argparse.Namespace, hanging: int) -> None:
     print(f"\n{'; '.join(figures.events)}; {len(figures.killed)} replicas killed, {len(figures.seen)} seen, {hanging} clients hang\n")
     print("| what | figure |\n|---|---|")
     if asked:
-        print(f"| honest requests with audio | {100 * figures.honest['audio'] / asked:.2f}% of {asked}: {dict(figures.honest)} |")
-        print(
-            f"| seconds, retries included | median {statistics.median(late):.1f}, 95% {late[int(0.95 * (asked - 1))]:.1f}, longest {late[-1]:.1f} |"
-        )
+        share, slow_s = 100 * figures.honest["audio"] / asked, late[int(0.95 * (asked - 1))]
+        print(f"| honest requests with audio | {share:.2f}% of {asked}: {dict(figures.honest)} |")
+        times = f"median {statistics.median(late):.1f}, 95% {slow_s:.1f}, longest {late[-1]:.1f}"
+        print(f"| seconds, retries included | {times} |")
     if settled:
-        print(
-            f"| memory of replicas and ingresses, MB, once settled | first {settled[0]:.0f}, last {settled[-1]:.0f}, most {max(settled):.0f} |"
-        )
+        held = f"{settled[0]:.0f} to {settled[-1]:.0f}, most {max(settled):.0f}"
+        print(f"| memory of all replicas, MB, settled | {held} |")
     for kind, count in sorted(figures.hostile.items()):
         print(f"| {kind} | {count} |")
 
