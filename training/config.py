@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from cyclopts import Parameter
 
+from infra.cli.exit_codes import LISTED
 from model.diffusion.objective import DiffusionLossConfig
 from model.dimensions import SEGMENT_FRAMES
 from model.network.conditions import CONTROLS
@@ -110,9 +111,9 @@ class TrainConfig:
     ema_decay: float = 0.0
     condition_dropout: float = 0.1
     """Share of samples that see no vocal, so that guidance has something to lean on."""
-    controls: tuple[str, ...] = ()
+    controls: Annotated[tuple[str, ...], LISTED] = ()
     """What the network learns to follow beside the vocal, where the data know it: style, chords, beats. None adds nothing to it."""
-    styles: tuple[str, ...] = ()
+    styles: Annotated[tuple[str, ...], LISTED] = ()
     """Names of the styles that it learns; by default those of the checkpoint it begins from, else of the training songs."""
     control_dropout: float = 0.4
     """Share of the samples from which each control is hidden, independently, so that any of them may be left out."""

@@ -8,7 +8,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,9 +106,9 @@ def make_corpus(config: DemoConfig, out: Path, notes: list[str]) -> Path:
     from pipelines.corpus import CorpusConfig, write_corpus
 
     # What needs no install: the demo's songs, and so its figures, are the same on every machine.
-    computed = {"bank": ("numpy",), "voice": ("numpy",)}
-    summary = write_corpus(CorpusConfig(out=str(out / "corpus"), songs=config.songs, seed=config.seed, **computed))
-    write_corpus(CorpusConfig(out=str(out / "unseen"), songs=1, seed=UNSEEN_SEED, **computed))
+    corpus = CorpusConfig(out=str(out / "corpus"), songs=config.songs, seed=config.seed, bank=("numpy",), voice=("numpy",))
+    summary = write_corpus(corpus)
+    write_corpus(replace(corpus, out=str(out / "unseen"), songs=1, seed=UNSEEN_SEED))
     notes.append(f"{summary.written} songs written, {summary.reused} reused")
     return next((out / "unseen").glob("*/vocals.wav"))
 

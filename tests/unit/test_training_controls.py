@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_training_loop import UNIFORM, config, states_of
 
+from infra.cli import exit_codes as commands
 from infra.dataset.format import read_latents, read_manifest, read_truth
 from infra.errors import UserError
 from infra.storage.place import Place
@@ -15,6 +16,7 @@ from model.checkpoint import load_checkpoint
 from model.diffusion.objective import Schedule
 from model.network.conditions import CONTROLS
 from tests.tiny_latents import write_latents
+from training.__main__ import app
 from training.data.batches import Batches, statistics_of, told_in
 from training.data.datasets import open_datasets, with_styles
 from training.data.segments import InMemory, Truths
@@ -169,3 +171,26 @@ def test_a_student_learns_its_teachers_controls(known: str, tmp_path: Path) -> N
     run(replace(phase, workers=0, steps=2, batch_size=4, crop_frames=16, validate_every=2))
     student = load_checkpoint(tmp_path / "student" / "steps-2")
     assert (student.network.controls, student.network.styles) == (CONTROLS, STYLES)
+
+
+@pytest.mark.parametrize("listed", [["style", "chords", "beats"], ["style,chords,beats"]])
+def test_the_command_line_takes_them_in_one_list(known: str, tmp_path: Path, listed: list[str]) -> None:
+    """As the guide writes it."""
+    said = [
+        "train",
+        "--data",
+        known,
+        "--out",
+        str(tmp_path / "run"),
+        "--preset",
+        "small",
+        "--workers",
+        "0",
+        "--steps",
+        "1",
+        "--register",
+        "",
+    ]
+    sizes = ["--batch-size", "2", "--crop-frames", "16", "--samples", "0"]
+    assert commands.run(app, [*said, *sizes, "--controls", *listed]) == 0
+    assert load_checkpoint(tmp_path / "run").network.controls == CONTROLS
