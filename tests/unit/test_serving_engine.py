@@ -258,13 +258,13 @@ def test_room_is_given_in_order(folder: Path) -> None:
 def test_many_candidates_of_a_long_vocal_take_more_room(engine: Engine) -> None:
     """Eight of 200 steps keep from window to window what five seconds of a vocal take: one such request has the room alone."""
     accompanist = long_engine(engine).accompanist
-    request, vocal = AccompanimentRequest(seed=1, steps=200, candidates=8), parts.vocal(6)
+    request, vocal_CN = AccompanimentRequest(seed=1, steps=200, candidates=8), parts.stereo(6)
     narrow = Engine(accompanist, EngineConfig(max_duration_s=60.0, max_audio_s=13.0))
     calls = [Call() for _ in range(2)]
     with ThreadPoolExecutor(2) as threads:
         asked = []
         for call in calls:
-            asked.append(threads.submit(narrow.generate, vocal, request, call))
+            asked.append(threads.submit(narrow.generate, vocal_CN, request, call))
             while narrow.calls < len(asked):
                 time.sleep(0.01)
         while not calls[0].progress.steps_done and not calls[1].progress.steps_done:
