@@ -18,6 +18,7 @@ from model.diffusion.objective import Denoiser, DiffusionLossConfig, Schedule
 from model.diffusion.sampling import SamplerConfig, Sampling, sample, timesteps
 from model.inference.network_runner import ThreadedEvaluator
 from model.inference.windows import Lane, Window, denoise
+from model.network.conditions import Conditions
 from model.network.unet import PRESETS, AccompanimentUNet, UNetConfig, sized
 from tests.tiny_latents import write_latents
 from training.config import Distillation, TrainConfig
@@ -130,7 +131,7 @@ def test_a_folded_student_makes_what_guided_generation_makes(guidance: float, pa
         asked = Batch(
             vocal_BCT=pad(vocal_BCT, (0, padding)), valid_BT=valid_BT, t_B=place_B, drop_B=torch.tensor([False]),
             # αx and σx are the latent and the noise whose mixture is x itself
-            accompaniment_BCT=alpha * x_BCT, noise_BCT=sigma * x_BCT,
+            accompaniment_BCT=alpha * x_BCT, noise_BCT=sigma * x_BCT, **vars(Conditions.none(1, frames + padding)),
         )  # fmt: skip
         taught = teacher.lesson(asked)
         assert torch.equal(taught.t_B, torch.tensor(timesteps(SCHEDULE, steps))[place_B])
