@@ -47,21 +47,29 @@ def engine(tmp_path_factory: pytest.TempPathFactory, clock: Clock) -> Iterator[E
 
 
 @pytest.fixture
-def decoders() -> Iterator[Decoders]:
+def others() -> set[int]:
+    """Decoders that other tests of this process have left."""
+    return {child.pid for child in parts.processes(psutil.Process(), "infra.audio.decoder_child")}
+
+
+@pytest.fixture
+def decoders(others: set[int]) -> Iterator[Decoders]:
     decoders = Decoders(AT_A_TIME)
     decoders.start()
     yield decoders
     decoders.close()
 
 
-def children() -> list[psutil.Process]:
-    return parts.processes(psutil.Process(), "infra.audio.decoder_child")
+def children(others: set[int]) -> list[psutil.Process]:
+    return [child for child in parts.processes(psutil.Process(), "infra.audio.decoder_child") if child.pid not in others]
 
 
-def test_uploads_that_are_rejected_never_make_the_engine_look_hung(engine: Engine, decoders: Decoders, clock: Clock) -> None:
+def test_uploads_that_are_rejected_never_make_the_engine_look_hung(
+    engine: Engine, decoders: Decoders, others: set[int], clock: Clock
+) -> None:
     """However many there are and however long their decoding takes: they are not in the engine, and a band is played meanwhile."""
     door = Door(engine, decoders)
-    for child in children():
+    for child in children(others):
         child.suspend()
     with ThreadPoolExecutor(6) as threads:
         rejected = [threads.submit(door.generate, b"%PDF-1.7 no vocal", QUICK) for _ in range(6)]
@@ -70,7 +78,7 @@ def test_uploads_that_are_rejected_never_make_the_engine_look_hung(engine: Engin
             assert (engine.calls, engine.stalled_s()) == (0, 0)
         assert engine.generate(parts.stereo(), QUICK).audio_CN.any()
         assert engine.stalled_s() == 0
-        for child in children():
+        for child in children(others):
             child.resume()
         for future in rejected:
             assert isinstance(future.exception(), NotAudio)
@@ -79,11 +87,11 @@ def test_uploads_that_are_rejected_never_make_the_engine_look_hung(engine: Engin
 
 @pytest.mark.parametrize(("timeout_s", "end"), [(None, CancelledRequestError), (1.0, DeadlineError)])
 def test_a_file_whose_request_ends_ends_the_process_that_decodes_it(
-    engine: Engine, decoders: Decoders, timeout_s: float | None, end: type[Exception]
+    engine: Engine, decoders: Decoders, others: set[int], timeout_s: float | None, end: type[Exception]
 ) -> None:
     """And who waited for that process has another one."""
-    door, before, call = Door(engine, decoders), {child.pid for child in children()}, Call(timeout_s)
-    for child in children():
+    door, before, call = Door(engine, decoders), {child.pid for child in children(others)}, Call(timeout_s)
+    for child in children(others):
         child.suspend()
     with ThreadPoolExecutor(6) as threads:
         ending = [threads.submit(door.generate, parts.vocal(), QUICK, call) for _ in range(AT_A_TIME)]
@@ -95,16 +103,16 @@ def test_a_file_whose_request_ends_ends_the_process_that_decodes_it(
         for future in ending:
             assert isinstance(future.exception(), end)
         assert waiting.result().audio
-    assert not before & {child.pid for child in children()}
+    assert not before & {child.pid for child in children(others)}
 
 
-def test_a_codec_that_crashes_costs_a_process_and_not_the_engine(engine: Engine, decoders: Decoders) -> None:
+def test_a_codec_that_crashes_costs_a_process_and_not_the_engine(engine: Engine, decoders: Decoders, others: set[int]) -> None:
     door = Door(engine, decoders)
-    for child in children():
+    for child in children(others):
         child.suspend()
     with ThreadPoolExecutor(2) as threads:
         asked = [threads.submit(door.generate, parts.vocal(), QUICK) for _ in range(AT_A_TIME)]
-        for child in children():
+        for child in children(others):
             os.kill(child.pid, signal.SIGSEGV)
             child.resume()
         assert len({future.result().audio for future in asked}) == 1
