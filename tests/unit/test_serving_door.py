@@ -56,6 +56,7 @@ def others() -> set[int]:
 def decoders(others: set[int]) -> Iterator[Decoders]:
     decoders = Decoders(AT_A_TIME)
     decoders.start()
+    assert len(children(others)) == AT_A_TIME
     yield decoders
     decoders.close()
 
