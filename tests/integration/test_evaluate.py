@@ -181,7 +181,7 @@ def obeying(trained: TrainResult, tmp_path_factory: pytest.TempPathFactory) -> P
     unet = AccompanimentUNet(network)
     torch.nn.init.normal_(unet.output.weight, std=0.05)
     assert unet.condition_stream is not None
-    for parameter in unet.condition_stream.levels.parameters():
+    for parameter in (*unet.condition_stream.starts.parameters(), *unet.condition_stream.ends.parameters()):
         torch.nn.init.normal_(parameter, std=0.3)
     teacher = replace(load_checkpoint(Path(trained.checkpoint)), network=network, state=unet.state_dict(), sampling=Sampling(steps=3))
     save_checkpoint(folder / "teacher", teacher)
