@@ -18,6 +18,7 @@ BEYOND_S = 0.25
 MOST_CHORDS, MOST_BEATS = 5_000, 20_000
 _BEATS_A_BAR = 4
 _MOST_BEATS_A_BAR = 16
+_LONGEST_SYMBOL = 40
 
 _LETTERS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 _NOTE = re.compile(r"([A-G])([#b♯♭]*)")
@@ -140,6 +141,8 @@ class Controls:
 def read_chord(text: str) -> tuple[Chord, bool]:
     """A symbol (`A:min7/b3`, `F#m7b5`, `C/E`, `N`) → the nearest chord of the vocabulary, and whether it is exactly that."""
     symbol = text.strip()
+    if len(symbol) > _LONGEST_SYMBOL:
+        raise ModelError(f"chord {symbol[:_LONGEST_SYMBOL]!r}…: longer than {_LONGEST_SYMBOL} characters, which no chord is")
     if symbol in ("N", "N.C.", "NC", "X"):
         return NONE, True
     note = _NOTE.match(symbol)
@@ -156,8 +159,8 @@ def read_chord(text: str) -> tuple[Chord, bool]:
 def read_chords(text: str) -> tuple[ChordSpan, ...]:
     """LAB lines `start end CHORD`, or JSON `[{"start_s", "end_s", "chord"}]`, in order and without overlap. ControlError names the line."""
     rows = [(_number(line[0]), _number(line[1]), line[2]) for line in _rows(text, ("start_s", "end_s", "chord"), "chords", _lab)]
-    if len(rows) > MOST_CHORDS:
-        raise ControlError("chords", f"{len(rows)} lines; {MOST_CHORDS} at most")
+    if not 1 <= len(rows) <= MOST_CHORDS:
+        raise ControlError("chords", f"{len(rows)} lines; give 1 to {MOST_CHORDS}")
     spans: list[ChordSpan] = []
     for number, (start_s, end_s, symbol) in enumerate(rows, 1):
         where = f"line {number}"
@@ -194,7 +197,7 @@ def read_beats(text: str) -> tuple[Beat, ...]:
                     f"{where}: {step_s:.3g} s after the beat before it; {SLOWEST_BPM:g} to {FASTEST_BPM:g} beats a minute are allowed"
                 )
         place = None if position is None else _number(position)
-        if place is not None and (place != round(place) or not 1 <= place <= _MOST_BEATS_A_BAR):
+        if place is not None and not (1 <= place <= _MOST_BEATS_A_BAR and place.is_integer()):
             raise ControlError("beats", f"{where}: position is {position!r}; must be 1 (the downbeat) to {_MOST_BEATS_A_BAR}")
         if place is not None and beats and beats[-1].position is not None and place not in (1, beats[-1].position + 1):
             raise ControlError("beats", f"{where}: position {place:g} after {beats[-1].position}; must be one more, or 1 for the next bar")
@@ -303,7 +306,7 @@ def _degrees(text: str, symbol: str) -> set[int]:
 def _harte(text: str, symbol: str) -> frozenset[int]:
     """Steps above the root of a shorthand with its list of degrees: `min7`, `maj(9)`, `maj(*3)`, `(1,4)`."""
     match = re.fullmatch(r"([^()]*)(?:\(([^()]*)\))?", text)
-    if match is None or (match[1] and match[1] not in _SHORTHANDS):
+    if not text or match is None or (match[1] and match[1] not in _SHORTHANDS):
         raise ModelError(f"chord {symbol!r}: {text!r} is not in Harte's syntax; one of {', '.join(_SHORTHANDS)}, with degrees as maj(9)")
     steps = _degrees(_SHORTHANDS.get(match[1], "1"), symbol)
     for part in (match[2] or "").split(",") if match[2] else ():

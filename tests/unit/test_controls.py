@@ -55,6 +55,10 @@ def test_lab_and_json_say_the_same() -> None:
         ("one 1 C", r"line 1"),
         ("0 1", r"line 1: '0 1'; must be start_s end_s chord"),
         ("[1", r"no JSON"),
+        ("[null]", r"line 1: null; must be an object"),
+        ("0 1 C:", r"line 1: chord 'C:'.*Harte"),
+        ("0 1 Cadd" + "9" * 5_000, r"line 1: chord 'Cadd9+'….*longer than 40"),
+        ("", r"0 lines; give 1"),
         ('[{"start_s": 0}]', r"line 1: .*must be an object with start_s, end_s, chord"),
     ],
 )
@@ -106,6 +110,9 @@ def test_a_tempo_is_a_grid_over_the_whole_vocal() -> None:
         ("0 1.5\n0.5 1", "line 1: position is '1.5'"),
         ("-1 1\n0 2", "line 1: time_s is '-1'"),
         ("0 1", "1 of them"),
+        ("0 nan\n1 1", "line 1: position is 'nan'"),
+        ('[{"time_s": 0, "position": true}, {"time_s": 1, "position": 1}]', "line 1: position is True"),
+        ('[{"time_s": 0, "position": 1}, {"time_s": 1, "position": 1e999}]', "line 2: position is inf"),
         ("x 1\n0 2", "line 1: time_s is 'x'"),
     ],
 )
