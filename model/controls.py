@@ -73,6 +73,8 @@ class ChordSpan:
     asked: str
     exact: bool
     """False: the vocabulary lacks what was asked, and `chord` is the nearest that it has."""
+    where: str = ""
+    """Its line in the file, for messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,8 @@ class Beat:
 
     time_s: float
     position: int | None = None
+    where: str = ""
+    """Its line in the file, for messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +104,10 @@ class Controls:
         if self.tempo_bpm is not None and self.beats:
             raise ControlError("beats", "given beside tempo_bpm; give the beats, or tempo_bpm with first_beat_s")
         if self.tempo_bpm is None and self.first_beat_s:
-            raise ControlError("first_beat_s", "given without tempo_bpm; give the tempo too")
+            raise ControlError("first_beat_s", f"given without tempo_bpm; {'leave it out' if self.beats else 'give the tempo too'}")
+        for name, times_s in (("beats", [beat.time_s for beat in self.beats]), ("chords", [span.start_s for span in self.chords])):
+            if times_s != sorted(times_s) or (name == "beats" and len(times_s) == 1):
+                raise ControlError(name, "must be in order of time, and beats two or more")
         if not (math.isfinite(self.first_beat_s) and self.first_beat_s >= 0):
             raise ControlError("first_beat_s", f"is {self.first_beat_s:g}; must be 0 or more")
 
@@ -117,17 +124,18 @@ class Controls:
         return tuple(f"chord {asked} is taken for {name}, the nearest that the model knows" for asked, name in others.items())
 
     def within(self, duration_s: float) -> "Controls":
-        """The same, cut at the vocal's end. Raises ModelError where something begins or ends more than 0.25 s beyond it."""
-        for number, span in enumerate(self.chords, 1):
-            if span.start_s >= duration_s or span.end_s > duration_s + BEYOND_S:
-                where = f"line {number}: {span.start_s:g} to {span.end_s:g} s"
+        """The same, cut at the vocal's end. Raises ControlError where something ends more than 0.25 s beyond it."""
+        for span in self.chords:
+            if span.end_s > duration_s + BEYOND_S:
+                where = f"{span.where}: {span.start_s:g} to {span.end_s:g} s"
                 raise ControlError("chords", f"{where} lies beyond the vocal, which ends at {duration_s:.2f} s")
-        for number, beat in enumerate(self.beats, 1):
+        for beat in self.beats:
             if beat.time_s > duration_s + BEYOND_S:
-                raise ControlError("beats", f"line {number}: {beat.time_s:g} s lies beyond the vocal, which ends at {duration_s:.2f} s")
+                raise ControlError("beats", f"{beat.where}: {beat.time_s:g} s lies beyond the vocal, which ends at {duration_s:.2f} s")
         if self.tempo_bpm is not None and self.first_beat_s > duration_s + BEYOND_S:
             raise ControlError("first_beat_s", f"is {self.first_beat_s:g}, which lies beyond the vocal, which ends at {duration_s:.2f} s")
-        return replace(self, chords=tuple(replace(span, end_s=min(span.end_s, duration_s)) for span in self.chords))
+        inside = (span for span in self.chords if span.start_s < duration_s)
+        return replace(self, chords=tuple(replace(span, end_s=min(span.end_s, duration_s)) for span in inside))
 
     def grid(self, duration_s: float) -> tuple[Beat, ...]:
         """The beats that are asked for: those given, or those of the tempo from before the vocal's beginning to after its end."""
@@ -138,12 +146,15 @@ class Controls:
         return tuple(Beat(time_s=self.first_beat_s + index * beat_s, position=index % _BEATS_A_BAR + 1) for index in range(first, last + 1))
 
 
-def read_chord(text: str) -> tuple[Chord, bool]:
-    """A symbol (`A:min7/b3`, `F#m7b5`, `C/E`, `N`) → the nearest chord of the vocabulary, and whether it is exactly that."""
+def read_chord(text: str) -> tuple[Chord | None, bool]:
+    """A symbol (`A:min7/b3`, `F#m7b5`, `C/E`, `N`) → the nearest chord of the vocabulary, and whether it is exactly that. None: `X`, a
+    chord that nobody knows, which the band may choose."""
     symbol = text.strip()
     if len(symbol) > _LONGEST_SYMBOL:
         raise ModelError(f"chord {symbol[:_LONGEST_SYMBOL]!r}…: longer than {_LONGEST_SYMBOL} characters, which no chord is")
-    if symbol in ("N", "N.C.", "NC", "X"):
+    if symbol == "X":
+        return None, True
+    if symbol in ("N", "N.C.", "NC"):
         return NONE, True
     note = _NOTE.match(symbol)
     if not note:
@@ -158,23 +169,24 @@ def read_chord(text: str) -> tuple[Chord, bool]:
 
 def read_chords(text: str) -> tuple[ChordSpan, ...]:
     """LAB lines `start end CHORD`, or JSON `[{"start_s", "end_s", "chord"}]`, in order and without overlap. ControlError names the line."""
-    rows = [(_number(line[0]), _number(line[1]), line[2]) for line in _rows(text, ("start_s", "end_s", "chord"), "chords", _lab)]
+    rows = _rows(text, ("start_s", "end_s", "chord"), "chords", _lab)
     if not 1 <= len(rows) <= MOST_CHORDS:
         raise ControlError("chords", f"{len(rows)} lines; give 1 to {MOST_CHORDS}")
     spans: list[ChordSpan] = []
-    for number, (start_s, end_s, symbol) in enumerate(rows, 1):
-        where = f"line {number}"
+    for where, (start, end, symbol) in rows:
+        start_s, end_s = _number(start), _number(end)
         if not (math.isfinite(start_s) and math.isfinite(end_s) and 0 <= start_s < end_s):
-            raise ControlError("chords", f"{where}: {start_s:g} to {end_s:g} s; must be 0 or more, and end after it begins")
+            raise ControlError("chords", f"{where}: {_brief(start)} to {_brief(end)}; must be seconds, 0 or more, and end after it begins")
         if spans and start_s < spans[-1].end_s - 1e-6:
-            raise ModelError(
-                f"{where}: begins at {start_s:g} s, before the chord before it ends at {spans[-1].end_s:g} s; sort and cut them"
+            raise ControlError(
+                "chords", f"{where}: begins at {start_s:g} s, before the chord before it ends at {spans[-1].end_s:g} s; sort and cut them"
             )
         try:
             chord, exact = read_chord(str(symbol))
         except ModelError as error:
             raise ControlError("chords", f"{where}: {error}") from error
-        spans.append(ChordSpan(start_s=start_s, end_s=end_s, chord=chord, asked=str(symbol).strip(), exact=exact))
+        if chord is not None:
+            spans.append(ChordSpan(start_s=start_s, end_s=end_s, chord=chord, asked=str(symbol).strip(), exact=exact, where=where))
     return tuple(spans)
 
 
@@ -184,24 +196,23 @@ def read_beats(text: str) -> tuple[Beat, ...]:
     rows = _rows(text, ("time_s", "position"), "beats", lambda line: line.split(), optional=1)
     if not 2 <= len(rows) <= MOST_BEATS:
         raise ControlError("beats", f"{len(rows)} of them; give 2 to {MOST_BEATS}")
-    for number, (time, position) in enumerate(rows, 1):
-        where, time_s = f"line {number}", _number(time)
+    for where, (time, position) in rows:
+        time_s = _number(time)
         if not math.isfinite(time_s) or time_s < 0:
-            raise ControlError("beats", f"{where}: time_s is {time!r}; must be seconds, 0 or more")
+            raise ControlError("beats", f"{where}: time_s is {_brief(time)}; must be seconds, 0 or more")
         if beats:
             step_s = time_s - beats[-1].time_s
             if step_s <= 0:
                 raise ControlError("beats", f"{where}: {time_s:g} s is not after the beat before it, at {beats[-1].time_s:g} s; sort them")
             if not SLOWEST_BPM <= 60 / step_s <= FASTEST_BPM:
-                raise ModelError(
-                    f"{where}: {step_s:.3g} s after the beat before it; {SLOWEST_BPM:g} to {FASTEST_BPM:g} beats a minute are allowed"
-                )
+                allowed = f"{SLOWEST_BPM:g} to {FASTEST_BPM:g} beats a minute are allowed"
+                raise ControlError("beats", f"{where}: {step_s:.3g} s after the beat before it; {allowed}")
         place = None if position is None else _number(position)
         if place is not None and not (1 <= place <= _MOST_BEATS_A_BAR and place.is_integer()):
-            raise ControlError("beats", f"{where}: position is {position!r}; must be 1 (the downbeat) to {_MOST_BEATS_A_BAR}")
+            raise ControlError("beats", f"{where}: position is {_brief(position)}; must be 1 (the downbeat) to {_MOST_BEATS_A_BAR}")
         if place is not None and beats and beats[-1].position is not None and place not in (1, beats[-1].position + 1):
             raise ControlError("beats", f"{where}: position {place:g} after {beats[-1].position}; must be one more, or 1 for the next bar")
-        beats.append(Beat(time_s=time_s, position=None if place is None else int(place)))
+        beats.append(Beat(time_s=time_s, position=None if place is None else int(place), where=where))
     return tuple(beats)
 
 
@@ -235,25 +246,35 @@ def _bar_lengths(beats: Sequence[Beat]) -> list[int]:
 
 def _rows(
     text: str, names: tuple[str, ...], what: str, split: Callable[[str], list[str]], *, optional: int = 0
-) -> list[tuple[object, ...]]:
-    """The values of `names` in each line, or in each object of a JSON list; the last `optional` may be missing, and are None then."""
-    least = len(names) - optional
+) -> list[tuple[str, tuple[object, ...]]]:
+    """Where each stands in the file (`line 3`, or `item 3` of a JSON list), and its values of `names`; the last `optional` may be missing,
+    and are None then."""
+    least, text = len(names) - optional, text.removeprefix("\ufeff")
+    rows: list[tuple[str, tuple[object, ...]]] = []
     if not text.lstrip().startswith("["):
-        lines = [split(line) for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-        for number, line in enumerate(lines, 1):
-            if not least <= len(line) <= len(names):
-                raise ControlError(what, f"line {number}: {' '.join(line)[:80]!r}; must be {' '.join(names)}")
-        return [(*line, *[None] * (len(names) - len(line))) for line in lines]
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            parts = split(line)
+            if not least <= len(parts) <= len(names):
+                raise ControlError(what, f"line {number}: {' '.join(parts)[:80]!r}; must be {' '.join(names)}")
+            rows.append((f"line {number}", (*parts, *[None] * (len(names) - len(parts)))))
+        return rows
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ControlError(what, f"begins with [ and is no JSON ({error}); give a list of objects with {', '.join(names)}") from error
-    rows: list[tuple[object, ...]] = []
     for number, row in enumerate(document, 1):
         if not isinstance(row, dict) or not set(names[:least]) <= set(row) <= set(names):
-            raise ControlError(what, f"line {number}: {json.dumps(row)[:80]}; must be an object with {', '.join(names)}")
-        rows.append(tuple(row.get(name) for name in names))
+            raise ControlError(what, f"item {number}: {json.dumps(row)[:80]}; must be an object with {', '.join(names)}")
+        rows.append((f"item {number}", tuple(row.get(name) for name in names)))
     return rows
+
+
+def _brief(value: object) -> str:
+    """What was given, in short."""
+    given = repr(value)
+    return given if len(given) <= _LONGEST_SYMBOL else f"{given[:_LONGEST_SYMBOL]}…"
 
 
 def _lab(line: str) -> list[str]:
@@ -276,7 +297,8 @@ def _pitch_class(note: re.Match[str]) -> int:
 def _bass_of(rest: str) -> tuple[str, bool, str]:
     """(quality, whether there is a bass, bass): the slash of 6/9 begins no bass."""
     head, slash, tail = rest.rpartition("/")
-    return (head, True, tail) if slash and tail != "9" else (rest, False, "")
+    six_nine = tail == "9" and not rest.startswith(":")
+    return (head, True, tail) if slash and not six_nine else (rest, False, "")
 
 
 def _bass(text: str, root: int, symbol: str) -> int:

@@ -87,6 +87,8 @@ class ServeConfig:
         for name in positive:
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}, which is not positive: give a number above 0")
+        if wrong := [host for host in self.allowed_hosts if host != "*" and (set("/:@ *") & set(host) or not host.strip("."))]:
+            raise UserError(f"allowed_hosts holds {wrong[0]!r}: give a host alone, for example band.example, or * for any")
         if not 1 <= self.port <= 65_535:
             raise UserError(f"port is {self.port}, which is not within 1 to 65535: choose a free port, for example 8000")
         if self.replicas < 0 or self.most_replicas < max(1, self.replicas):

@@ -30,9 +30,14 @@ class Decoders:
 
     @contextmanager
     def one(self, look: Callable[[], None]) -> Iterator[Decoder]:
-        """A decoder of one's own for as long as the block lasts. look: called while waiting for it; what it raises ends the wait."""
+        """A decoder of one's own for as long as the block lasts. look: called while waiting for it; what it raises ends the wait.
+
+        Raises RuntimeError once these are closed.
+        """
         while True:
             look()
+            if self._closed:
+                raise RuntimeError("the decoders were closed")
             try:
                 decoder = self._free.get(timeout=LOOK_EVERY_S)
                 break

@@ -89,7 +89,7 @@ def _text(uri: str, option: str) -> str:
     if not place.exists():
         raise UserError(f"{option} {uri}: no such file")
     try:
-        return place.read_bytes().decode()
+        return place.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{option} {uri}: is no text in UTF-8 ({error})") from error
 

@@ -1,6 +1,7 @@
 """Which runs were trained on a dataset: a small record each, beside it, so that a takedown can name the checkpoints.
 
 OUT/trainings/….json     where the run's checkpoints are, and the digest of the dataset that it read
+RUN/datasets.json        which datasets a run learnt from, and the checkpoint that it began with before it
 """
 
 import hashlib
@@ -10,11 +11,12 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from infra.storage.place import Place, StorageError
+from infra.storage.place import MissingObjectError, Place, StorageError
 
 log = logging.getLogger(__name__)
 
 FOLDER = "trainings"
+DATASETS = "datasets.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,26 @@ class Training:
     dataset_digest: str
     began: str
     """ISO 8601, UTC."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearntFrom:
+    """One dataset that a run, or what it began with, learnt from."""
+
+    uri: str
+    digest: str
+
+
+def write_learnt_from(run: Place, datasets: Collection[LearntFrom]) -> None:
+    (run / DATASETS).write_bytes((json.dumps([asdict(dataset) for dataset in datasets], indent=1) + "\n").encode())
+
+
+def read_learnt_from(run: Place) -> list[LearntFrom]:
+    """What `write_learnt_from` left there; nothing for runs of before, and for released checkpoints, whose datasets lie nowhere."""
+    try:
+        return [LearntFrom(**dataset) for dataset in json.loads((run / DATASETS).read_bytes())]
+    except MissingObjectError:
+        return []
 
 
 def note_training(data: Place, checkpoint: str, dataset_digest: str) -> None:

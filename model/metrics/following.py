@@ -10,27 +10,15 @@ import scipy
 
 from model.chords import NO_CHORD, pitch_classes
 from model.controls import ChordSpan
-from model.listen import CHROMA_RATE_HZ, F0_RATE_HZ, chord_agreement, chroma, f0, recognise_chords, track_beats
+from model.listen import CHROMA_RATE_HZ, F0_RATE_HZ, f0
 
 # As beat trackers are judged (Davies et al. 2009).
 BEAT_WINDOW_S = 0.07
 _FEWEST_BEATS = 8
 
 
-def chords_followed(band_CN: np.ndarray, spans: Sequence[ChordSpan], beats_s: np.ndarray | None = None) -> float:
-    """Share of the asked frames in which root and third, as heard, are those that were asked; NaN where no chord with a third was.
-
-    beats_s: where the beats are, when that is known; by default as heard.
-    """
-    asked = triads_of(spans)
-    if not asked:
-        return float("nan")
-    beats_s = track_beats(band_CN) if beats_s is None else beats_s
-    return chord_agreement(asked, recognise_chords(band_CN, beats_s))
-
-
 def triads_of(spans: Sequence[ChordSpan]) -> list[tuple[float, float, int]]:
-    """(start_s, end_s, triad) of the chords that have a third, as `chord_agreement` takes them."""
+    """(start_s, end_s, triad) of the chords that have a third, as `model.listen.chord_agreement` takes them."""
     return [(span.start_s, span.end_s, triad) for span in spans if (triad := triad_of(span.chord.root, span.chord.quality)) is not None]
 
 
@@ -40,11 +28,6 @@ def triad_of(root: int, quality: int) -> int | None:
         return None
     thirds = {3: 1, 4: 0}
     return next((2 * root + thirds[step] for note in pitch_classes(root, quality) if (step := (note - root) % 12) in thirds), None)
-
-
-def beats_followed(band_CN: np.ndarray, beats_s: np.ndarray) -> float:
-    """F-measure of the beats as heard against those asked, each matched once within 70 ms; 0 where none is heard."""
-    return beat_f1(track_beats(band_CN), beats_s)
 
 
 def beat_f1(heard_s: np.ndarray, asked_s: np.ndarray) -> float:
@@ -62,24 +45,16 @@ def beat_f1(heard_s: np.ndarray, asked_s: np.ndarray) -> float:
 
 
 def drift_ms_per_minute(heard_s: np.ndarray, asked_s: np.ndarray) -> float:
-    """How fast the heard beats run away from those asked: the slope of their distances (Theil 1950 and Sen 1968, so that a few wrong
-    beats do not count). NaN with fewer than eight."""
-    if len(heard_s) < _FEWEST_BEATS or len(asked_s) < 2:
+    """How fast the heard beats run away from those asked, also where they are a beat behind by then: the slope of their distances (Theil
+    1950 and Sen 1968, so that a few wrong beats do not count). Half and double time are no drift. NaN with fewer than eight."""
+    inside_s = heard_s[(heard_s >= asked_s[0]) & (heard_s <= asked_s[-1])] if len(asked_s) > 1 else heard_s[:0]
+    if len(inside_s) < _FEWEST_BEATS:
         return float("nan")
-    nearest_B = asked_s[np.abs(heard_s[:, None] - asked_s[None]).argmin(axis=1)]
-    near_B = np.abs(heard_s - nearest_B) <= np.median(np.diff(asked_s)) / 4
-    if near_B.sum() < _FEWEST_BEATS:
-        return float("nan")
-    slope = scipy.stats.theilslopes((heard_s - nearest_B)[near_B], heard_s[near_B])[0]
-    return float(abs(slope) * 60 * 1_000)
-
-
-def shadowing(vocal_CN: np.ndarray, band_CN: np.ndarray) -> float:
-    """Share of the sung frames in which the band's strongest pitch class is the voice's own: an instrument doubles it. 0 without singing.
-
-    A band that plays chords under a melody does so now and then, so compare with the true band's.
-    """
-    return shadowed(*sung_classes(vocal_CN), chroma(band_CN))
+    step_B = np.diff(np.interp(inside_s, asked_s, np.arange(len(asked_s))))
+    # What each step is longer than whole or half beats; a beat that was not heard is a longer whole.
+    behind_B = np.concatenate([[0.0], np.cumsum(step_B - np.rint(2 * step_B) / 2)])
+    slope = scipy.stats.theilslopes(behind_B, inside_s)[0]
+    return float(abs(slope) * np.median(np.diff(asked_s)) * 60 * 1_000)
 
 
 def sung_classes(vocal_CN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -89,7 +64,10 @@ def sung_classes(vocal_CN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shadowed(times_s: np.ndarray, sung_T: np.ndarray, chroma_PT: np.ndarray) -> float:
-    """`shadowing` of a vocal and a band that have been heard before."""
+    """Share of the sung frames in which the band's strongest pitch class is the voice's own: an instrument doubles it. 0 without singing.
+
+    times_s, sung_T: of `sung_classes`. A band that plays chords under a melody does so now and then, so compare with the true band's.
+    """
     frames_T = np.clip(np.rint(times_s * CHROMA_RATE_HZ).astype(int), 0, chroma_PT.shape[1] - 1)
     sounding_T = chroma_PT.sum(axis=0)[frames_T] > 0
     if sounding_T.sum() < F0_RATE_HZ:

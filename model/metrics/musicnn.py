@@ -9,6 +9,7 @@ Shapes: C channels, N samples, R windows, T frames, F bins, M mel bands, D dimen
 
 import functools
 import hashlib
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -140,7 +141,7 @@ def load_musicnn(file: str, *, device: str = "cpu") -> MusicnnEmbedding:
         content = Path(file).read_bytes()
         with np.load(file, allow_pickle=False) as held:
             weights = {name: held[name] for name in held.files}
-    except (OSError, ValueError, AttributeError, EOFError) as error:  # np.load's kinds for what is no npz
+    except (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:  # np.load's kinds for what is no npz
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise EmbeddingUnavailable(f"embedding musicnn: {file} cannot be read ({reason}); give its npz as musicnn:FILE") from error
     return MusicnnEmbedding(weights, f"musicnn {hashlib.sha256(content).hexdigest()[:8]}", device=device)

@@ -16,6 +16,8 @@ from pipelines.song import SongError
 
 NAT64 = IPv6Network("64:ff9b::/96")
 """RFC 6052: such an address leads to the IPv4 address in its last four bytes."""
+# Not reserved in every Python's table: site-local addresses, NAT64 of one's own network (RFC 8215), IPv4-compatible ones (RFC 4291).
+NOT_PUBLIC = tuple(IPv6Network(network) for network in ("fec0::/10", "64:ff9b:1::/48", "::/96"))
 
 
 def checked_addresses(url: httpx.URL, private_hosts: Sequence[str], *, names: bool = True) -> list[str]:
@@ -45,6 +47,8 @@ def checked_addresses(url: httpx.URL, private_hosts: Sequence[str], *, names: bo
 def is_public(address: str) -> bool:
     """Neither loopback, private, link-local, shared, reserved nor multicast; of IPv6 that leads to IPv4, that is asked."""
     parsed = ip_address(address)
+    if isinstance(parsed, IPv6Address) and any(parsed in network for network in NOT_PUBLIC):
+        return False
     return parsed.is_global and not parsed.is_multicast and all(is_public(str(inner)) for inner in _inner(parsed))
 
 

@@ -32,7 +32,7 @@ from pipelines.corpus.processes import in_processes
 from pipelines.corpus.score.record import GENERATOR_VERSION, as_json
 from pipelines.corpus.sound.banks.licence import bank_credit
 from pipelines.corpus.sound.banks.open import choose_banks, open_banks
-from pipelines.corpus.sound.render import SungVocal, render_band
+from pipelines.corpus.sound.render import render_band
 from pipelines.corpus.sound.voices.open import choose_voices, open_voices
 from pipelines.corpus.vocals.capture import apply_capture, draw_capture
 from pipelines.dataset import write as dataset
@@ -41,8 +41,7 @@ from pipelines.dataset.contents import read_stored
 from pipelines.song import FoundSong, SongIdentity
 from pipelines.stages.encode import Encoder, open_codec
 from pipelines.stages.segment import SegmentConfig, segment_audio
-from pipelines.stages.truth import at_speed as at_its_speed
-from pipelines.stages.truth import parsed_truth
+from pipelines.stages.truth import parsed_truth, truth_at_speed
 
 if TYPE_CHECKING:
     from model.codec.base import CodecIdentity
@@ -120,7 +119,7 @@ def make_demo_latents(config: DemoLatentsConfig) -> DemoLatentsSummary:
     config = replace(config, bank=choose_banks(config.bank, settings), voice=choose_voices(config.voice, settings))
     out = Place(config.out)
     out.check()
-    codec = open_codec(config.codec, Settings.from_environment().s3, "cpu").identity
+    codec = open_codec(config.codec, settings.s3, "cpu").identity
     with held(out, "demo-latents"):
         return _make(config, out, codec)
 
@@ -216,23 +215,20 @@ def _write_takes(job: _Job, config: DemoLatentsConfig) -> int:
     banks, voices = open_banks(config.bank), open_voices(config.voice)
     records = [voices.perform(record) for record in compose_bands(job.seed, config.bands_per_vocal, config.duration_s)]
     first = render(records[0], banks, voices)
-    sung = SungVocal(
-        vocals_CN=first.vocals_CN, f0_hz=first.f0_hz, gain_db=round(first.vocal_gain_db, 3),
-        voice=first.voice, timbre=first.timbre, doubled=first.doubled, voice_licence=first.bank_licences.get(first.voice, ""),
-    )  # fmt: skip
-    songs = [first, *(render_band(record, sung, banks) for record in records[1:])]
+    songs = [first, *(render_band(record, first.sung, banks) for record in records[1:])]
+    truths = [parsed_truth(as_json(record)) for record in records]
     for speed in config.speeds:
         vocal_CN = at_speed(first.vocals_CN, speed)
         if config.capture:
             name = f"{job.seed}/{speed:g}"
             vocal_CN = apply_capture(vocal_CN, draw_capture(Chance("capture", name)), name).astype(np.float32)
         shared = ""
-        for record, song in zip(records, songs, strict=True):
+        for record, song, truth in zip(records, songs, truths, strict=True):
             accompaniment_CN = at_speed(song.accompaniment_CN, speed)
             identity = replace(_identify(record, vocal_CN, accompaniment_CN), vocal_of=shared, credit=bank_credit(song.bank_licences))
             shared = shared or identity.song_id
             segmented = segment_audio(identity, vocal_CN, accompaniment_CN, config.segment)
-            segmented = replace(segmented, truth=at_its_speed(parsed_truth(as_json(record)), speed))
+            segmented = replace(segmented, truth=truth_at_speed(truth, speed))
             found = FoundSong(url=take_url(job.seed, speed, config, record.band), source="demo", version=take_version(config))
             dataset.write_song(out, found, _encoder.encode([segmented])[0], job.split)
     return job.seed

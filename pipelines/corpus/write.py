@@ -26,7 +26,7 @@ from pipelines.corpus.sound.banks.licence import bank_credit
 from pipelines.corpus.sound.banks.open import choose_banks, open_banks
 from pipelines.corpus.sound.dsp import level_db, loudness_lufs
 from pipelines.corpus.sound.mix import side_to_mid_db
-from pipelines.corpus.sound.render import PCM_SCALE, RenderedSong, SungVocal, render, render_band
+from pipelines.corpus.sound.render import GAIN_DIGITS, PCM_SCALE, RenderedSong, SungVocal, render, render_band
 from pipelines.corpus.sound.voice import F0_RATE_HZ
 from pipelines.corpus.sound.voices.open import choose_voices, open_voices
 from pipelines.song import audio_identity
@@ -249,7 +249,7 @@ def describe(song: RenderedSong, made_with: tuple[str, str], files: dict[str, by
         loudness_lufs=round(loudness_lufs(mixture), 2),
         peak_dbfs=round(level_db(float(np.max(np.abs(mixture))) ** 2), 2),
         side_to_mid_db=round(side_to_mid_db(mixture), 2),
-        vocal_gain_db=round(song.vocal_gain_db, 3),
+        vocal_gain_db=round(song.vocal_gain_db, GAIN_DIGITS),
         accompaniment_gain_db=round(song.accompaniment_gain_db, 3),
         samples=mixture.shape[1],
         f0_rate_hz=F0_RATE_HZ,

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from infra.dataset.credits import credits_of, stored_credits, write_credits
+from infra.dataset.credits import CREDITS, credits_of, stored_credits, write_credits
 from infra.dataset.format import MANIFEST, SPLITS, Counts, Manifest, code_version, latents
 from infra.dataset.parquet import read_table, write_table
 from infra.dataset.snapshots import read_rows, write_snapshot
@@ -40,6 +40,7 @@ def commit(out: Place, stored: Stored, codec: "CodecIdentity", *, keep: Set[str]
     check_held(out)
     if not stored.songs:
         (out / MANIFEST).delete()  # an earlier one would vouch for songs that are gone
+        (out / CREDITS).delete()
         _collect(out, stored, keep)
         return None
     files = _without_the_gone(out, stored)

@@ -100,7 +100,7 @@ def truth_of(
         return None, f"{fault}; {failed}" if fault else failed
 
 
-def at_speed(truth: SongTruth, speed: float) -> SongTruth:
+def truth_at_speed(truth: SongTruth, speed: float) -> SongTruth:
     """The truth of a song that is played faster, so higher, as a tape is. Between the semitones its chords and key are not known."""
     semitones = 12 * math.log2(speed)
     shift = round(semitones)

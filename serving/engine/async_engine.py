@@ -119,7 +119,8 @@ class LocalBackend:
     """An engine in this process behind the HTTP application: for one machine without Ray, and for tests."""
 
     def __init__(self, engine: Engine, *, concurrent: int = 16) -> None:
-        self._replies = Replies(engine, Decoders(DECODED_AT_A_TIME), concurrent=concurrent)
+        self._decoders = Decoders(DECODED_AT_A_TIME)
+        self._replies = Replies(engine, self._decoders, concurrent=concurrent)
 
     async def play(self, vocal: bytes, request: AccompanimentRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Message, None]:
         id = self._replies.engine.accompanist.checkpoint.name
@@ -135,3 +136,8 @@ class LocalBackend:
 
     async def not_ready(self) -> str | None:
         return None
+
+    def close(self) -> None:
+        """Ends the engine's threads and the decoders' processes."""
+        self._replies.close()
+        self._decoders.close()

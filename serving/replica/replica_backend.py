@@ -90,8 +90,8 @@ class ReplicaBackend:
 
     async def play(self, vocal: bytes, request: AccompanimentRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Message, None]:
         """A request is a function of its seed, so one whose replica died is simply asked again; of a stream that had begun, the bytes that
-        were sent are made again and skipped. A replica works on one such request at a time, so that the next death has one culprit: that
-        is sent to no third replica, and who was only beside it is."""
+        were sent are made again and skipped. A replica works on one such request at a time: of two of them, the one in work when the next
+        replica dies is sent to no third, and the other is."""
         if await self._quarantine.holds(vocal, request):
             yield _quarantined()
             return

@@ -2,11 +2,12 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from model.controls import Beat, Controls, phases, read_beats, read_chord, read_chords
-from model.errors import ModelError
+from model.errors import ControlError, ModelError
 
 
 @pytest.mark.parametrize(
@@ -15,11 +16,12 @@ from model.errors import ModelError
         ("C", "C:maj"), ("Am", "A:min"), ("A-7", "A:min7"), ("C/E", "C:maj/3"), ("F#m7b5", "F#:hdim7"), ("A:min7/b3", "A:min7/b3"),
         ("F#m7b5/E", "F#:hdim7/b7"), ("Gsus", "G:sus4"), ("Cadd9", "C:maj(9)"), ("Ebm(maj7)", "Eb:minmaj7"), ("CΔ", "C:maj7"),
         ("Caug", "C:aug"), ("C:maj/3", "C:maj/3"), ("D:(1,4,5)", "D:sus4"), ("C:maj(*3)", "C:5"), ("Cno3", "C:5"), ("Bbb", "A:maj"),
-        ("N", "N"), ("N.C.", "N"), ("E♭7", "Eb:7"), ("C6", "C:maj6"), ("Bdim7", "B:dim7"), (" Dm9 ", "D:min9"),
+        ("N", "N"), ("N.C.", "N"), ("C:maj9/9", "C:maj9/2"), ("E♭7", "Eb:7"), ("C6", "C:maj6"), ("Bdim7", "B:dim7"), (" Dm9 ", "D:min9"),
     ],
 )  # fmt: skip
 def test_a_symbol_is_understood(written: str, meant: str) -> None:
     chord, exact = read_chord(written)
+    assert chord is not None
     assert (chord.name, exact) == (meant, True)
 
 
@@ -35,7 +37,9 @@ def test_what_the_vocabulary_lacks_is_taken_for_the_nearest_and_said(written: st
 
 def test_lab_and_json_say_the_same() -> None:
     lab = read_chords("# a comment\n0 1.5 Am\n\n1.5\t3 C/E\n")
-    assert lab == read_chords(json.dumps([{"start_s": 0, "end_s": 1.5, "chord": "Am"}, {"start_s": 1.5, "end_s": 3, "chord": "C/E"}]))
+    listed = read_chords(json.dumps([{"start_s": 0, "end_s": 1.5, "chord": "Am"}, {"start_s": 1.5, "end_s": 3, "chord": "C/E"}]))
+    assert [replace(span, where="") for span in lab] == [replace(span, where="") for span in listed]
+    assert [span.where for span in (*lab, *listed)] == ["line 2", "line 4", "item 1", "item 2"]
     assert [(span.start_s, span.end_s, span.chord.name) for span in lab] == [(0.0, 1.5, "A:min"), (1.5, 3.0, "C:maj/3")]
 
 
@@ -49,21 +53,23 @@ def test_lab_and_json_say_the_same() -> None:
         ("0 1 C:maj(8)", r"degree 8"),
         ("0 2 C\n1 3 Am", r"line 2: begins at 1 s.*ends at 2 s"),
         ("2 3 C\n0 1 Am", r"line 2: begins at 0 s"),
-        ("1 1 C", r"line 1: 1 to 1 s"),
-        ("-1 1 C", r"line 1: -1 to 1 s"),
+        ("1 1 C", r"line 1: '1' to '1'"),
+        ("-1 1 C", r"line 1: '-1' to '1'"),
+        ("0 1,5 C", r"line 1: '0' to '1,5'"),
+        ("# two\n\n0 1 C\n1 2 H", r"line 4: chord 'H'"),
         ("nan 1 C", r"line 1"),
         ("one 1 C", r"line 1"),
         ("0 1", r"line 1: '0 1'; must be start_s end_s chord"),
         ("[1", r"no JSON"),
-        ("[null]", r"line 1: null; must be an object"),
+        ("[null]", r"item 1: null; must be an object"),
         ("0 1 C:", r"line 1: chord 'C:'.*Harte"),
         ("0 1 Cadd" + "9" * 5_000, r"line 1: chord 'Cadd9+'….*longer than 40"),
         ("", r"0 lines; give 1"),
-        ('[{"start_s": 0}]', r"line 1: .*must be an object with start_s, end_s, chord"),
+        ('[{"start_s": 0}]', r"item 1: .*must be an object with start_s, end_s, chord"),
     ],
 )
 def test_a_wrong_line_of_chords_is_named(text: str, said: str) -> None:
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ControlError, match=rf"^chords: .*{said}"):
         read_chords(text)
 
 
@@ -72,8 +78,13 @@ def test_chords_are_cut_at_the_vocals_end_and_may_not_lie_beyond() -> None:
     assert controls.within(10.0).chords[-1].end_s == 10.0
     with pytest.raises(ModelError, match=r"line 2: 5 to 10.2 s lies beyond the vocal, which ends at 9.00 s"):
         controls.within(9.0)
-    with pytest.raises(ModelError, match="line 2"):
-        controls.within(5.0)
+    last = Controls(chords=read_chords("0 5 C\n5 5.1 N"))
+    assert [span.chord.name for span in last.within(5.0).chords] == ["C:maj"]
+
+
+def test_a_chord_that_nobody_knows_is_the_bands_choice_and_a_windows_file_is_read() -> None:
+    assert [span.chord.name for span in read_chords("\ufeff0 1 C\r\n1 2 X\r\n2 3 N\r\n")] == ["C:maj", "N"]
+    assert [beat.position for beat in read_beats('\ufeff[{"time_s": 0, "position": 1}, {"time_s": 1, "position": 2}]')] == [1, 2]
 
 
 def test_phases_run_from_beat_to_beat_and_from_downbeat_to_downbeat() -> None:
@@ -111,13 +122,13 @@ def test_a_tempo_is_a_grid_over_the_whole_vocal() -> None:
         ("-1 1\n0 2", "line 1: time_s is '-1'"),
         ("0 1", "1 of them"),
         ("0 nan\n1 1", "line 1: position is 'nan'"),
-        ('[{"time_s": 0, "position": true}, {"time_s": 1, "position": 1}]', "line 1: position is True"),
-        ('[{"time_s": 0, "position": 1}, {"time_s": 1, "position": 1e999}]', "line 2: position is inf"),
+        ('[{"time_s": 0, "position": true}, {"time_s": 1, "position": 1}]', "item 1: position is True"),
+        ('[{"time_s": 0, "position": 1}, {"time_s": 1, "position": 1e999}]', "item 2: position is inf"),
         ("x 1\n0 2", "line 1: time_s is 'x'"),
     ],
 )
 def test_a_wrong_line_of_beats_is_named(text: str, said: str) -> None:
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ControlError, match=rf"^beats: .*{said}"):
         read_beats(text)
 
 
@@ -128,12 +139,15 @@ def test_a_wrong_line_of_beats_is_named(text: str, said: str) -> None:
         ({"tempo_bpm": 999.0}, "tempo_bpm: is 999"),
         ({"tempo_bpm": math.nan}, "tempo_bpm: is nan"),
         ({"first_beat_s": 1.0}, "first_beat_s: given without tempo_bpm"),
+        ({"beats": read_beats("0 1\n1 2"), "first_beat_s": 1.0}, "leave it out"),
+        ({"beats": read_beats("0 1\n1 2")[:1]}, "beats: .*two or more"),
+        ({"chords": read_chords("0 1 C\n1 2 Am")[::-1]}, "chords: must be in order"),
         ({"tempo_bpm": 100.0, "first_beat_s": -1.0}, "first_beat_s: is -1"),
         ({"tempo_bpm": 100.0, "beats": read_beats("0 1\n1 2")}, "beats: given beside tempo_bpm"),
     ],
 )
 def test_a_wrong_tempo_is_refused(values: dict[str, object], said: str) -> None:
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ControlError, match=said):
         Controls(**values)  # type: ignore[arg-type]
 
 

@@ -40,7 +40,8 @@ def test_fonts_are_known_by_their_names_and_what_lies_beside_a_bank_says_it_bett
     kit = write_kit(tmp_path / "kit")
     (kit / "bank.license").write_text(LICENSE)
     assert bank_licence(kit) == "CC-BY-4.0, 2017 Lars"
-    assert bank_credit({"kit@12": "CC-BY-4.0, 2017 Lars", "FluidR3_GM.sf2@34": "MIT"}) == "instruments of kit (CC-BY-4.0, 2017 Lars)"
+    licences = {"kit@12": "CC-BY-4.0, 2017 Lars", "FluidR3_GM.sf2@34": "MIT", "Mine.sf2@56": "CC0-1.0"}
+    assert bank_credit(licences) == "instruments of FluidR3_GM.sf2 (MIT); instruments of kit (CC-BY-4.0, 2017 Lars)"
     for text, said in (
         ("free", "names no licence: write a line SPDX"),
         ("SPDX-License-Identifier: free", "the licence 'free' is not known"),
@@ -96,3 +97,8 @@ def test_toms_go_from_high_to_low_as_their_names_say(tmp_path: Path, toms: tuple
     kit = DrumFolder(write_kit(tmp_path / "kit", *toms))
     played = [kit._hits[DRUM_KEYS[drum]][0][1].parent.name for drum in ("tom_high", "tom_mid", "tom_low")]
     assert played == list(toms)
+
+
+def test_the_underside_of_a_snare_is_no_tom(tmp_path: Path) -> None:
+    kit = DrumFolder(write_kit(tmp_path / "kit", "SnareBottom", "Tom1", "Tom2", "Tom3"))
+    assert kit._hits[DRUM_KEYS["tom_high"]][0][1].parent.name == "Tom1"

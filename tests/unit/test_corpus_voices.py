@@ -194,11 +194,12 @@ def test_singers_are_drawn_by_weight_from_the_seed(neural: str) -> None:
 
 def wrong_voices(recorded: Path, folder: Path) -> list[tuple[str, str]]:
     """Voices that cannot be, and what is said of them."""
-    for name in ("empty", "few", "slow", "text"):
+    for name in ("empty", "few", "slow", "text", "quiet"):
         (folder / name).mkdir()
     for vowel in "aiueo":
         audio, _ = sf.read(recorded / f"{vowel}.wav")
         sf.write(folder / "slow" / f"{vowel}.wav", audio, 22_050)
+        sf.write(folder / "quiet" / f"{vowel}.wav", audio if vowel == "a" else 0 * audio, SAMPLE_RATE_HZ)
         if vowel < "o":
             sf.write(folder / "few" / f"{vowel}.wav", audio, SAMPLE_RATE_HZ)
     (folder / "text" / "a.wav").write_text("once upon a time")
@@ -210,6 +211,7 @@ def wrong_voices(recorded: Path, folder: Path) -> list[tuple[str, str]]:
         (f"syllables:{folder / 'few'}", "few: no syllables, there is no file u, o: give"),
         (f"syllables:{folder / 'slow'}", "slow: a.wav has a rate of 22050 Hz.*ffmpeg"),
         (f"syllables:{folder / 'text'}", "text: a.wav is no audio.*remove it"),
+        (f"syllables:{folder / 'quiet'}", "quiet/e.wav: is silent.*record it again"),
         (f"syllables:{recorded}", "pyworld is not installed: pip install pyworld.*g[+][+].*neural or numpy"),
     ]
 

@@ -34,6 +34,8 @@ def test_the_ingress_needs_no_torch() -> None:
         ({"replica_memory_gb": 0}, "replica_memory_gb is 0"),
         ({"device": "tpu"}, "device is 'tpu'"),
         ({"max_pending": 0}, "max_pending is 0"),
+        ({"allowed_hosts": ("https://band.example",)}, "allowed_hosts holds 'https://band.example': give a host alone"),
+        ({"allowed_hosts": ("*", "band.example:8443")}, "allowed_hosts holds 'band.example:8443'"),
         ({"keep_requests": "ftp://host/kept"}, "neither a local path nor s3"),
         ({"models": ("tuned",)}, "'tuned', which is not NAME=PLACE"),
         ({"models": ("a b=c",)}, "'a b=c', which is not NAME=PLACE"),

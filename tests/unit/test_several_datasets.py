@@ -25,7 +25,7 @@ from training.data.datasets import open_datasets
 from training.data.mixture import BLOCK, Mixture, Part
 from training.data.open import open_segments
 from training.data.ray_shuffle import Course
-from training.publish.model_card import card
+from training.publish.model_card import card, last_parts
 from training.ranks import Workers
 from training.run.launch import train
 from training.run.loop import run
@@ -222,3 +222,19 @@ def test_a_model_card_names_all_datasets(band: str, demo: str, tmp_path: Path) -
     text = card(About(name="two"), checkpoint, state)
     assert "75% from" in text
     assert "=3.0 " in text
+
+
+def test_a_take_down_names_what_learnt_from_it_through_another_checkpoint(band: str, demo: str, tmp_path: Path) -> None:
+    """A run that begins with another's weights has heard what that one heard, and so has its own student."""
+    quick = {"steps": 1, "validate_every": 1, "samples": 0, "register": ""}
+    first = train(config((f"{band}=1", f"{demo}=1"), tmp_path / "first", **quick))
+    then = train(config(demo, tmp_path / "then", init=first.checkpoint, **quick))
+    last = train(config(demo, tmp_path / "last", init=then.run, **quick))
+    place = Place(band)
+    noted = {training.checkpoint for training in trainings_on(place, {read_manifest(place).digest})}
+    assert {first.run, then.run, last.run} <= noted
+
+
+def test_a_mixtures_datasets_keep_their_names_and_lose_their_places() -> None:
+    assert last_parts("s3://songs/band=0.75 /data/demo=0.25") == "band=0.75 demo=0.25"
+    assert last_parts("/data/my songs/latents") == "latents"

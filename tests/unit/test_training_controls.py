@@ -148,6 +148,10 @@ def test_styles_are_those_of_the_checkpoint_else_of_the_songs(known: str, tmp_pa
     datasets = open_datasets(asked)
     assert with_styles(asked, datasets, ()).styles == STYLES
     assert with_styles(asked, datasets, ("polka",)).styles == ("polka",)
+    with pytest.raises(UserError, match=r"--styles rokc: no song of .* has it; there are rock, waltz"):
+        with_styles(replace(asked, styles=("rokc",)), datasets, ())
+    with pytest.raises(UserError, match="--styles rock without --controls style"):
+        with_styles(replace(asked, controls=("beats",), styles=("rock",)), datasets, ())
     assert with_styles(replace(asked, controls=("beats",)), datasets, ()).styles == ()
     result = train(replace(asked, steps=1, validate_every=1, samples=0, register=""))
     assert load_checkpoint(Path(result.run)).network.styles == STYLES

@@ -30,7 +30,7 @@ from pipelines.dataset.contents import read_stored
 from pipelines.dataset.takedown import TakedownConfig, takedown
 from pipelines.report.page import DatasetReportConfig, dataset_report
 from pipelines.song import Beat, ChordSpan, FoundSong, SongTruth
-from pipelines.stages.truth import at_speed, composed_truth, estimated_truth, frames_of, parsed_truth, truth_of
+from pipelines.stages.truth import composed_truth, estimated_truth, frames_of, parsed_truth, truth_at_speed, truth_of
 from tests.dataset_parts import finished
 from tests.unit.listen_songs import compose as play
 
@@ -82,13 +82,13 @@ def test_frames_are_what_the_composition_says_at_their_times(truth: SongTruth, s
 
 
 def test_a_take_at_another_speed_is_transposed_or_without_chords(truth: SongTruth) -> None:
-    faster = at_speed(truth, 2 ** (1 / 12))
+    faster = truth_at_speed(truth, 2 ** (1 / 12))
     assert faster.chords is not None
     assert truth.chords is not None
     assert [chord.root for chord in faster.chords] == [(chord.root + 1) % 12 for chord in truth.chords]
     assert faster.beats[5].time_s == pytest.approx(truth.beats[5].time_s / 2 ** (1 / 12))
     assert faster.tempo_bpm == pytest.approx(truth.tempo_bpm * 2 ** (1 / 12))
-    detuned = at_speed(truth, 1.03)
+    detuned = truth_at_speed(truth, 1.03)
     assert (detuned.chords, detuned.key) == (None, None)
     frames = frames_of(detuned, [0.0], [400], SEGMENT_FRAMES)
     assert not frames.chords_known_R.any()

@@ -118,12 +118,20 @@ def with_styles(config: TrainConfig, datasets: Datasets, initial: tuple[str, ...
 
     Raises: UserError when something is to be learnt that no song says.
     """
+    if config.styles and "style" not in config.controls:
+        raise UserError(f"--styles {' '.join(config.styles)} without --controls style: give that too, or leave --styles out")
     if config.controls and all(member.manifest.truth_sha256 is None for member in datasets.members):
         raise UserError(
             f"--controls {' '.join(config.controls)}: nothing is known of what the bands of {config.data_names} play; prepare them again "
-            "(prepare adds what is missing), or leave --controls out"
+            "(prepare adds what is missing), or learn without controls"
         )
-    if "style" not in config.controls or config.styles:
+    if "style" not in config.controls:
+        return config
+    if config.styles:
+        if unknown := [style for style in config.styles if style not in (*initial, *datasets.styles())]:
+            raise UserError(
+                f"--styles {unknown[0]}: no song of {config.data_names} has it; there are {', '.join(datasets.styles()) or 'none'}"
+            )
         return config
     found = initial or datasets.styles()
     if not found:

@@ -64,7 +64,7 @@ def card(
     if about.limits:
         lines += ["", "## Limits", "", about.limits]
     if report is not None:
-        named = replace(report, dataset=last_part(report.dataset))
+        named = replace(report, dataset=last_parts(report.dataset))
         lines += ["", "## Figures", "", *markdown(named).splitlines()[2:]]
     return "\n".join(lines) + "\n"
 
@@ -162,6 +162,13 @@ def _flat(given: dict[str, Any]) -> list[tuple[str, Any]]:
 def _named(data: str | Sequence[str]) -> str:
     """Datasets as --data takes them, places by their last part."""
     return " ".join(named_dataset(last_part(uri), weight) for uri, weight in datasets_of(data))
+
+
+def last_parts(uri: str) -> str:
+    """Of a dataset's place, or of several, `URI=SHARE` each with a space between, their names alone."""
+    named = uri.split(" ")
+    several = len(named) > 1 and all("=" in one for one in named)
+    return " ".join(map(last_part, named)) if several else last_part(uri)
 
 
 def last_part(uri: str) -> str:

@@ -14,7 +14,7 @@ from infra.settings import Settings
 from infra.storage.place import MissingObjectError, Place, localise
 from model.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint, save_checkpoint
 from training.evaluation.report import EvaluationReport
-from training.publish.model_card import About, card, last_part
+from training.publish.model_card import About, card, last_parts
 from training.state import STATE_JSON
 
 CARD = "README.md"
@@ -73,7 +73,7 @@ def release(config: ReleaseConfig) -> Path:
     best = load_checkpoint(localise(run, settings.cache))
     report = None if config.evaluation is None else _evaluation(Place(config.evaluation), best)
     # Where the dataset lay concerns nobody else; its digest says which it was.
-    released = replace(best, name=config.name, dataset=replace(best.dataset, uri=last_part(best.dataset.uri)))
+    released = replace(best, name=config.name, dataset=replace(best.dataset, uri=last_parts(best.dataset.uri)))
     save_checkpoint(folder, released, dtype=PRECISIONS[config.precision], shard_bytes=SHARD_BYTES)
     about = About(
         name=config.name, precision=config.precision, data=config.data, machine=config.machine, licence=config.licence,

@@ -12,7 +12,8 @@ import torch
 
 from infra.cluster import connect
 from infra.dataset.credits import Credit, joined, read_credits, stored_credits, write_credits
-from infra.dataset.trained_on import note_training
+from infra.dataset.format import MANIFEST
+from infra.dataset.trained_on import LearntFrom, note_training, read_learnt_from, write_learnt_from
 from infra.errors import UserError
 from infra.resolve import checkpoint_place
 from infra.settings import Settings
@@ -104,8 +105,8 @@ def train(
     )  # fmt: skip
     tracker.params(config.to_dict())
     for member in datasets.members:
-        note_training(member.place, out.uri, member.manifest.digest)
         log_dataset(tracker, member.place, member.manifest)
+    note_datasets(out, datasets, init)
     note_credits(out, datasets, init)
     if len(data) > 1:
         tracker.tags({"backline.datasets": datasets.identity.uri})
@@ -126,12 +127,31 @@ def train(
     return result_of(out, outcome, tracker.handle, tracker.left)
 
 
+def note_datasets(out: Place, datasets: Datasets, init: Place | None) -> None:
+    """Tells every dataset that this run learns from, and each that the checkpoint it begins with learnt from: a takedown names them all."""
+    own = [LearntFrom(uri=member.place.uri, digest=member.manifest.digest) for member in datasets.members]
+    access = {member.place.uri: member.place for member in datasets.members}
+    earlier = [] if init is None else read_learnt_from(init) or read_learnt_from(above(init))
+    heard = list(dict.fromkeys((*own, *earlier)))
+    write_learnt_from(out, heard)
+    for dataset in heard:
+        place = access.get(dataset.uri) or Place(dataset.uri)
+        if dataset in own or (place / MANIFEST).exists():
+            note_training(place, out.uri, dataset.digest)
+        else:
+            log.warning("%s is not there any more: a takedown there will not name %s", place, out)
+
+
+def above(place: Place) -> Place:
+    """The run of its best/."""
+    return Place(place.uri.rstrip("/").rpartition("/")[0], place.access)
+
+
 def note_credits(out: Place, datasets: Datasets, init: Place | None) -> None:
     """What the run learns from is to be named, and what the checkpoint that it begins with learnt from too."""
     earlier: tuple[Credit, ...] = ()
     if init is not None:
-        above = Place(init.uri.rstrip("/").rpartition("/")[0], init.access)  # a run's best/ has the run's credits
-        earlier = stored_credits(init) or stored_credits(above)
+        earlier = stored_credits(init) or stored_credits(above(init))  # a run's best/ has the run's credits
     write_credits(out, joined(*(read_credits(member.place, member.manifest) for member in datasets.members), earlier))
 
 

@@ -186,16 +186,14 @@ def run(
 def initial_checkpoint(config: TrainConfig, place: Place, codec: CodecIdentity) -> Checkpoint:
     """The checkpoint to begin from; UserError when its network is of another size or its latents are another codec's."""
     checkpoint = load_checkpoint(localise(place))
-    if checkpoint.network.controls and checkpoint.network != config.network:
-        raise UserError(
-            f"--init {place} follows {', '.join(checkpoint.network.controls)} in the styles {', '.join(checkpoint.network.styles)}: give "
-            "the same --controls, and its --styles or none"
-        )
     if without_controls(checkpoint.network) != without_controls(config.network):
         raise UserError(
             f"--init {place} is not a checkpoint of preset {config.preset}, depth {config.depth}, width {config.width:g}: give the "
             f"--preset, --depth and --width that it was trained with"
         )
+    if checkpoint.network.controls and checkpoint.network != config.network:
+        follows, styles = (", ".join(names) or "none" for names in (checkpoint.network.controls, checkpoint.network.styles))
+        raise UserError(f"--init {place} follows {follows} in the styles {styles}: give the same --controls, and its --styles or none")
     if checkpoint.codec != codec:
         raise UserError(
             f"--init {place} belongs to codec {checkpoint.codec.id} ({checkpoint.codec.weights_sha256[:8]}), {config.data_names} holds "

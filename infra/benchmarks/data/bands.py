@@ -49,7 +49,7 @@ def measure(seed: int, bands: int, duration_s: float, banks: "BankSet", stranger
     from pipelines.corpus.bands.rearrange import band_style, compose_bands
     from pipelines.corpus.bands.reharmonise import carried, changed_share, reharmonise
     from pipelines.corpus.score.compose import write_lead_sheet
-    from pipelines.corpus.sound.render import SungVocal, render_band
+    from pipelines.corpus.sound.render import render_band
     from pipelines.stages.segment import middle_fingerprint
 
     began = time.process_time()
@@ -61,12 +61,8 @@ def measure(seed: int, bands: int, duration_s: float, banks: "BankSet", stranger
     began = time.process_time()
     first = render(records[0], banks)
     first_s = composed_s + time.process_time() - began
-    sung = SungVocal(
-        vocals_CN=first.vocals_CN, f0_hz=first.f0_hz, gain_db=round(first.vocal_gain_db, 3),
-        voice=first.voice, timbre=first.timbre, doubled=first.doubled,
-    )  # fmt: skip
     began = time.process_time()
-    others = [render_band(record, sung, banks) for record in records[1:]]
+    others = [render_band(record, first.sung, banks) for record in records[1:]]
     other_s = rearranged_s + (time.process_time() - began) / (bands - 1)
 
     sheet = write_lead_sheet(seed, duration_s)

@@ -13,7 +13,8 @@ from pipelines.corpus.sound.mix import active_rms
 _SPOKEN_SONGS, _DOUBLED_SONGS = 0.15, 0.4
 # Speech lies low in a voice and falls from a line's start to its end.
 _SPEECH_OVER_LOWEST, _SPEECH_FALL, _SPEECH_STRAY = 3.0, 6.0, 2.0
-_DOUBLE_SEED = 1_000_000_000
+SECOND_TAKE_SEED = 1_000_000_000
+"""Added to the song's seed in a second take: other chances, the same singer (`singer_seed`)."""
 _DOUBLE_DB = (-13.0, -8.0)
 _DOUBLE_LATE_S, _DOUBLE_OFF_SEMITONES = 0.018, 0.07
 
@@ -54,7 +55,12 @@ def doubled_part(record: SongRecord) -> SongRecord | None:
             late_s, off = chance.spread(_DOUBLE_LATE_S), chance.spread(_DOUBLE_OFF_SEMITONES)
         moved = replace(note, onset_s=note.onset_s + late_s, offset_s=note.offset_s + late_s)
         again.append(replace(moved, midi=note.midi + off))  # type: ignore[arg-type]  # the singer takes any pitch
-    return replace(record, vocal=tuple(again), seed=record.seed + _DOUBLE_SEED)
+    return replace(record, vocal=tuple(again), seed=record.seed + SECOND_TAKE_SEED)
+
+
+def singer_seed(record: SongRecord) -> int:
+    """Of the song, whichever take of it the record is: two takes are of one person."""
+    return record.seed % SECOND_TAKE_SEED
 
 
 def beside(lead: Array, double: Array, seed: int) -> Array:

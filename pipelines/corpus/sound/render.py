@@ -16,6 +16,23 @@ from pipelines.corpus.sound.mix import blend, master, master_band, place_vocal, 
 from pipelines.corpus.sound.singer import NUMPY_VOICE, Singer, SingerSet
 
 PCM_SCALE = 32768.0
+GAIN_DIGITS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class SungVocal:
+    """A vocal as another song's render left it."""
+
+    vocals_CN: NDArray[np.float32]
+    """Multiples of 1/32768, shape (2, N)."""
+    f0_hz: NDArray[np.float32]
+    gain_db: float
+    """Its gain in mastering, as its song.json holds it."""
+    voice: str
+    timbre: dict[str, float]
+    doubled: bool
+    voice_licence: str = ""
+    """Of the recordings that were sung with."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +55,18 @@ class RenderedSong:
     timbre: dict[str, float]
     doubled: bool
 
-
-@dataclass(frozen=True, kw_only=True)
-class SungVocal:
-    """A vocal as another song's render left it."""
-
-    vocals_CN: NDArray[np.float32]
-    """Multiples of 1/32768, shape (2, N)."""
-    f0_hz: NDArray[np.float32]
-    gain_db: float
-    """Its gain in mastering, as its song.json holds it."""
-    voice: str
-    timbre: dict[str, float]
-    doubled: bool
-    voice_licence: str = ""
-    """Of the recordings that were sung with."""
+    @property
+    def sung(self) -> SungVocal:
+        """Its vocal, for other bands; the gain as `song.json` holds it, so that bands made later are those made at once."""
+        return SungVocal(
+            vocals_CN=self.vocals_CN,
+            f0_hz=self.f0_hz,
+            gain_db=round(self.vocal_gain_db, GAIN_DIGITS),
+            voice=self.voice,
+            timbre=self.timbre,
+            doubled=self.doubled,
+            voice_licence=self.bank_licences.get(self.voice, ""),
+        )
 
 
 def render(record: SongRecord, banks: BankSet = NUMPY, voices: SingerSet = NUMPY_VOICE) -> RenderedSong:

@@ -18,7 +18,7 @@ _PIECES = {
     "open": ("hihatopen", "openhat"), "ride": ("ridel", "ride"), "crash": ("crash",), "rim": ("rim", "sidestick"), "clap": ("clap",),
     "shaker": ("shaker", "maracas"), "tambourine": ("tambourine",),
 }  # fmt: skip
-_NOT_PLAYED = ("rest", "bell", "rider", "kdrumr")
+_NOT_PLAYED = ("rest", "bell", "rider", "kdrumr", "bottom", "custom")
 _TOMS = ("tom_high", "tom_mid", "tom_low")
 _TOM_WORDS = ((("floor",), 3), (("high", "hitom", "tomhi"), 0), (("low", "lotom", "tomlo"), 2), (("mid",), 1))
 _RANGE_DB = 30.0

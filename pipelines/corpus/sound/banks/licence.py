@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from infra.dataset.licences import known_licence
+from infra.dataset.licences import asks_for_credit, known_licence
 from infra.errors import UserError
 
 UNKNOWN = "unknown"
@@ -37,5 +37,5 @@ def bank_licence(bank: Path) -> str:
 
 def bank_credit(licences: dict[str, str]) -> str:
     """What songs played by these banks have to say; empty where no licence asks for it. Bank names end with @ and a digest."""
-    asked = [(name.partition("@")[0], licence) for name, licence in sorted(licences.items()) if licence.startswith("CC-BY")]
+    asked = [(name.partition("@")[0], licence) for name, licence in sorted(licences.items()) if asks_for_credit(licence.partition(", ")[0])]
     return "; ".join(f"{name if name.startswith(VOICE) else f'instruments of {name}'} ({licence})" for name, licence in asked)

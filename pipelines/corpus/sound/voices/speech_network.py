@@ -62,7 +62,10 @@ def missing() -> str | None:
     for module in ("hibari", "onnxruntime"):
         if importlib.util.find_spec(module) is None:
             return f"{PACKAGE if module == 'hibari' else module} is not installed: {REMEDY}"
-    found = importlib.metadata.version(PACKAGE)
+    try:
+        found = importlib.metadata.version(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:  # another module of that name
+        return f"{PACKAGE} is not installed: {REMEDY}"
     if found != VERSION:
         return f"{PACKAGE} {found} is installed, and only the network of {VERSION} is known: {REMEDY}"
     return None

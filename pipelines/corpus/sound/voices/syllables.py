@@ -17,13 +17,14 @@ from pipelines.chance import Array, Chance, noise
 from pipelines.corpus.score.record import SongRecord, VocalNote
 from pipelines.corpus.sound.banks.licence import bank_licence
 from pipelines.corpus.sound.banks.samples import audio_files, digest
+from pipelines.corpus.sound.delivery import singer_seed
 from pipelines.corpus.sound.dsp import hertz
 from pipelines.corpus.sound.mix import active_rms
 from pipelines.corpus.sound.phones import nucleus
 from pipelines.corpus.sound.voice import F0_RATE_HZ, pitch_curve
 from pipelines.corpus.sound.voices.breath import air, breaths
 from pipelines.corpus.sound.voices.lines import lines_of
-from pipelines.corpus.sound.voices.world import FRAME_S, Syllable, analyse, missing, sound
+from pipelines.corpus.sound.voices.world import FRAME_S, Syllable, analyse, check_syllable, missing, sound
 
 _OPTION = "--voice syllables:"
 _VOWELS = {
@@ -64,7 +65,7 @@ class SyllableSinger:
     performs = True
 
     def __init__(self, folder: Path) -> None:
-        """Raises: UserError for a folder without syllables, a file that is no audio, or no vocoder."""
+        """Raises: UserError for a folder without syllables, a file that is no audio or holds no sound, or no vocoder."""
         files = audio_files(folder, _OPTION) if folder.is_dir() else []
         self._files = {path.stem.lower(): path for path in files}
         lacking = [vowel for vowel in "aiueo" if vowel not in self._files]
@@ -73,6 +74,8 @@ class SyllableSinger:
                 f"{_OPTION}{folder}: no syllables, there is no file {', '.join(lacking)}: give a folder of sung syllables in Latin "
                 "letters, a.ogg, ka.ogg, shi.ogg (.ogg, .flac or .wav)"
             )
+        for file in files:
+            check_syllable(file)
         lacks = missing()
         if lacks:
             raise UserError(f"{_OPTION}{folder}: {lacks}")
@@ -80,7 +83,7 @@ class SyllableSinger:
         self.name = f"syllables {folder.name}@{digest(folder, files)}"
 
     def timbre(self, record: SongRecord) -> dict[str, float]:
-        chance = Chance("timbre", record.seed)
+        chance = Chance("timbre", singer_seed(record))
         return {
             "formants": round(record.voice.tract * chance.uniform(0.97, 1.03), 4),
             "tilt_db_per_octave": round(4.0 * (0.85 - record.voice.tilt), 4),

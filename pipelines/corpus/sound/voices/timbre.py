@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipelines.chance import Array, Chance
 from pipelines.corpus.score.record import SongRecord
+from pipelines.corpus.sound.delivery import singer_seed
 from pipelines.corpus.sound.voices.speech_network import BIN_HZ, BINS, Floats, Frames
 
 _NEPER_DB = 20 / np.log(10)
@@ -38,7 +39,7 @@ class Timbre:
 
 def timbre_of(record: SongRecord, speaker_tract: float) -> Timbre:
     """From the song's voice, and a little from its seed: two songs with like voices are two people. speaker_tract: as of `Voice.tract`."""
-    chance, voice = Chance("timbre", record.seed), record.voice
+    chance, voice = Chance("timbre", singer_seed(record)), record.voice
     return Timbre(
         formants=voice.tract / speaker_tract * chance.uniform(0.97, 1.03),
         tilt_db_per_octave=6.0 * (0.85 - voice.tilt) + chance.spread(0.5),

@@ -13,6 +13,7 @@ import scipy
 import soundfile as sf
 from numpy.typing import NDArray
 
+from infra.errors import UserError
 from model.dimensions import SAMPLE_RATE_HZ
 from pipelines.chance import Array
 
@@ -20,6 +21,7 @@ FRAME_S = 0.005
 REMEDY = "pip install pyworld (it is compiled, which needs a C++ compiler: apt-get install g++), or take --voice neural or numpy"
 _LOWEST_HZ, _HIGHEST_HZ = 70.0, 500.0
 _HUM_HZ = 70.0
+_LEAST_S, _SILENT = 0.1, 1e-4
 _SOUND_FROM_HZ = 600.0
 _LONGEST_HEAD, _LONGEST_VOWEL = 32, 180
 # DIO finds the mains' hum under an s and calls it voiced: what has this share of its power above 4 kHz is not.
@@ -79,6 +81,13 @@ def analyse(path: Path) -> Syllable:
         vowel=vowel - first,
         end=last - first,
     )
+
+
+def check_syllable(path: Path) -> None:
+    """Raises UserError for a file in which there is nothing to sing with."""
+    audio_N = sf.read(path, always_2d=True)[0].mean(axis=1)
+    if len(audio_N) < _LEAST_S * SAMPLE_RATE_HZ or np.abs(audio_N).max() < _SILENT:
+        raise UserError(f"{path}: is silent, or shorter than {_LEAST_S:g} s: a syllable must be heard; record it again, or remove it")
 
 
 def _trimmed(audio_N: Array) -> Array:
